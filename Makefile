@@ -1,0 +1,89 @@
+# Each target sets up what it needs in .venv first. Nothing outside this folder is touched.
+#
+#   make demo      set up, convert a network, run it on ONNX Runtime
+#   make test      set up, run the tests          make test ARGS="-k zoo"
+#   make lint      format, lint and types
+#   make docs      write docs/layers.md from the registry of layers
+#   make schema    write converters/schema/caffe_pb2.py from caffe.proto
+#   make clean     remove all that make made
+#
+# Another interpreter: make PYTHON=python3.12. Another runtime than the one detected: make RUNTIME=cpu.
+
+PYTHON  ?= python3
+RUNTIME ?= $(shell if nvidia-smi >/dev/null 2>&1 || [ -e /proc/driver/nvidia ]; then echo gpu; else echo cpu; fi)
+ARGS    ?=
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+SETUP := setup.py setup.cfg pyproject.toml
+CODE  := $(wildcard converters camrt)
+
+# One of the two is installed, never both: they write into the same folder.
+UNWANTED := $(if $(filter gpu,$(RUNTIME)),onnxruntime,onnxruntime-gpu)
+PIP       = PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
+
+# A stamp says: these extras are installed, and the set-up files have not changed since.
+DEMO_READY := $(VENV)/.demo-$(RUNTIME)
+TEST_READY := $(VENV)/.test-$(RUNTIME)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format docs schema clean
+
+help:
+	@sed -n '/^#   /s/^#   //p' Makefile
+
+demo: $(DEMO_READY)
+	$(BIN)/python scripts/demo.py
+
+test: $(TEST_READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(TEST_READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(CODE)
+
+format: $(TEST_READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(TEST_READY)
+	@mkdir -p docs
+	$(BIN)/python -m converters.docs > docs/layers.md.part
+	mv docs/layers.md.part docs/layers.md
+
+# grpcio-tools 1.62 holds protoc 25. Later ones write code that asks for a protobuf as new as themselves.
+# It pins an old protobuf, so it gets an environment of its own.
+schema: .venv-schema/.ready
+	.venv-schema/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. converters/schema/caffe.proto
+
+clean:
+	rm -rf $(VENV) .venv-schema build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(DEMO_READY): $(SETUP) | $(BIN)/python
+	$(call install,$(RUNTIME))
+
+$(TEST_READY): $(SETUP) | $(BIN)/python
+	$(call install,$(RUNTIME)$(comma)hdf5$(comma)test)
+
+comma := ,
+define install
+@echo "Setting up $(VENV) with camrt[$(1)]"
+@$(PIP) uninstall --quiet --yes $(UNWANTED) 2>/dev/null || true
+@rm -f $(VENV)/.demo-* $(VENV)/.test-*
+$(PIP) install --quiet --editable '.[$(1)]'
+@touch $@ $(DEMO_READY)
+endef
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "camrt needs Python 3.11 or later, and $(PYTHON) is: $$($(PYTHON) --version 2>&1)." \
+	         "Name another one: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+.venv-schema/.ready: Makefile
+	$(PYTHON) -m venv .venv-schema
+	.venv-schema/bin/python -m pip install --quiet 'grpcio-tools==1.62.*' 'setuptools<81'
+	@touch $@
