@@ -1,0 +1,210 @@
+"""Files -> messages and weights.
+
+A prototxt is text or binary; weights are a `.caffemodel` (Protocol Buffers) or a `.caffemodel.h5` (HDF5). What a file
+is, its first bytes say, not its name.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from converters import textformat, wire
+from converters.errors import ConversionError
+from converters.schema import caffe_pb2
+from converters.textformat import UnknownField
+from converters.upgrade import upgrade
+
+PathLike = str | os.PathLike[str]
+
+MAX_PROTOTXT = 64 << 20  # bytes; the largest known prototxt has less than one million
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")  # never in a text, always in a binary network
+_FOREIGN = {
+    b"<": "an HTML or XML page: the download went wrong",
+    b"version https://git-lfs": "a Git LFS pointer: fetch the file itself with `git lfs pull`",
+    b"PK\x03\x04": "a zip archive: unpack it first",
+    b"\x1f\x8b": "a gzip archive: unpack it first",
+    b"\x80\x02": "a Python pickle (PyTorch?)",
+    b"\x89PNG": "a PNG image",
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network as its file describes it, in today's form, before filtering.
+
+    Attributes:
+        message: The network; V1 layers upgraded, no weights.
+        unknown: Fields that the schema does not know, with paths into ``message``.
+        file: The file it was read from.
+    """
+
+    message: caffe_pb2.NetParameter
+    unknown: tuple[UnknownField, ...]
+    file: str
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a file.
+
+    Attributes:
+        layers: Layer name -> blobs, in the file's order: float32, views of the mapped file wherever possible. Layers
+            without blobs are left out.
+        file: The file.
+        model: The whole record of a `.caffemodel`; None for HDF5, which holds weights alone.
+    """
+
+    layers: dict[str, tuple[np.ndarray, ...]]
+    file: str
+    model: wire.ModelRecord | None = None
+
+    def network(self) -> Network:
+        """The network that a caffemodel carries.
+
+        Raises:
+            ConversionError: The file carries no network.
+        """
+        message = self.model.network(self.file) if self.model else caffe_pb2.NetParameter()
+        if not message.layer and not message.layers:
+            raise ConversionError("carries no network, only weights: give its prototxt too", file=self.file)
+        return Network(upgrade(message, self.file), (), self.file)
+
+
+def read_prototxt(path: PathLike) -> Network:
+    """Read a network's description, text or binary, V1 or V2.
+
+    Args:
+        path: A `.prototxt`, or a binary NetParameter (weights in it are passed over).
+
+    Raises:
+        ConversionError: Not readable, not a network, a syntax error (with line and column), the 2013 V0 form.
+    """
+    file = os.fspath(path)
+    data = _contents(file)
+    _refuse_foreign(data, file)
+    if data[:8] == _HDF5:
+        raise ConversionError(
+            "is an HDF5 file of weights, expected a prototxt (did the arguments change places?)", file=file
+        )
+    if _CONTROL.search(data[:4096]):
+        return Network(upgrade(_binary_network(data, file), file), (), file)
+    if len(data) > MAX_PROTOTXT:
+        raise ConversionError(f"has {len(data):,} bytes, expected a prototxt of at most {MAX_PROTOTXT:,}", file=file)
+    return parse_prototxt(bytes(data).decode("utf-8", "replace"), file)
+
+
+def parse_prototxt(text: str, file: str = "<prototxt>") -> Network:
+    """Read a network's description from a text.
+
+    Raises:
+        ConversionError: A syntax error (with line and column), no layers, the 2013 V0 form.
+    """
+    message = caffe_pb2.NetParameter()
+    unknown = textformat.parse(text, message, file)
+    if not message.layer and not message.layers:
+        raise ConversionError("describes no layers, expected `layer { ... }` or `layers { ... }`", file=file)
+    # The paths of V1 layers become those of the layers they are upgraded to.
+    renamed = tuple(_upgraded_path(field) for field in unknown)
+    return Network(upgrade(message, file), renamed, file)
+
+
+def read_weights(path: PathLike) -> Weights:
+    """Read the weights of a `.caffemodel` or `.caffemodel.h5`.
+
+    Raises:
+        ConversionError: Not readable, not such a file, truncated, two layers of one name, h5py missing.
+    """
+    file = os.fspath(path)
+    data = _contents(file)
+    _refuse_foreign(data, file)
+    if data[:8] == _HDF5:
+        return Weights(_collect(_hdf5_layers(file), file), file)
+    if not _CONTROL.search(data[:4096]) and re.match(rb"\s*(#.*\s+)*(name|layers?|input)\b", data[:4096]):
+        raise ConversionError("is a text prototxt, expected weights (did the arguments change places?)", file=file)
+    record = wire.scan(data, file)
+    return Weights(_collect(((layer.name, layer.blobs) for layer in record.layers), file), file, record)
+
+
+def _collect(layers: Iterator[tuple[str, tuple[np.ndarray, ...]]], file: str) -> dict[str, tuple[np.ndarray, ...]]:
+    collected: dict[str, tuple[np.ndarray, ...]] = {}
+    for name, blobs in layers:
+        if not blobs:
+            continue
+        if name in collected:
+            raise ConversionError("found the layer's weights twice, expected them once", layer=name, file=file)
+        collected[name] = blobs
+    return collected
+
+
+def _contents(file: str) -> memoryview:
+    """The file as a read-only memory map."""
+    try:
+        with Path(file).open("rb") as stream:
+            if os.fstat(stream.fileno()).st_size == 0:
+                raise ConversionError("is empty", file=file)
+            return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+    except FileNotFoundError:
+        raise ConversionError("does not exist", file=file) from None
+    except IsADirectoryError:
+        raise ConversionError("is a folder, expected a file", file=file) from None
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"cannot be read: {error}", file=file) from None
+
+
+def _refuse_foreign(data: memoryview, file: str) -> None:
+    head = bytes(data[:64]).lstrip()
+    for magic, what in _FOREIGN.items():
+        if head.startswith(magic):
+            raise ConversionError(f"is {what}", file=file)
+
+
+def _binary_network(data: memoryview, file: str) -> caffe_pb2.NetParameter:
+    network = wire.scan(data, file).network(file)
+    if not network.layer and not network.layers:
+        raise ConversionError("is not text, and as a binary network it has no layers", file=file)
+    return network
+
+
+def _upgraded_path(field: UnknownField) -> UnknownField:
+    if not field.path or field.path[0][0] != "layers":
+        return field
+    path = (("layer", field.path[0][1]), *field.path[1:])
+    return UnknownField(path, field.name, field.value, field.line, field.column)
+
+
+def _hdf5_layers(file: str) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
+    """Caffe's layout: /data/<layer>/<index>. A slash in a layer's name makes a group within a group."""
+    try:
+        import h5py
+    except ImportError:
+        raise ConversionError("holds weights as HDF5: install h5py (pip install 'camrt[hdf5]')", file=file) from None
+    try:
+        with h5py.File(file, "r") as handle:
+            root = handle.get("data")
+            if not isinstance(root, h5py.Group):
+                raise ConversionError("has no group /data, expected weights as Caffe stores them", file=file)
+            found: dict[str, dict[int, np.ndarray]] = {}
+
+            def visit(path: str, item: object) -> None:
+                layer, _, index = path.rpartition("/")
+                if isinstance(item, h5py.Dataset) and layer and index.isdigit():
+                    found.setdefault(layer, {})[int(index)] = np.asarray(item[()], np.float32)
+
+            root.visititems(visit)
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise ConversionError(f"cannot be read as HDF5: {error}", file=file) from None
+    for layer, blobs in found.items():
+        if sorted(blobs) != list(range(len(blobs))):
+            raise ConversionError(
+                f"found blobs {sorted(blobs)}, expected 0 to {len(blobs) - 1}", layer=layer, file=file
+            )
+        yield layer, tuple(blobs[index] for index in range(len(blobs)))

@@ -1,0 +1,91 @@
+"""V1 messages (2013 to 2014) -> today's. After Caffe's src/caffe/util/upgrade_proto.cpp."""
+
+from __future__ import annotations
+
+from google.protobuf.message import Message
+
+from converters.errors import ConversionError
+from converters.schema import caffe_pb2
+
+_V1Type = caffe_pb2.V1LayerParameter.LayerType
+
+# Today's names of the V1 types whose words alone do not give them.
+_TYPE_NAMES = {
+    "ABSVAL": "AbsVal",
+    "ARGMAX": "ArgMax",
+    "BNLL": "BNLL",
+    "HDF5_DATA": "HDF5Data",
+    "HDF5_OUTPUT": "HDF5Output",
+    "LRN": "LRN",
+    "MVN": "MVN",
+    "NONE": "",
+    "RELU": "ReLU",
+    "SOFTMAX_LOSS": "SoftmaxWithLoss",
+    "TANH": "TanH",
+}
+_OWN_FIELDS = {"layer", "type", "blobs", "param", "blob_share_mode", "blobs_lr", "weight_decay"}
+
+
+def upgrade(net: caffe_pb2.NetParameter, file: str) -> caffe_pb2.NetParameter:
+    """The same network with `layer` messages only.
+
+    Args:
+        net: A network in V1 or V2 form. Not changed.
+        file: The name that errors give.
+
+    Raises:
+        ConversionError: Both forms in one file, or the 2013 V0 form.
+    """
+    if not net.layers:
+        return net
+    if net.layer:
+        raise ConversionError("has both `layer` and `layers`, expected one of the two", file=file)
+    upgraded = caffe_pb2.NetParameter()
+    upgraded.CopyFrom(net)
+    del upgraded.layers[:]
+    for index, layer in enumerate(net.layers):
+        _refuse_v0(layer, index, file)
+        _upgrade_layer(layer, upgraded.layer.add())
+    return upgraded
+
+
+def _refuse_v0(layer: caffe_pb2.V1LayerParameter, index: int, file: str) -> None:
+    if layer.HasField("layer"):
+        raise ConversionError(
+            "is in the V0 form of 2013 (`layers { layer { ... } }`), which Caffe itself left behind in 2014. "
+            "Expected `layers` (V1) or `layer` (V2): Caffe's tools/upgrade_net_proto_text or "
+            "upgrade_net_proto_binary rewrites it",
+            layer=f"{layer.layer.name or index} ({layer.layer.type})",
+            file=file,
+        )
+
+
+def _upgrade_layer(old: caffe_pb2.V1LayerParameter, new: caffe_pb2.LayerParameter) -> None:
+    for field, value in old.ListFields():
+        if field.name in _OWN_FIELDS:
+            continue
+        if isinstance(value, Message):
+            getattr(new, field.name).CopyFrom(value)
+        elif hasattr(value, "extend"):
+            getattr(new, field.name).extend(value)
+        else:
+            setattr(new, field.name, value)
+    new.type = _type_name(_V1Type.Name(old.type))
+    count = max(len(old.param), len(old.blob_share_mode), len(old.blobs_lr), len(old.weight_decay))
+    for index in range(count):
+        spec = new.param.add()
+        if index < len(old.param):
+            spec.name = old.param[index]
+        if index < len(old.blob_share_mode):
+            mode = caffe_pb2.V1LayerParameter.DimCheckMode.Name(old.blob_share_mode[index])
+            spec.MergeFrom(caffe_pb2.ParamSpec(share_mode=mode))
+        if index < len(old.blobs_lr):
+            spec.lr_mult = old.blobs_lr[index]
+        if index < len(old.weight_decay):
+            spec.decay_mult = old.weight_decay[index]
+
+
+def _type_name(name: str) -> str:
+    if name in _TYPE_NAMES:
+        return _TYPE_NAMES[name]
+    return "".join(word.capitalize() for word in name.split("_"))

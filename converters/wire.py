@@ -1,0 +1,240 @@
+"""The wire format of a `.caffemodel`, read in place.
+
+A caffemodel is one Protocol Buffers message, and nearly all of it is weights. Parsing it would copy them once or twice;
+so this module only walks over the fields, notes where each layer's blobs lie in the mapped file, and hands the few
+bytes that are left (names, parameters) to Protocol Buffers. https://protobuf.dev/programming-guides/encoding
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from converters.errors import ConversionError
+from converters.schema import caffe_pb2
+
+Array = np.ndarray
+Buffer = memoryview
+
+MAX_FIELDS = 2_000_000  # a few seconds of walking; real networks have thousands
+MAX_AXES = 32  # Caffe's kMaxBlobAxes
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_NET_LAYERS_V1, _NET_LAYER = 2, 100
+_BLOB_DATA, _BLOB_SHAPE, _BLOB_DOUBLES = 5, 7, 8
+_UNPACKED_FLOAT = _BLOB_DATA << 3 | _FIXED32
+
+
+class _Malformed(Exception):
+    """Bytes that are no Protocol Buffers message."""
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One layer of a caffemodel.
+
+    Attributes:
+        name: The layer's name.
+        is_v1: Whether it was written in the format before 2015.
+        blobs: Its weights: float32 views of the file wherever the file holds float32.
+        encoded: The layer's message without its blobs.
+    """
+
+    name: str
+    is_v1: bool
+    blobs: tuple[Array, ...]
+    encoded: bytes
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """A caffemodel: its layers, and the network's other fields as an encoded NetParameter."""
+
+    layers: tuple[LayerRecord, ...]
+    encoded: bytes
+
+    def network(self, file: str) -> caffe_pb2.NetParameter:
+        """The network that the caffemodel carries, without weights.
+
+        Raises:
+            ConversionError: A layer's message does not parse.
+        """
+        try:
+            net = caffe_pb2.NetParameter.FromString(self.encoded)
+            for layer in self.layers:
+                (net.layers if layer.is_v1 else net.layer).add().MergeFromString(layer.encoded)
+        except (DecodeError, UnicodeDecodeError, RuntimeError) as error:
+            raise ConversionError(f"the network in it does not parse: {error}", file=file) from None
+        return net
+
+
+def scan(data: Buffer, file: str) -> ModelRecord:
+    """Find the layers of a caffemodel and where their weights lie.
+
+    Args:
+        data: The whole file, usually a memory map. The weights returned are views of it.
+        file: The name that errors give.
+
+    Raises:
+        ConversionError: The bytes are no caffemodel, or not all of one.
+    """
+    walk = _Walk(data)
+    layers: list[LayerRecord] = []
+    rest: list[bytes] = []
+    try:
+        for number, wire, begin, start, end in walk.fields(0, len(data)):
+            if number in (_NET_LAYERS_V1, _NET_LAYER) and wire == _BYTES:
+                layers.append(_layer(walk, start, end, is_v1=number == _NET_LAYERS_V1))
+            else:
+                rest.append(bytes(data[begin:end]))
+    except _Malformed as error:
+        last = f" (after layer {layers[-1].name!r})" if layers else ""
+        raise ConversionError(f"{error}{last}: not a caffemodel, or a truncated one", file=file) from None
+    except ConversionError as error:
+        raise error.in_file(file) from None
+    return ModelRecord(tuple(layers), b"".join(rest))
+
+
+def _layer(walk: _Walk, start: int, end: int, *, is_v1: bool) -> LayerRecord:
+    name_field, blobs_field = (4, 6) if is_v1 else (1, 7)
+    name = ""
+    blobs: list[tuple[int, int]] = []
+    rest: list[bytes] = []
+    for number, wire, begin, value, after in walk.fields(start, end):
+        if number == blobs_field and wire == _BYTES:
+            blobs.append((value, after))
+            continue
+        if number == name_field and wire == _BYTES:
+            name = bytes(walk.data[value:after]).decode("utf-8", "replace")
+        rest.append(bytes(walk.data[begin:after]))
+    try:
+        arrays = tuple(_blob(walk, *span) for span in blobs)
+    except ConversionError as error:
+        raise ConversionError(error.message, layer=name) from None
+    return LayerRecord(name, is_v1, arrays, b"".join(rest))
+
+
+def _blob(walk: _Walk, start: int, end: int) -> Array:
+    """A BlobProto as an array of its shape."""
+    legacy: dict[int, int] = {}  # num, channels, height, width
+    shape: list[int] = []  # a single number has no axes, and Caffe writes no shape for it
+    chunks: list[Array] = []
+    for number, wire, begin, value, after in walk.fields(start, end):
+        if number in (1, 2, 3, 4) and wire == _VARINT:
+            legacy[number] = walk.varint(value, after)[0]
+        elif number == _BLOB_SHAPE and wire == _BYTES:
+            shape += _dims(walk, value, after)
+        elif number == _BLOB_DATA and wire == _BYTES:
+            chunks.append(_numbers(walk.data[value:after], "<f4"))
+        elif number == _BLOB_DATA and wire == _FIXED32:
+            chunks.append(walk.unpacked_floats(begin, end))
+        elif number == _BLOB_DOUBLES and wire == _BYTES:
+            chunks.append(_numbers(walk.data[value:after], "<f8").astype(np.float32))
+    data = chunks[0] if len(chunks) == 1 else np.concatenate([np.empty(0, "<f4"), *chunks])
+    return _shaped(data, tuple([legacy.get(axis, 0) for axis in (1, 2, 3, 4)] if legacy else shape))
+
+
+def _shaped(data: Array, shape: tuple[int, ...]) -> Array:
+    if len(shape) > MAX_AXES or any(dim < 0 or dim >= 2**31 for dim in shape):
+        raise ConversionError(f"found a blob of shape {_show(shape)}, expected at most {MAX_AXES} sizes below 2**31")
+    if math.prod(shape) != data.size:
+        raise ConversionError(
+            f"found {data.size:,} numbers in a blob of shape {_show(shape)}, expected {math.prod(shape):,}: "
+            "the file is damaged, or its weights are in a format that BVLC Caffe does not write"
+        )
+    return data.reshape(shape)
+
+
+def _show(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape[:8])) + (" x ..." if len(shape) > 8 else "") or "()"
+
+
+def _numbers(data: Buffer, dtype: str) -> Array:
+    if len(data) % np.dtype(dtype).itemsize:
+        raise _Malformed(f"found {len(data)} bytes of packed {np.dtype(dtype).name}, which is no whole number of them")
+    return np.frombuffer(data, dtype)
+
+
+def _dims(walk: _Walk, start: int, end: int) -> list[int]:
+    dims: list[int] = []
+    for number, wire, _, value, after in walk.fields(start, end):
+        if number == 1 and wire == _VARINT:
+            dims.append(_signed(walk.varint(value, after)[0]))
+        elif number == 1 and wire == _BYTES:
+            while value < after:
+                dim, value = walk.varint(value, after)
+                dims.append(_signed(dim))
+                if len(dims) > MAX_AXES:
+                    break
+    return dims
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
+
+
+class _Walk:
+    """Steps over the fields of encoded messages, and counts them."""
+
+    def __init__(self, data: Buffer) -> None:
+        self.data = data
+        self.count = 0
+        self.run_end = 0  # where the last run of unpacked floats ended
+
+    def varint(self, position: int, end: int) -> tuple[int, int]:
+        """The varint at ``position``, and where it ends."""
+        result = shift = 0
+        while position < end:
+            byte = self.data[position]
+            position += 1
+            result |= (byte & 127) << shift
+            if byte < 128:
+                return result & 0xFFFFFFFFFFFFFFFF, position
+            shift += 7
+            if shift > 63:
+                raise _Malformed(f"found a number of more than 10 bytes at byte {position:,}")
+        raise _Malformed(f"found the end in the middle of a number at byte {position:,}")
+
+    def fields(self, position: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+        """(field number, wire type, begin of the field, begin of its value, end) for each field of a message."""
+        while position < end:
+            self.count += 1
+            if self.count > MAX_FIELDS:
+                raise _Malformed(f"found more than {MAX_FIELDS:,} fields")
+            begin = position
+            tag, start = self.varint(position, end)
+            number, wire = tag >> 3, tag & 7
+            if wire == _VARINT:
+                _, after = self.varint(start, end)
+            elif wire == _BYTES:
+                length, start = self.varint(start, end)
+                after = start + length
+            elif wire in (_FIXED32, _FIXED64):
+                after = start + (4 if wire == _FIXED32 else 8)
+            else:
+                raise _Malformed(f"found wire type {wire} at byte {begin:,}")
+            if number == 0 or number >= 2**29:
+                raise _Malformed(f"found field number {number} at byte {begin:,}")
+            if after > end:
+                raise _Malformed(
+                    f"found {end - start:,} bytes at byte {start:,} where {after - start:,} were announced"
+                )
+            self.run_end = after
+            yield number, wire, begin, start, after
+            position = self.run_end
+
+    def unpacked_floats(self, begin: int, end: int) -> Array:
+        """The run of unpacked floats (tag, four bytes, tag, four bytes ...) from ``begin`` on, as a copy.
+
+        The walk then goes on after the run.
+        """
+        count = (end - begin) // 5
+        records = np.frombuffer(self.data[begin : begin + 5 * count], np.uint8).reshape(count, 5)
+        other = np.flatnonzero(records[:, 0] != _UNPACKED_FLOAT)
+        run = records[: other[0]] if other.size else records
+        self.run_end = begin + 5 * len(run)
+        return np.ascontiguousarray(run[:, 1:]).view("<f4").reshape(-1)
