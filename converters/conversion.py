@@ -1,0 +1,287 @@
+"""Caffe -> ONNX: a network, layer by layer, through its handlers."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from converters import registry
+from converters.errors import ConversionError, ConversionWarning
+from converters.graph import Graph
+from converters.net import Layer, Net, read_net, with_shapes
+from converters.provenance import Provenance
+from converters.reader import Network, PathLike
+from converters.shape import Free, Pinned, Shape
+
+if TYPE_CHECKING:
+    import onnx
+
+    from converters.model import Draft
+
+OLDEST_OPSET = 13
+DEFAULT_OPSET = 17
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A converted network, before it is written.
+
+    Attributes:
+        draft: The graph and its outputs.
+        net: The network, as far as the outputs need it.
+        notes: What the user should know: sizes that could not be left free.
+    """
+
+    draft: Draft
+    net: Net
+    notes: tuple[str, ...]
+
+
+def convert(
+    prototxt: PathLike | Network | Net,
+    caffemodel: PathLike | None = None,
+    *,
+    outputs: Sequence[str] | None = None,
+    opset: int = DEFAULT_OPSET,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    phase: str = "TEST",
+    level: int = 0,
+    stages: Iterable[str] = (),
+) -> onnx.ModelProto:
+    """Convert a Caffe network to an ONNX model that answers as Caffe does.
+
+    Args:
+        prototxt: The network's description (`.prototxt`), a `.caffemodel` alone, or a `Net`.
+        caffemodel: Its weights. May be left out for a network without any, and with a `Net`.
+        outputs: Blobs that the model returns; by default those that no layer reads.
+        opset: The version of ONNX's operator set, from 13 to the newest that the installed onnx knows.
+        input_shapes: Input -> shape, batch included, where it is to differ from the description's or stands not there.
+        phase: ``"TEST"`` or ``"TRAIN"``: which layers belong to the network.
+        level: Caffe's NetState.level.
+        stages: Caffe's NetState.stage.
+
+    Returns:
+        The model, checked by onnx's checker with strict shape inference. Tensors have the blobs' names, nodes the
+        layers'; the batch is free. A model of more than 2 GB must be saved with external data.
+
+    Raises:
+        ConversionError: Whatever is wrong; with file, layer, found, expected.
+
+    Warns:
+        ConversionWarning: What was left aside.
+    """
+    from converters import model
+
+    if isinstance(prototxt, Net):
+        if caffemodel is not None:
+            raise ConversionError("found a Net and a caffemodel, expected the weights in the Net: read_net takes both")
+        net = prototxt
+    else:
+        net = read_net(prototxt, caffemodel, phase=phase, level=level, stages=stages)
+    with Provenance(net.files) as provenance:
+        converted = build(net, outputs=outputs, opset=opset, input_shapes=input_shapes)
+        for note in converted.notes:
+            warnings.warn(note, ConversionWarning, stacklevel=2)
+        return model.in_memory(converted.draft, provenance.properties())
+
+
+def build(
+    net: Net,
+    *,
+    outputs: Sequence[str] | None = None,
+    opset: int = DEFAULT_OPSET,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Converted:
+    """The graph of a network; see `convert` for the arguments.
+
+    Raises:
+        ConversionError: Whatever is wrong; with layer, found, expected.
+    """
+    try:
+        _check_opset(opset)
+        wanted = _wanted(net, outputs)
+        net = with_shapes(_needed(net, wanted, only=outputs is not None), input_shapes)
+        _check_supported(net)
+        net = _merged(net, wanted)
+        return _with_free_axes(net, wanted, opset)
+    except ConversionError as error:
+        raise (error.in_file(net.files[0]) if net.files else error) from error.__cause__
+
+
+def weight_shapes(
+    net: Net, *, input_shapes: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, list[tuple[int, ...]]]:
+    """The shapes of the weights that a network wants, whether it has them or not.
+
+    Args:
+        net: A network, usually read from a prototxt alone.
+        input_shapes: As for `convert`.
+
+    Returns:
+        Layer name -> the shape of each blob, in Caffe's order; layers without weights are left out.
+
+    Raises:
+        ConversionError: The network cannot be converted.
+    """
+    wanted: dict[str, list[tuple[int, ...]]] = {}
+
+    def note(layer: Layer, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        wanted[layer.name] = list(shapes)
+        return [np.broadcast_to(np.float32(0), shape) for shape in shapes]  # of any size, in four bytes
+
+    build(
+        replace(net, layers=tuple(replace(layer, blobs=(), filler=note) for layer in net.layers)),
+        input_shapes=input_shapes,
+    )
+    return {name: shapes for name, shapes in wanted.items() if shapes}
+
+
+def _check_opset(opset: int) -> None:
+    import onnx
+
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise ConversionError(f"found opset {opset}, expected one from {OLDEST_OPSET} to {newest}")
+
+
+def _wanted(net: Net, outputs: Sequence[str] | None) -> tuple[str, ...]:
+    """The tensors that the model returns."""
+    if outputs is None:
+        if not net.outputs:
+            raise ConversionError("has no outputs: every blob is read by a layer. Name some with --outputs")
+        return net.outputs
+    if isinstance(outputs, str):
+        raise ConversionError(f"found the outputs {outputs!r}, expected several names, as [{outputs!r}]")
+    written = {top for layer in net.layers for top in layer.tops}
+    tensors = []
+    for name in dict.fromkeys(outputs):
+        tensor = name if name in written else net.tensors.get(name, name)
+        if tensor not in written:
+            is_input = any(tensor == data.name for data in net.inputs)
+            near = difflib.get_close_matches(name, written, n=3, cutoff=0.5)
+            hint = (
+                "it is an input"
+                if is_input
+                else f"did you mean {', '.join(near)}?"
+                if near
+                else "see the prototxt's tops"
+            )
+            raise ConversionError(f"found the output {name!r}, expected a blob that a layer writes: {hint}")
+        tensors.append(tensor)
+    if not tensors:
+        raise ConversionError("found no outputs, expected the name of at least one blob")
+    return tuple(tensors)
+
+
+def _needed(net: Net, wanted: Sequence[str], *, only: bool) -> Net:
+    """The layers that the outputs depend on; with ``only``, also just the inputs that they do."""
+    needed = set(wanted)
+    layers = []
+    for layer in reversed(net.layers):
+        if needed.intersection(layer.tops):
+            needed.update(layer.bottoms)
+            layers.append(layer)
+    inputs = tuple(data for data in net.inputs if data.name in needed or not only)
+    return replace(net, layers=tuple(reversed(layers)), inputs=inputs)
+
+
+def _check_supported(net: Net) -> None:
+    """Report all layers without a handler together."""
+    missing: dict[str, list[str]] = {}
+    for layer in net.layers:
+        if registry.find(layer.type, layer.params) is None:
+            missing.setdefault(registry.describe(layer.type, layer.params), []).append(layer.name)
+    if not missing:
+        return
+    known = [type for entry in registry.entries() for type in entry.types]
+    lines = []
+    for type, names in missing.items():
+        near = difflib.get_close_matches(type, known, n=1, cutoff=0.75)
+        lines.append(f"  {type}: {', '.join(names)}" + (f" (did you mean {near[0]}?)" if near else ""))
+    example = next(iter(missing))
+    how = f'handles("{example}")'
+    if example.startswith("Python "):
+        module, _, name = example.removeprefix("Python ").rpartition(".")
+        how = f'handles("Python", module="{module}", layer="{name}")'
+    raise ConversionError(
+        f"{sum(map(len, missing.values()))} layer(s) of {len(missing)} type(s) have no handler:\n"
+        + "\n".join(lines)
+        + f"\nTo plug one in, write a function under @converters.{how} in a file, say my_layers.py, and name it with "
+        "--plugin my_layers.py (converters.load_plugin in Python); CONTRIBUTING.md shows one in ten lines"
+    )
+
+
+def _merged(net: Net, wanted: Sequence[str]) -> Net:
+    """Hand the Scale layer after each BatchNorm to it: together they are one BatchNormalization."""
+    reads = Counter(bottom for layer in net.layers for bottom in layer.bottoms)
+    readers = {bottom: layer for layer in net.layers for bottom in layer.bottoms}
+    scales: dict[Layer, Layer] = {}
+    for layer in net.layers:
+        if layer.type != "BatchNorm" or len(layer.tops) != 1:
+            continue
+        top = layer.tops[0]
+        scale = readers.get(top)
+        if scale is not None and reads[top] == 1 and top not in wanted and _is_channel_scale(scale):
+            scales[layer] = scale
+    taken = set(scales.values())
+    layers = tuple(
+        replace(layer, tops=scales[layer].tops, scale=scales[layer]) if layer in scales else layer
+        for layer in net.layers
+        if layer not in taken
+    )
+    return replace(net, layers=layers)
+
+
+def _is_channel_scale(layer: Layer) -> bool:
+    param = layer.params.scale_param
+    return layer.type == "Scale" and len(layer.bottoms) == 1 and param.axis == 1 and param.num_axes == 1
+
+
+def _with_free_axes(net: Net, wanted: tuple[str, ...], opset: int) -> Converted:
+    """Build with the first axis of every input free, and fix what a layer needs to know."""
+    from converters.model import Draft
+
+    free: dict[str, int | None] = {data.name: 0 for data in net.inputs}
+    notes: dict[str, str] = {}
+    while True:
+        try:
+            graph = _build_once(net, free, opset)
+        except Pinned as pinned:
+            free[pinned.input] = None if pinned.free_axis == free[pinned.input] else pinned.free_axis
+            shape = next(data.shape for data in net.inputs if data.name == pinned.input)
+            axis = 0 if pinned.free_axis is not None else "the free axis"
+            notes[pinned.input] = f"the input {pinned.input!r} keeps its shape {shape} at axis {axis}: {pinned.reason}"
+            continue
+        return Converted(Draft(graph, wanted), net, tuple(notes.values()))
+
+
+def _build_once(net: Net, free: Mapping[str, int | None], opset: int) -> Graph:
+    graph = Graph(net.name, opset)
+    graph.reserve(top for layer in net.layers for top in layer.tops)
+    for data in net.inputs:
+        assert data.shape is not None  # with_shapes saw to it
+        graph.input(data.name, _freed(data.name, data.shape, free[data.name]))
+    for layer in net.layers:
+        entry = registry.find(layer.type, layer.params)
+        assert entry is not None  # _check_supported saw to it
+        graph.begin_layer(layer)
+        try:
+            entry.handler(layer, graph)
+        except (ConversionError, Pinned):
+            raise
+        except Exception as error:  # a plugin's mistake, or ours: say which layer it was
+            raise layer.error(f"its handler failed with {error.__class__.__name__}: {error}") from error
+        for top in layer.tops:
+            if top not in graph.tensors:
+                raise layer.error(f"its handler wrote no tensor {top!r}, expected one for each top")
+    return graph
+
+
+def _freed(name: str, shape: Sequence[int], axis: int | None) -> Shape:
+    return tuple(Free(name, size) if i == axis else size for i, size in enumerate(shape))

@@ -1,0 +1,276 @@
+"""A network as it was trained -> as it is used.
+
+Caffe keeps one description for training and testing. For inference the layers of the other phase go, data layers become
+inputs, losses become what they compute before comparing, and what exists only to feed the comparison goes with it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from converters.errors import ConversionError
+from converters.schema import caffe_pb2
+
+Shape = tuple[int, ...]
+
+# A loss and the layer that it is without its comparison. Its softmax_param stays.
+LOSS_LAYERS = {
+    "SoftmaxWithLoss": "Softmax",
+    "InfogainLoss": "Softmax",
+    "SigmoidCrossEntropyLoss": "Sigmoid",
+}
+# Layers that only compare or store: type -> which bottoms are what is compared with (labels, weights, other targets).
+COMPARISONS = {
+    "Accuracy": slice(1, None),
+    "ContrastiveLoss": slice(2, None),
+    "DetectionEvaluate": slice(1, None),
+    "EuclideanLoss": slice(1, None),
+    "HDF5Output": slice(0, 0),
+    "HingeLoss": slice(1, None),
+    "MultiBoxLoss": slice(3, None),
+    "MultinomialLogisticLoss": slice(1, None),
+    "SmoothL1Loss": slice(1, None),
+}
+DATA_LAYERS = {
+    "AnnotatedData": "annotated_data_param",
+    "Data": "data_param",
+    "HDF5Data": "hdf5_data_param",
+    "ImageData": "image_data_param",
+    "ImageSegData": "image_data_param",
+    "MemoryData": "memory_data_param",
+    "VideoData": "data_param",
+    "WindowData": "window_data_param",
+}
+
+
+@dataclass(frozen=True)
+class State:
+    """What a network is run as: Caffe's NetState."""
+
+    phase: str = "TEST"
+    level: int = 0
+    stages: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.phase not in ("TEST", "TRAIN"):
+            raise ConversionError(f"found the phase {self.phase!r}, expected 'TEST' or 'TRAIN'")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A layer on its way into a network: blobs have their names in the file."""
+
+    name: str
+    type: str
+    bottoms: tuple[str, ...]
+    tops: tuple[str, ...]
+    params: caffe_pb2.LayerParameter
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def error(self, message: str) -> ConversionError:
+        """A ConversionError that names the layer."""
+        return ConversionError(message, layer=f"{self.name} ({self.type})")
+
+
+class Described(Protocol):
+    """What a layer's description is asked for, early or late."""
+
+    @property
+    def tops(self) -> tuple[str, ...]:
+        """The blobs that it writes."""
+
+    @property
+    def params(self) -> caffe_pb2.LayerParameter:
+        """Its message."""
+
+    def error(self, message: str) -> ConversionError:
+        """A ConversionError that names the layer."""
+
+
+@dataclass(frozen=True)
+class DraftInput:
+    """An input on its way: its shape as far as the description gives it (None: not known)."""
+
+    name: str
+    shape: tuple[int | None, ...] | None
+    is_data: bool = False  # the first top of a data layer: its channels can be had from the weights
+
+
+# ----------------------------------------------------------------------------------------------------- phase and stage
+
+
+def keeps(layer: Draft, state: State) -> bool:
+    """Whether a network in this state has the layer (Caffe's Net::FilterNet).
+
+    Raises:
+        ConversionError: Both include and exclude rules.
+    """
+    include, exclude = layer.params.include, layer.params.exclude
+    if include and exclude:
+        raise layer.error("found include and exclude rules, expected one kind: Caffe refuses both")
+    if include:
+        return any(_meets(state, rule) for rule in include)
+    return not any(_meets(state, rule) for rule in exclude)
+
+
+def _meets(state: State, rule: caffe_pb2.NetStateRule) -> bool:
+    if rule.HasField("phase") and caffe_pb2.Phase.Name(rule.phase) != state.phase:
+        return False
+    if rule.HasField("min_level") and state.level < rule.min_level:
+        return False
+    if rule.HasField("max_level") and state.level > rule.max_level:
+        return False
+    return state.stages.issuperset(rule.stage) and state.stages.isdisjoint(rule.not_stage)
+
+
+def was_filtered(layers: Iterable[Draft]) -> bool:
+    """Whether Caffe filtered the network before it was saved.
+
+    Caffe saves a network as it ran, with the rules still in it; applying them for another phase would tear it. Where
+    all rules agree on one phase, it did so.
+    """
+    named = {rule.phase for layer in layers for rule in layer.params.include if rule.HasField("phase")}
+    return len(named) <= 1
+
+
+# ---------------------------------------------------------------------------------------------------------- data layers
+
+
+def inputs_of(layer: Draft) -> list[DraftInput] | None:
+    """What a data layer gives, as inputs; None where the layer is none."""
+    if layer.type == "Input":
+        return _declared_inputs(layer)
+    if layer.type == "DummyData" and any(
+        filler.type != "constant" for filler in layer.params.dummy_data_param.data_filler
+    ):
+        shapes = dummy_shapes(layer)
+        return [DraftInput(top, shape) for top, shape in zip(layer.tops, shapes, strict=True)]
+    if layer.type not in DATA_LAYERS:
+        return None
+    param = getattr(layer.params, DATA_LAYERS[layer.type])
+    batch = getattr(param, "batch_size", 0) or 1
+    first = DraftInput(layer.tops[0], _image_shape(layer, batch), is_data=True) if layer.tops else None
+    rest = [DraftInput(top, None if layer.type == "HDF5Data" else (batch,)) for top in layer.tops[1:]]
+    return [first, *rest] if first else []
+
+
+def _declared_inputs(layer: Draft) -> list[DraftInput]:
+    shapes: Sequence[caffe_pb2.BlobShape] = layer.params.input_param.shape
+    if not shapes:
+        return [DraftInput(top, None) for top in layer.tops]
+    if len(shapes) not in (1, len(layer.tops)):
+        raise layer.error(f"found {len(shapes)} shapes for {len(layer.tops)} tops, expected one, or one each")
+    each = shapes if len(shapes) == len(layer.tops) else [shapes[0]] * len(layer.tops)
+    return [DraftInput(top, tuple(shape.dim)) for top, shape in zip(layer.tops, each, strict=True)]
+
+
+def dummy_shapes(layer: Described) -> list[Shape]:
+    """The shapes that a DummyData layer gives, one for each top.
+
+    Raises:
+        ConversionError: A number of shapes that fits neither one nor all tops.
+    """
+    param = layer.params.dummy_data_param
+    if param.shape:
+        shapes = [tuple(shape.dim) for shape in param.shape]
+    else:
+        count = max(len(param.num), len(param.channels), len(param.height), len(param.width))
+        legacy = (param.num, param.channels, param.height, param.width)
+        if any(len(sizes) not in (1, count) for sizes in legacy):
+            raise layer.error(
+                "found num, channels, height and width of different lengths, expected one, or one a top, each"
+            )
+        shapes = [tuple(sizes[index if len(sizes) > 1 else 0] for sizes in legacy) for index in range(count)]
+    if len(shapes) == 1:
+        shapes *= len(layer.tops)
+    if len(shapes) != len(layer.tops):
+        raise layer.error(f"found {len(shapes)} shapes for {len(layer.tops)} tops, expected one, or one each")
+    return shapes
+
+
+def _image_shape(layer: Draft, batch: int) -> tuple[int | None, ...] | None:
+    """(N, C, H, W) of a data layer's images; C is None where it must come from the weights."""
+    if layer.type == "HDF5Data":
+        return None
+    if layer.type == "MemoryData":
+        memory = layer.params.memory_data_param
+        return (batch, memory.channels, memory.height, memory.width)
+    height, width = _image_size(layer)
+    if not height or not width:
+        return None
+    transform = layer.params.transform_param
+    channels = None
+    if transform.force_gray or (layer.type == "ImageData" and not layer.params.image_data_param.is_color):
+        channels = 1
+    elif transform.force_color or layer.type in ("ImageData", "WindowData"):
+        channels = 3
+    return (batch, channels, height, width)
+
+
+def _image_size(layer: Draft) -> tuple[int, int]:
+    transform = layer.params.transform_param
+    param = getattr(layer.params, DATA_LAYERS[layer.type])
+    candidates = (
+        (transform.crop_size, transform.crop_size),
+        (getattr(param, "crop_size", 0), getattr(param, "crop_size", 0)),  # where it stood before transform_param
+        (transform.crop_h, transform.crop_w),
+        (transform.resize_param.height, transform.resize_param.width),
+        (getattr(param, "new_height", 0), getattr(param, "new_width", 0)),
+    )
+    return next((size for size in candidates if all(size)), (0, 0))
+
+
+# --------------------------------------------------------------------------------------------------------------- losses
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """Layers and inputs that are left for inference, and the blobs that a Silence layer took."""
+
+    layers: tuple[Draft, ...]
+    inputs: tuple[DraftInput, ...]
+    silenced: frozenset[str]
+
+
+def deployable(layers: Sequence[Draft], inputs: Sequence[DraftInput]) -> Deployed:
+    """Turn losses into their inference form and drop comparisons, with the layers and inputs that only feed those."""
+    kept: list[Draft] = []
+    targets: set[str] = set()
+    silenced: set[str] = set()
+    for layer in layers:
+        if layer.type in LOSS_LAYERS:
+            kept.append(_without_comparison(layer))
+            targets.update(layer.bottoms[1:])
+        elif layer.type in COMPARISONS:
+            targets.update(layer.bottoms[COMPARISONS[layer.type]])
+        elif layer.type == "Silence":
+            silenced.update(layer.bottoms)
+        else:
+            kept.append(layer)
+    unused = targets | {blob for blob in silenced if any(blob == data.name and data.is_data for data in inputs)}
+    return _prune(kept, inputs, unused, frozenset(silenced))
+
+
+def _without_comparison(layer: Draft) -> Draft:
+    if not layer.bottoms:
+        raise layer.error("found no bottom, expected the scores and the label")
+    # A second top is the probabilities under their own name; without any top Caffe makes one up, unnamed.
+    top = layer.tops[1] if len(layer.tops) > 1 else layer.tops[0] if layer.tops else layer.name
+    return replace(layer, type=LOSS_LAYERS[layer.type], bottoms=layer.bottoms[:1], tops=(top,))
+
+
+def _prune(layers: list[Draft], inputs: Sequence[DraftInput], targets: set[str], silenced: frozenset[str]) -> Deployed:
+    """Drop, from the end, the layers whose tops are all targets that nothing uses any more."""
+    uses = Counter(bottom for layer in layers for bottom in layer.bottoms)
+    kept: list[Draft] = []
+    for layer in reversed(layers):
+        if layer.tops and all(top in targets and not uses[top] for top in layer.tops):
+            uses.subtract(layer.bottoms)
+            targets.update(layer.bottoms)
+        else:
+            kept.append(layer)
+    left = tuple(data for data in inputs if data.name not in targets or uses[data.name])
+    return Deployed(tuple(reversed(kept)), left, silenced)

@@ -1,0 +1,431 @@
+"""The ONNX graph under construction.
+
+Tensors keep their shape and type beside them, so that a handler can ask for them; weights stay the arrays they are
+(views of the caffemodel) until the model is written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from converters.errors import ConversionError
+from converters.net import Layer
+from converters.shape import Dim, Free, Pinned, Shape, count, product, show, sizes
+
+Array = NDArray[Any]
+INT64 = np.dtype(np.int64)
+FLOAT = np.dtype(np.float32)
+
+
+@dataclass(frozen=True)
+class Node:
+    """An ONNX node: operator, tensors, attributes as plain Python values and arrays."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """What is known of a tensor before it is computed."""
+
+    shape: Shape
+    dtype: np.dtype[Any]
+
+
+@dataclass
+class Graph:
+    """Nodes, initializers and shapes of a model under construction.
+
+    Attributes:
+        name: The network's name.
+        opset: The version of the ONNX operator set that is written.
+        nodes: In the order of execution.
+        tensors: Shape and type of every tensor.
+        initializers: Constant tensors: weights and small constants.
+        inputs: The names of the model's inputs.
+    """
+
+    name: str
+    opset: int
+    nodes: list[Node] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    initializers: dict[str, Array] = field(default_factory=dict)
+    inputs: list[str] = field(default_factory=list)
+    _layer: Layer | None = None
+    _node_names: set[str] = field(default_factory=set)
+    _reserved: set[str] = field(default_factory=set)
+    _by_memory: dict[tuple[object, ...], str] = field(default_factory=dict)
+    _same_axis: dict[str, str] = field(default_factory=dict)
+
+    # ------------------------------------------------------------------------------------------------------- asking
+
+    def shape(self, tensor: str) -> Shape:
+        """The tensor's shape; the batch may be `Free`."""
+        return self.tensors[tensor].shape
+
+    def rank(self, tensor: str) -> int:
+        """The number of axes."""
+        return len(self.tensors[tensor].shape)
+
+    def dtype(self, tensor: str) -> np.dtype[Any]:
+        """The tensor's element type."""
+        return self.tensors[tensor].dtype
+
+    def axis(self, tensor: str, axis: int, *, end: bool = False) -> int:
+        """An axis counted from the front; negative ones count from the back, as in Caffe.
+
+        Args:
+            tensor: The tensor whose axis it is.
+            axis: The axis.
+            end: Also allow the axis one past the last.
+
+        Raises:
+            ConversionError: No such axis.
+        """
+        rank = self.rank(tensor)
+        if not -rank <= axis < rank + end:
+            raise self._error(f"found axis {axis} for the blob {tensor!r} of shape {show(self.shape(tensor))}")
+        return axis + rank if axis < 0 else axis
+
+    def fixed(self, dim: Dim, reason: str) -> int:
+        """A size as a number.
+
+        Raises:
+            Pinned: The size is free: the conversion starts again with that axis fixed.
+        """
+        if isinstance(dim, int):
+            return dim
+        raise Pinned(self._axis_of(dim), f"{self._layer_name()} needs {reason}")
+
+    def fixed_shape(self, tensor: str, first_axis: int, reason: str) -> tuple[int, ...]:
+        """The sizes of a tensor from an axis on, as numbers."""
+        return tuple(self.fixed(dim, reason) for dim in self.shape(tensor)[first_axis:])
+
+    def same(self, left: Dim, right: Dim) -> bool:
+        """Whether two sizes are equal. Free axes of two inputs that must be equal become one.
+
+        Raises:
+            Pinned: A free size must equal a number.
+        """
+        if isinstance(left, Free) and isinstance(right, Free):
+            if self._axis_of(left) == self._axis_of(right):
+                return left.factor == right.factor
+            if int(left) == int(right) and left.factor == right.factor:
+                self._same_axis[self._axis_of(right)] = self._axis_of(left)
+                return True
+            return False
+        if int(left) != int(right):
+            return False
+        for dim in (left, right):
+            if isinstance(dim, Free):
+                raise Pinned(self._axis_of(dim), f"{self._layer_name()} combines it with a fixed size")
+        return True
+
+    def same_shape(self, tensors: Sequence[str]) -> Shape:
+        """The common shape of tensors.
+
+        Raises:
+            ConversionError: Their shapes differ.
+        """
+        first = self.shape(tensors[0])
+        for other in tensors[1:]:
+            shape = self.shape(other)
+            if len(shape) != len(first) or not all(map(self.same, first, shape)):
+                raise self._error(
+                    f"found {show(shape)} for the blob {other!r}, expected {show(first)} as for {tensors[0]!r}"
+                )
+        return first
+
+    def _axis_of(self, dim: Free) -> str:
+        name = dim.input
+        while name in self._same_axis:
+            name = self._same_axis[name]
+        return name
+
+    # ----------------------------------------------------------------------------------------------------- building
+
+    def input(self, name: str, shape: Shape) -> None:
+        """Add a float32 input."""
+        self.inputs.append(name)
+        self.tensors[name] = Tensor(shape, FLOAT)
+
+    def node(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str] | None = None,
+        *,
+        shape: Sequence[Dim] | None = None,
+        shapes: Sequence[Sequence[Dim]] | None = None,
+        dtype: DTypeLike | None = None,
+        **attributes: Any,
+    ) -> str:
+        """Add a node of one output, or of several of the same type.
+
+        Args:
+            op: The ONNX operator.
+            inputs: Tensors; an empty name is an input left out.
+            outputs: The tensors that it writes; None for one new tensor.
+            shape: The output's shape; by default the inputs', broadcast.
+            shapes: The outputs' shapes where there are several.
+            dtype: The outputs' type; by default the first input's.
+            attributes: The node's attributes; None leaves one out.
+
+        Returns:
+            The first output.
+        """
+        names = tuple(outputs) if outputs is not None else (self.new_name(op),)
+        if shapes is None:
+            shapes = [shape if shape is not None else self.broadcast([name for name in inputs if name])]
+        element = np.dtype(dtype) if dtype is not None else self.dtype(inputs[0])
+        for name, one in zip(names, shapes, strict=True):
+            if not name:
+                continue
+            if name in self.tensors:
+                raise self._error(f"its handler writes the tensor {name!r}, which exists: expected a new name")
+            self.tensors[name] = Tensor(tuple(one), element)
+        kept = {key: value for key, value in attributes.items() if value is not None}
+        self.nodes.append(Node(self._node_name(op, names), op, tuple(inputs), names, kept))
+        return names[0]
+
+    def set_dtype(self, tensor: str, dtype: DTypeLike) -> None:
+        """Say the element type of one output, where a node's outputs differ."""
+        self.tensors[tensor] = Tensor(self.shape(tensor), np.dtype(dtype))
+
+    def constant(self, values: object, dtype: DTypeLike = np.float32) -> str:
+        """A small constant tensor."""
+        array = np.asarray(values, dtype)
+        name = self.new_name("constant")
+        self.initializers[name] = array
+        self.tensors[name] = Tensor(array.shape, array.dtype)
+        return name
+
+    def weight(self, role: str, array: Array) -> str:
+        """The current layer's weights as the initializer ``<layer>.<role>``.
+
+        Layers that share an array share the initializer. The array is not copied.
+        """
+        assert self._layer is not None
+        return self.weight_of(self._layer, role, array)
+
+    def weight_of(self, layer: Layer, role: str, array: Array) -> str:
+        """Like `weight`, of another layer than the current one (one that was merged into it)."""
+        memory = (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str)
+        if array.size and memory in self._by_memory:
+            return self._by_memory[memory]
+        name = self._unused(f"{layer.name}.{role}")
+        self._by_memory[memory] = name
+        self.initializers[name] = array
+        self.tensors[name] = Tensor(array.shape, array.dtype)
+        return name
+
+    def new_name(self, hint: str) -> str:
+        """A tensor name that nothing has, after the current layer."""
+        return self._unused(f"{self._layer.name if self._layer else self.name}/{hint}")
+
+    def _unused(self, wanted: str) -> str:
+        name, number = wanted, 2
+        while name in self.tensors or name in self._reserved:
+            name, number = f"{wanted}.{number}", number + 1
+        return name
+
+    def _node_name(self, op: str, outputs: Iterable[str]) -> str:
+        """The layer's own name for the node that writes its top, ``<layer>/<op>`` for its helpers."""
+        layer = self._layer
+        is_main = layer is not None and bool(set(outputs).intersection(layer.tops))
+        wanted = (layer.name if is_main else f"{layer.name}/{op}") if layer else op
+        name, number = wanted, 2
+        while name in self._node_names:
+            name, number = f"{wanted}.{number}", number + 1
+        self._node_names.add(name)
+        return name
+
+    def begin_layer(self, layer: Layer) -> None:
+        """What is added from now on belongs to this layer."""
+        self._layer = layer
+
+    def reserve(self, names: Iterable[str]) -> None:
+        """Keep names for blobs, so that no helper tensor takes one before its layer comes."""
+        self._reserved.update(names)
+
+    def broadcast(self, tensors: Sequence[str]) -> Shape:
+        """The shape of an elementwise operation, by ONNX's (NumPy's) rules."""
+        shapes = [self.shape(name) for name in tensors]
+        rank = max(map(len, shapes))
+        result: list[Dim] = []
+        for axis in range(rank):
+            dims = [shape[axis - rank + len(shape)] for shape in shapes if axis - rank + len(shape) >= 0]
+            wide = [dim for dim in dims if dim != 1] or [1]
+            if not all(self.same(wide[0], dim) for dim in wide[1:]):
+                raise self._error(f"found shapes {', '.join(map(show, shapes))}, which do not go together")
+            result.append(wide[0])
+        return tuple(result)
+
+    # ----------------------------------------------------- operators whose form depends on the opset or on free sizes
+
+    def reshape(self, tensor: str, shape: Sequence[Dim], outputs: Sequence[str] | None = None) -> str:
+        """Give a tensor another shape of the same number of elements.
+
+        Raises:
+            ConversionError: Another number of elements.
+            Pinned: The new shape holds only for the batch of the description.
+        """
+        old = self.shape(tensor)
+        if count(old) != count(shape):
+            raise self._error(f"found {show(old)} for the blob {tensor!r}, which cannot become {show(shape)}")
+        free = [axis for axis, dim in enumerate(shape) if isinstance(dim, Free)]
+        before, after = product(old), product(shape)
+        if before is None or after is None or not self._same_count(before, after):
+            for dim in (*old, *shape):
+                self.fixed(dim, "its size to change the shape")
+        target = [-1 if axis in free else int(dim) for axis, dim in enumerate(shape)]
+        constant = self.constant(target, np.int64)
+        return self.node("Reshape", [tensor, constant], outputs, shape=shape)
+
+    def _same_count(self, before: Dim, after: Dim) -> bool:
+        if isinstance(before, Free) and isinstance(after, Free):
+            return self.same(before, after)
+        return isinstance(before, int) and isinstance(after, int)
+
+    def flatten(self, tensor: str, axis: int, outputs: Sequence[str] | None = None) -> str:
+        """Two axes: the product of those before ``axis``, and of those from it on."""
+        shape = self.shape(tensor)
+        head, tail = product(shape[:axis]), product(shape[axis:])
+        if head is None or tail is None:
+            raise self._error(f"found {show(shape)} for the blob {tensor!r}, expected at most one free axis")
+        return self.node("Flatten", [tensor], outputs, shape=(head, tail), axis=axis)
+
+    def reduce(
+        self,
+        kind: str,
+        tensor: str,
+        axes: Sequence[int],
+        outputs: Sequence[str] | None = None,
+        *,
+        keepdims: bool = True,
+    ) -> str:
+        """ReduceMean, ReduceSum, ... over axes. Axes became an input with opset 18 (ReduceSum: 13)."""
+        op = f"Reduce{kind}"
+        shape = tuple(
+            1 if axis in axes else dim for axis, dim in enumerate(self.shape(tensor)) if keepdims or axis not in axes
+        )
+        if self.opset >= 18 or kind == "Sum":
+            inputs = [tensor, self.constant(list(axes), np.int64)]
+            return self.node(op, inputs, outputs, shape=shape, keepdims=int(keepdims))
+        return self.node(op, [tensor], outputs, shape=shape, axes=list(axes), keepdims=int(keepdims))
+
+    def slice(
+        self,
+        tensor: str,
+        axis: int,
+        start: int,
+        end: int | None,
+        outputs: Sequence[str] | None = None,
+        *,
+        step: int = 1,
+    ) -> str:
+        """``tensor[start:end:step]`` along one axis; an ``end`` of None is the axis's end."""
+        shape = list(self.shape(tensor))
+        if end is None and start == 0:
+            pass  # the whole axis, perhaps backwards
+        else:
+            size = self.fixed(shape[axis], "its size to cut it") if end is None else int(shape[axis])
+            shape[axis] = len(range(*slice(start, end, step).indices(size)))
+        limits = np.iinfo(np.int64)
+        last = limits.max if step > 0 else limits.min
+        numbers = ([-1 if step < 0 else start], [last if end is None else end], [axis], [step])
+        return self.node("Slice", [tensor, *(self.constant(n, np.int64) for n in numbers)], outputs, shape=shape)
+
+    def pad(
+        self,
+        tensor: str,
+        before: Sequence[int],
+        after: Sequence[int],
+        value: float,
+        outputs: Sequence[str] | None = None,
+    ) -> str:
+        """Constant padding of every axis."""
+        shape = [
+            dim if not begin and not end else self.fixed(dim, "its size to pad it") + begin + end
+            for dim, begin, end in zip(self.shape(tensor), before, after, strict=True)
+        ]
+        pads = self.constant([*before, *after], np.int64)
+        return self.node("Pad", [tensor, pads, self.constant(value)], outputs, shape=shape, mode="constant")
+
+    def cast(self, tensor: str, dtype: DTypeLike, outputs: Sequence[str] | None = None) -> str:
+        """Change the element type. Fractions are cut off towards zero, as in C."""
+        return self.node("Cast", [tensor], outputs, dtype=dtype, to=np.dtype(dtype))
+
+    def transpose(self, tensor: str, order: Sequence[int], outputs: Sequence[str] | None = None) -> str:
+        """Change the order of the axes."""
+        shape = self.shape(tensor)
+        return self.node("Transpose", [tensor], outputs, shape=[shape[axis] for axis in order], perm=list(order))
+
+    def concat(self, tensors: Sequence[str], axis: int, outputs: Sequence[str] | None = None) -> str:
+        """Join tensors along an axis; their other sizes must be equal.
+
+        Raises:
+            ConversionError: They are not.
+        """
+        first = list(self.shape(tensors[0]))
+        total: Dim = first[axis]
+        for other in tensors[1:]:
+            shape = self.shape(other)
+            others = [a for a in range(len(first)) if a != axis]
+            if len(shape) != len(first) or not all(self.same(first[a], shape[a]) for a in others):
+                raise self._error(
+                    f"found {show(shape)} for the blob {other!r}, expected {show(first)} but for axis {axis}"
+                )
+            total = self._sum(total, shape[axis])
+        first[axis] = total
+        return self.node("Concat", tensors, outputs, shape=first, axis=axis)
+
+    def _sum(self, left: Dim, right: Dim) -> Dim:
+        if isinstance(left, Free) and isinstance(right, Free) and self._axis_of(left) == self._axis_of(right):
+            return Free(left.input, left.size, left.factor + right.factor)
+        return self.fixed(left, "its size to join") + self.fixed(right, "its size to join")
+
+    # -------------------------------------------------------------------------------------------------------- naming
+
+    def axis_names(self) -> dict[str, str]:
+        """Input -> the name of its free axis: N, and N_<input> for further independent ones."""
+        names: dict[str, str] = {}
+        for name in self.inputs:
+            if any(isinstance(dim, Free) for dim in self.shape(name)):
+                root = self._axis_of(Free(name, 0))
+                if root not in names:
+                    names[root] = "N" if not names else f"N_{name}"
+                names[name] = names[root]
+        return names
+
+    def dim_name(self, dim: Free, names: Mapping[str, str]) -> str:
+        """A free size as it is written into the model: ``N``, ``4*N``."""
+        name = names.get(self._axis_of(dim), "N")
+        return name if dim.factor == 1 else f"{dim.factor}*{name}"
+
+    def bytes_of_weights(self) -> int:
+        """The size of all initializers."""
+        return sum(array.nbytes for array in self.initializers.values())
+
+    def count_parameters(self) -> int:
+        """The number of weights, small constants left aside."""
+        return sum(math.prod(self.initializers[name].shape) for name in set(self._by_memory.values()))
+
+    def _layer_name(self) -> str:
+        return f"the layer {self._layer.name!r} ({self._layer.type})" if self._layer else "the graph"
+
+    def _error(self, message: str) -> ConversionError:
+        return self._layer.error(message) if self._layer else ConversionError(message)
+
+
+__all__ = ["FLOAT", "INT64", "Array", "Free", "Graph", "Node", "Tensor", "sizes"]

@@ -1,0 +1,229 @@
+"""Convolution, Deconvolution and Im2col, in any number of dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from converters.graph import Graph
+from converters.net import Layer
+from converters.registry import handles
+from converters.shape import Dim, Shape, product, show
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What slides over the spatial axes. Caffe: src/caffe/layers/base_conv_layer.cpp.
+
+    Attributes:
+        size: The kernel's size along each spatial axis.
+        stride: The step along each.
+        pad: The zeros added on both sides of each.
+        dilation: The distance of the kernel's taps along each.
+    """
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    pad: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    @classmethod
+    def of(cls, layer: Layer, axes: int) -> Kernel:
+        """The kernel that the layer describes, for a number of spatial axes.
+
+        Raises:
+            ConversionError: No size, a size of 0, a number of values that fits neither one nor all axes.
+        """
+        param = layer.params.convolution_param
+        kernel = cls(
+            size=_spatial(layer, "kernel", param.kernel_size, (param.kernel_h, param.kernel_w), axes, None),
+            stride=_spatial(layer, "stride", param.stride, (param.stride_h, param.stride_w), axes, 1),
+            pad=_spatial(layer, "pad", param.pad, (param.pad_h, param.pad_w), axes, 0),
+            dilation=_spatial(layer, "dilation", param.dilation, (0, 0), axes, 1),
+        )
+        for what in ("size", "stride", "dilation"):
+            if 0 in getattr(kernel, what):
+                raise layer.error(f"found the kernel's {what} {getattr(kernel, what)}, expected values from 1 on")
+        return kernel
+
+    def extent(self, axis: int) -> int:
+        """How much of an axis the kernel covers."""
+        return self.dilation[axis] * (self.size[axis] - 1) + 1
+
+    def convolved(self, layer: Layer, spatial: Sequence[int]) -> tuple[int, ...]:
+        """The output's spatial size."""
+        out = tuple(
+            (size + 2 * self.pad[axis] - self.extent(axis)) // self.stride[axis] + 1
+            for axis, size in enumerate(spatial)
+        )
+        return _positive(layer, spatial, out, self)
+
+    def deconvolved(self, layer: Layer, spatial: Sequence[int]) -> tuple[int, ...]:
+        """The output's spatial size in the other direction."""
+        out = tuple(
+            self.stride[axis] * (size - 1) + self.extent(axis) - 2 * self.pad[axis] for axis, size in enumerate(spatial)
+        )
+        return _positive(layer, spatial, out, self)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """As ONNX's Conv and ConvTranspose take them."""
+        return {
+            "kernel_shape": list(self.size),
+            "strides": list(self.stride),
+            "pads": [*self.pad, *self.pad],
+            "dilations": list(self.dilation),
+        }
+
+
+def _spatial(
+    layer: Layer, what: str, values: Sequence[int], pair: tuple[int, int], axes: int, default: int | None
+) -> tuple[int, ...]:
+    """`kernel_size: 3`, one for all axes or one each; or `kernel_h` and `kernel_w`."""
+    names = (f"{what}_h", f"{what}_w")
+    param = layer.params.convolution_param
+    if what != "dilation" and any(param.HasField(name) for name in names):
+        if axes != 2 or values:
+            raise layer.error(f"found {names[0]} or {names[1]} for {axes} spatial axes, expected 2 and no second form")
+        return pair
+    if not values and default is not None:
+        return (default,) * axes
+    if len(values) not in (1, axes) or not values:
+        expected = "one" if axes == 1 else f"one or {axes}"
+        raise layer.error(f"found {len(values)} value(s) for the {what}, expected {expected}")
+    return tuple(values) * axes if len(values) == 1 else tuple(values)
+
+
+def _positive(layer: Layer, spatial: Sequence[int], out: tuple[int, ...], kernel: Kernel) -> tuple[int, ...]:
+    if any(size < 1 for size in out):
+        raise layer.error(
+            f"found an input of {show(tuple(spatial))} for a kernel of {show(kernel.size)} (stride {kernel.stride}, "
+            f"pad {kernel.pad}, dilation {kernel.dilation}), which leaves an output of {show(out)}: expected at least 1"
+        )
+    return out
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The bottom as a stack of images: axes before the channels are counted as one."""
+
+    tensor: str
+    leading: Shape
+    channels: int
+    spatial: tuple[int, ...]
+
+    @classmethod
+    def of(cls, layer: Layer, graph: Graph, bottom: str, axis: int) -> _Images:
+        channel_axis = graph.axis(bottom, axis)
+        shape = graph.shape(bottom)
+        channels, *spatial = graph.fixed_shape(bottom, channel_axis, "the number of channels and the image's size")
+        tensor = bottom
+        if channel_axis != 1 or not spatial:
+            # ONNX counts one axis before the channels, and at least one after them.
+            batch = product(shape[:channel_axis])
+            if batch is None:
+                raise layer.error(f"found {show(shape)} for the blob {bottom!r}, expected one free axis at most")
+            tensor = graph.reshape(bottom, (batch, channels, *(spatial or (1,))))
+        return cls(tensor, shape[:channel_axis], channels, tuple(spatial))
+
+    def restored(self, graph: Graph, tensor: str, channels: int, spatial: Sequence[int], top: str) -> None:
+        """Give the output its leading axes back."""
+        graph.reshape(tensor, (*self.leading, channels, *spatial), [top])
+
+    @property
+    def is_plain(self) -> bool:
+        return len(self.leading) == 1 and bool(self.spatial)
+
+
+@handles("Convolution", "DepthwiseConvolution", operators="Conv Reshape", origin="BVLC; depthwise: yonghenglh6")
+def convolution(layer: Layer, graph: Graph) -> None:
+    """Convolution; several bottoms share the weights."""
+    _each_bottom(layer, graph, depthwise=False)
+
+
+@handles("ConvolutionDepthwise", operators="Conv Reshape", origin="BVLC pull request 5665 and its forks")
+def convolution_depthwise(layer: Layer, graph: Graph) -> None:
+    """Convolution with one filter a channel, whatever the layer says of groups and outputs."""
+    _each_bottom(layer, graph, depthwise=True)
+
+
+@handles("Deconvolution", operators="ConvTranspose Reshape")
+def deconvolution(layer: Layer, graph: Graph) -> None:
+    """Convolution's gradient as a layer: enlarges where convolution shrinks."""
+    _each_bottom(layer, graph, depthwise=False, transposed=True)
+
+
+def _each_bottom(layer: Layer, graph: Graph, *, depthwise: bool, transposed: bool = False) -> None:
+    if not layer.bottoms or len(layer.bottoms) != len(layer.tops):
+        raise layer.error(
+            f"found {len(layer.bottoms)} bottom(s) and {len(layer.tops)} top(s), expected one top for each"
+        )
+    param = layer.params.convolution_param
+    for bottom, top in zip(layer.bottoms, layer.tops, strict=True):
+        images = _Images.of(layer, graph, bottom, param.axis)
+        kernel = Kernel.of(layer, len(images.spatial))
+        group = images.channels if depthwise else param.group
+        outputs = images.channels if depthwise else param.num_output
+        if not outputs or not group or images.channels % group or outputs % group:
+            raise layer.error(
+                f"found num_output {outputs} and group {group} for {images.channels} channels, "
+                "expected a group that divides both"
+            )
+        weights = _weights(layer, graph, images.channels, outputs, group, kernel, transposed=transposed)
+        spatial = (kernel.deconvolved if transposed else kernel.convolved)(layer, images.spatial)
+        op = "ConvTranspose" if transposed else "Conv"
+        attributes = kernel.attributes if images.spatial else {"kernel_shape": [1]}
+        result = graph.node(
+            op,
+            [images.tensor, *weights],
+            [top] if images.is_plain else None,
+            shape=(graph.shape(images.tensor)[0], outputs, *(spatial or (1,))),
+            group=group,
+            **attributes,
+        )
+        if not images.is_plain:
+            images.restored(graph, result, outputs, spatial, top)
+
+
+def _weights(
+    layer: Layer, graph: Graph, channels: int, outputs: int, group: int, kernel: Kernel, *, transposed: bool
+) -> list[str]:
+    filters = (channels, outputs // group) if transposed else (outputs, channels // group)
+    shapes: list[tuple[int, ...]] = [(*filters, *kernel.size)]
+    if layer.params.convolution_param.bias_term:
+        shapes.append((outputs,))
+    weight, *bias = layer.weights(*shapes)
+    if not kernel.size:
+        weight = weight[..., None]
+    return [graph.weight("weight", weight), *(graph.weight("bias", values) for values in bias)]
+
+
+@handles("Im2col", operators="Conv Reshape")
+def im2col(layer: Layer, graph: Graph) -> None:
+    """The windows that a convolution would see, as channels: a convolution whose filters each pick one pixel."""
+    bottom, tops = layer.ends()
+    images = _Images.of(layer, graph, bottom, layer.params.convolution_param.axis)
+    kernel = Kernel.of(layer, len(images.spatial))
+    taps = math.prod(kernel.size)
+    if taps * taps * images.channels > 2**26:
+        raise layer.error(
+            f"found a kernel of {show(kernel.size)} over {images.channels} channels, expected a smaller one"
+        )
+    picks = np.eye(taps, dtype=np.float32).reshape(1, taps, 1, *kernel.size)
+    filters = np.broadcast_to(picks, (images.channels, *picks.shape[1:])).reshape(-1, 1, *kernel.size)
+    spatial = kernel.convolved(layer, images.spatial)
+    shape: list[Dim] = [graph.shape(images.tensor)[0], images.channels * taps, *spatial]
+    result = graph.node(
+        "Conv",
+        [images.tensor, graph.constant(filters)],
+        tops if images.is_plain else None,
+        shape=shape,
+        group=images.channels,
+        **kernel.attributes,
+    )
+    if not images.is_plain:
+        images.restored(graph, result, images.channels * taps, spatial, tops[0])

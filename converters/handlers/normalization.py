@@ -1,0 +1,199 @@
+"""Layers that shift and scale: by statistics, by neighbours, by learned factors."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from converters.graph import Graph
+from converters.handlers.pooling import pool, windows_of
+from converters.net import Layer
+from converters.registry import handles
+from converters.schema.caffe_pb2 import LRNParameter, PoolingParameter
+from converters.shape import Shape, show
+
+
+@handles(
+    "LRN",
+    operators="LRN Mul AveragePool GlobalAveragePool Add Pow Div",
+    restrictions="as Caffe: WITHIN_CHANNEL does not use k",
+)
+def lrn(layer: Layer, graph: Graph) -> None:
+    """Local response normalization across channels or within each (Krizhevsky et al. 2012, section 3.3)."""
+    bottom, top = layer.ends()
+    param = layer.params.lrn_param
+    if not param.local_size % 2:
+        raise layer.error(f"found local_size {param.local_size}, expected an odd number")
+    if graph.rank(bottom) != 4:
+        raise layer.error(f"found a blob of {graph.rank(bottom)} axes, expected 4: N x C x H x W")
+    if param.norm_region == LRNParameter.ACROSS_CHANNELS:
+        graph.node("LRN", [bottom], top, size=param.local_size, alpha=param.alpha, beta=param.beta, bias=param.k)
+        return
+    sizes = graph.fixed_shape(bottom, 2, "the image's size")
+    border = (param.local_size - 1) // 2
+    windows = windows_of(sizes, [param.local_size] * 2, (1, 1), [border] * 2)
+    squares = pool(layer, graph, PoolingParameter.AVE, graph.node("Mul", [bottom, bottom]), windows)
+    scaled = graph.node("Mul", [squares, graph.constant(param.alpha)])
+    norm = graph.node("Pow", [graph.node("Add", [scaled, graph.constant(1.0)]), graph.constant(param.beta)])
+    graph.node("Div", [bottom, norm], top)
+
+
+@handles(
+    "BatchNorm",
+    operators="BatchNormalization ReduceMean Sub Mul Add Sqrt Div",
+    restrictions="stored statistics, unless `use_global_stats: false` says the batch's own; with the Scale layer that "
+    "follows it is one node",
+)
+def batch_norm(layer: Layer, graph: Graph) -> None:
+    """(x - mean) / sqrt(variance + eps) per channel (Ioffe and Szegedy 2015), and the Scale after it."""
+    bottom, top = layer.ends()
+    param = layer.params.batch_norm_param
+    if graph.rank(bottom) < 2:
+        raise layer.error(f"found a blob of {graph.rank(bottom)} axis, expected channels at axis 1")
+    channels = graph.fixed(graph.shape(bottom)[1], "the number of channels")
+    scale, bias = _scale_after(layer, channels)
+    if param.HasField("use_global_stats") and not param.use_global_stats:
+        _by_own_statistics(layer, graph, bottom, channels, scale, bias)
+        return
+    mean, variance, factor = layer.weights((channels,), (channels,), (1,))
+    # The file holds sums over the training's batches and what they must be divided by; an untrained layer has 0.
+    correction = np.float32(0 if factor[0] == 0 else 1 / factor[0])
+    owner = layer.scale or layer
+    graph.node(
+        "BatchNormalization",
+        [
+            bottom,
+            graph.weight_of(owner, "weight", scale),
+            graph.weight_of(owner, "bias", bias),
+            graph.weight("mean", mean * correction),
+            graph.weight("variance", variance * correction),
+        ],
+        top,
+        shape=graph.shape(bottom),
+        epsilon=param.eps,
+    )
+
+
+def _scale_after(layer: Layer, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """The factors and offsets of the Scale layer that was merged into this one; ones and zeros without."""
+    ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
+    if layer.scale is None:
+        return ones, zeros
+    if layer.scale.params.scale_param.bias_term:
+        scale, bias = layer.scale.weights((channels,), (channels,))
+        return scale, bias
+    (scale,) = layer.scale.weights((channels,))
+    return scale, zeros
+
+
+def _by_own_statistics(
+    layer: Layer, graph: Graph, bottom: str, channels: int, scale: np.ndarray, bias: np.ndarray
+) -> None:
+    axes = [axis for axis in range(graph.rank(bottom)) if axis != 1]
+    centred = graph.node("Sub", [bottom, graph.reduce("Mean", bottom, axes)])
+    variance = graph.reduce("Mean", graph.node("Mul", [centred, centred]), axes)
+    shifted = graph.node("Add", [variance, graph.constant(layer.params.batch_norm_param.eps)])
+    normal = graph.node("Div", [centred, graph.node("Sqrt", [shifted])], None if layer.scale else layer.tops)
+    if layer.scale:
+        shape = (channels, *(1,) * (graph.rank(bottom) - 2))
+        scaled = graph.node("Mul", [normal, graph.weight_of(layer.scale, "weight", scale.reshape(shape))])
+        graph.node("Add", [scaled, graph.weight_of(layer.scale, "bias", bias.reshape(shape))], layer.tops)
+
+
+@handles("MVN", operators="ReduceMean Sub Mul Sqrt Add Div Reshape")
+def mvn(layer: Layer, graph: Graph) -> None:
+    """Mean and variance normalization of each image, per channel or across them. The top has four axes, as in Caffe."""
+    bottom, top = layer.ends()
+    param = layer.params.mvn_param
+    rank = graph.rank(bottom)
+    if not 1 <= rank <= 4:
+        raise layer.error(f"found a blob of {rank} axes, expected 1 to 4")
+    if rank < 4:
+        bottom = graph.reshape(bottom, (*graph.shape(bottom), *(1,) * (4 - rank)))
+    axes = [1, 2, 3] if param.across_channels else [2, 3]
+    mean = graph.reduce("Mean", bottom, axes)
+    centred = graph.node("Sub", [bottom, mean], None if param.normalize_variance else top)
+    if param.normalize_variance:
+        variance = graph.reduce("Mean", graph.node("Mul", [centred, centred]), axes)
+        deviation = graph.node("Add", [graph.node("Sqrt", [variance]), graph.constant(param.eps)])
+        graph.node("Div", [centred, deviation], top)
+
+
+@handles("Scale", operators="Mul Add Reshape", restrictions="the BatchNorm before it takes it in where it can")
+def scale(layer: Layer, graph: Graph) -> None:
+    """X times a factor, learned or a second bottom, from an axis on; and an offset."""
+    param = layer.params.scale_param
+    _check_operands(layer)
+    bottom = layer.bottoms[0]
+    if len(layer.bottoms) == 2:
+        factor, axis = _second_bottom(layer, graph, param.axis)
+        axes = graph.rank(layer.bottoms[1])
+        learned = [_operand_shape(layer, graph, axis, axes)] if param.bias_term else []
+        offsets = layer.weights(*learned)
+    else:
+        axis = _first_axis(layer, graph, param.axis, param.num_axes)
+        shape = _operand_shape(layer, graph, axis, param.num_axes)
+        factors, *offsets = layer.weights(*[shape] * (2 if param.bias_term else 1))
+        factor = graph.weight("weight", _aligned(graph, bottom, factors, axis))
+    scaled = graph.node("Mul", [bottom, factor], None if param.bias_term else layer.tops, shape=graph.shape(bottom))
+    if param.bias_term:
+        offset = graph.weight("bias", _aligned(graph, bottom, offsets[0], axis))
+        graph.node("Add", [scaled, offset], layer.tops, shape=graph.shape(bottom))
+
+
+@handles("Bias", operators="Add Reshape")
+def bias(layer: Layer, graph: Graph) -> None:
+    """X plus an offset, learned or a second bottom, from an axis on."""
+    param = layer.params.bias_param
+    _check_operands(layer)
+    bottom = layer.bottoms[0]
+    if len(layer.bottoms) == 2:
+        offset, _ = _second_bottom(layer, graph, param.axis)
+    else:
+        axis = _first_axis(layer, graph, param.axis, param.num_axes)
+        (values,) = layer.weights(_operand_shape(layer, graph, axis, param.num_axes))
+        offset = graph.weight("bias", _aligned(graph, bottom, values, axis))
+    graph.node("Add", [bottom, offset], layer.tops, shape=graph.shape(bottom))
+
+
+def _check_operands(layer: Layer) -> None:
+    layer.expect(bottoms=range(1, 3), tops=1)
+
+
+def _first_axis(layer: Layer, graph: Graph, axis: int, num_axes: int) -> int:
+    if num_axes < -1:
+        raise layer.error(f"found num_axes {num_axes}, expected -1 (all from the axis on), 0 (one number) or more")
+    return graph.axis(layer.bottoms[0], axis)
+
+
+def _operand_shape(layer: Layer, graph: Graph, axis: int, num_axes: int) -> tuple[int, ...]:
+    """The first bottom's sizes that the learned operand covers."""
+    shape = graph.shape(layer.bottoms[0])
+    end = len(shape) if num_axes == -1 else axis + num_axes
+    if end > len(shape):
+        raise layer.error(f"found axis {axis} and num_axes {num_axes}, expected them within {show(shape)}")
+    return tuple(graph.fixed(dim, "the size of its weights") for dim in shape[axis:end])
+
+
+def _aligned(graph: Graph, bottom: str, values: np.ndarray, axis: int) -> np.ndarray:
+    """The operand with ones for the axes behind it, so that broadcasting lays it where Caffe does: a view."""
+    if not values.ndim:
+        return values.reshape(1)
+    behind = graph.rank(bottom) - axis - values.ndim
+    return values.reshape(*values.shape, *(1,) * behind)
+
+
+def _second_bottom(layer: Layer, graph: Graph, axis: int) -> tuple[str, int]:
+    """The second bottom laid along the first from an axis on, and that axis."""
+    bottom, operand = layer.bottoms
+    shape: Shape = graph.shape(operand)
+    first = graph.axis(bottom, axis) if shape else 0
+    covered = graph.shape(bottom)[first : first + len(shape)]
+    if len(covered) != len(shape) or not all(map(graph.same, covered, shape)):
+        raise layer.error(
+            f"found {show(shape)} for the blob {operand!r}, expected the sizes of {bottom!r} "
+            f"({show(graph.shape(bottom))}) from axis {first} on"
+        )
+    behind = graph.rank(bottom) - first - len(shape)
+    if not behind or not shape:
+        return operand, first
+    return graph.reshape(operand, (*shape, *(1,) * behind)), first

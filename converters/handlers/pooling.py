@@ -1,0 +1,239 @@
+"""Pooling and spatial pyramid pooling.
+
+Caffe's windows have two habits that ONNX's have not: their number is rounded up, and the divisor of the average counts
+padding but not what hangs over the padded image. So every window is given to ONNX with explicit pads, and where the
+divisors are uneven, with an explicit factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from converters.graph import Graph
+from converters.net import Layer
+from converters.registry import handles
+from converters.schema.caffe_pb2 import PoolingParameter, SPPParameter
+
+_LOWEST = float(np.finfo(np.float32).min)  # what Caffe's MAX starts from, and gives for a window without a pixel
+_MAX, _AVE, _STOCHASTIC = PoolingParameter.MAX, PoolingParameter.AVE, PoolingParameter.STOCHASTIC
+
+
+@dataclass(frozen=True)
+class Window:
+    """The window along one axis of an image. Caffe: src/caffe/layers/pooling_layer.cpp.
+
+    Attributes:
+        size: The image's size.
+        kernel: The window's size.
+        stride: The step.
+        pad: The padding on each side.
+        out: The number of windows.
+    """
+
+    size: int
+    kernel: int
+    stride: int
+    pad: int
+    out: int
+
+    @property
+    def covers_map(self) -> bool:
+        """Whether there is one window and it holds the whole image and nothing else."""
+        return self.out == 1 and not self.pad and self.kernel >= self.size
+
+    @property
+    def overhang(self) -> int:
+        """How far the last window reaches beyond the image; 0 where it does not."""
+        return max(0, (self.out - 1) * self.stride + self.kernel - self.size - self.pad)
+
+    @property
+    def inside(self) -> Window:
+        """Without the last window where that begins beyond the image: with gaps between windows, one can."""
+        beyond = (self.out - 1) * self.stride - self.pad >= self.size
+        return replace(self, out=self.out - 1) if beyond else self
+
+    @property
+    def divisors(self) -> np.ndarray:
+        """What each window's sum is divided by along this axis: its length within the padded image, (out,) float32."""
+        starts = np.arange(self.out) * self.stride - self.pad
+        return (np.minimum(starts + self.kernel, self.size + self.pad) - starts).astype(np.float32)
+
+
+def windows_of(
+    sizes: Sequence[int], kernel: Sequence[int], stride: Sequence[int], pad: Sequence[int], *, floor: bool = False
+) -> list[Window]:
+    """The windows over an image, with Caffe's number of them."""
+    out = []
+    for size, length, step, border in zip(sizes, kernel, stride, pad, strict=True):
+        room = size + 2 * border - length
+        count = (room // step if floor else -(-room // step)) + 1
+        # Where any axis is padded, the last window must begin inside the image or its near padding.
+        if any(pad) and (count - 1) * step >= size + border:
+            count -= 1
+        out.append(Window(size, length, step, border, count))
+    return out
+
+
+@handles(
+    "Pooling",
+    operators="MaxPool AveragePool GlobalMaxPool GlobalAveragePool Pad Mul Div Max Mod Cast",
+    restrictions="STOCHASTIC as Caffe's GPU code tests it (its CPU code does not); the MAX mask (second top) only for "
+    "windows that begin inside the image",
+)
+def pooling(layer: Layer, graph: Graph) -> None:
+    """Max and average pooling with Caffe's output size, which rounds up."""
+    param = layer.params.pooling_param
+    windows = _windows(layer, graph)
+    if len(layer.tops) > 1 and param.pool != _MAX:
+        raise layer.error(f"found {len(layer.tops)} tops, expected one: only MAX pooling has a mask")
+    if param.pool == _MAX and len(layer.tops) > 1:
+        _max_with_mask(layer, graph, windows)
+    else:
+        pool(layer, graph, param.pool, layer.bottoms[0], windows, layer.tops[:1])
+
+
+def _windows(layer: Layer, graph: Graph) -> list[Window]:
+    """The layer's windows over its bottom."""
+    layer.expect(bottoms=1, tops=range(1, 3))
+    if graph.rank(layer.bottoms[0]) != 4:
+        raise layer.error(f"found a blob of {graph.rank(layer.bottoms[0])} axes, expected 4: N x C x H x W")
+    sizes = graph.fixed_shape(layer.bottoms[0], 2, "the image's size")
+    param = layer.params.pooling_param
+    if param.global_pooling:
+        if param.kernel_size or param.kernel_h or param.kernel_w:
+            raise layer.error("found global_pooling and a kernel size, expected one of the two")
+        return windows_of(sizes, sizes, (1, 1), (0, 0))
+    kernel = _pair(layer, "kernel", param.kernel_size, param.kernel_h, param.kernel_w)
+    stride = _pair(layer, "stride", param.stride, param.stride_h, param.stride_w)
+    pad = _pair(layer, "pad", param.pad, param.pad_h, param.pad_w)
+    if 0 in kernel or 0 in stride or any(p >= k for p, k in zip(pad, kernel, strict=True)):
+        raise layer.error(
+            f"found kernel {kernel}, stride {stride}, pad {pad}, expected kernel and stride from 1 on, pad below kernel"
+        )
+    windows = windows_of(sizes, kernel, stride, pad, floor=param.round_mode == PoolingParameter.FLOOR)
+    if any(window.out < 1 for window in windows):
+        raise layer.error(f"found an image of {sizes[0]} x {sizes[1]} for a window of {kernel}, which leaves no output")
+    return windows
+
+
+def _pair(layer: Layer, what: str, both: int, height: int, width: int) -> tuple[int, int]:
+    """`stride: 2`, or `stride_h` and `stride_w`."""
+    param = layer.params.pooling_param
+    name = "kernel_size" if what == "kernel" else what
+    given = [param.HasField(f"{what}_h"), param.HasField(f"{what}_w")]
+    if param.HasField(name) and any(given):
+        raise layer.error(f"found {name} and {what}_h or {what}_w, expected one form")
+    if any(given) and not all(given):
+        raise layer.error(f"found one of {what}_h and {what}_w, expected both")
+    return (height, width) if all(given) else (both, both)
+
+
+def pool(
+    layer: Layer,
+    graph: Graph,
+    method: int,
+    tensor: str,
+    windows: Sequence[Window],
+    outputs: Sequence[str] | None = None,
+) -> str:
+    """Pool ``tensor`` (N, C, H, W); returns the pooled tensor."""
+    if method == _STOCHASTIC:
+        return _stochastic(layer, graph, tensor, windows, outputs)
+    if method == _MAX:
+        return _pooled(graph, "MaxPool", tensor, windows, outputs)
+    divisors = np.outer(*(window.divisors for window in windows))
+    area = float(np.prod([window.kernel for window in windows]))
+    if all(window.covers_map for window in windows) or bool((divisors == area).all()):
+        return _pooled(graph, "AveragePool", tensor, windows, outputs)
+    with np.errstate(divide="ignore"):  # a window of no size: 0 * inf is NaN, as Caffe's 0 / 0
+        factor = graph.constant(area / divisors)
+    return graph.node("Mul", [_pooled(graph, "AveragePool", tensor, windows), factor], outputs)
+
+
+def _pooled(graph: Graph, op: str, tensor: str, windows: Sequence[Window], outputs: Sequence[str] | None = None) -> str:
+    """MaxPool or AveragePool with explicit pads; averages divide by the whole window."""
+    image = graph.shape(tensor)[:2]
+    if all(window.covers_map for window in windows):
+        return graph.node(f"Global{op}", [tensor], outputs, shape=(*image, 1, 1))
+    inside = [window.inside for window in windows]
+    pooled = graph.node(
+        op,
+        [tensor],
+        outputs if inside == list(windows) else None,
+        shape=(*image, *(window.out for window in inside)),
+        kernel_shape=[window.kernel for window in inside],
+        strides=[window.stride for window in inside],
+        pads=[*(window.pad for window in inside), *(window.overhang for window in inside)],
+        count_include_pad=1 if op == "AveragePool" else None,
+    )
+    if inside == list(windows):
+        return pooled
+    missing = [0, 0, *(window.out - inner.out for window, inner in zip(windows, inside, strict=True))]
+    return graph.pad(pooled, [0, 0, 0, 0], missing, _LOWEST if op == "MaxPool" else 0.0, outputs)
+
+
+def _max_with_mask(layer: Layer, graph: Graph, windows: Sequence[Window]) -> None:
+    """MAX pooling and where each maximum stood: Caffe counts within a channel, ONNX through the whole tensor."""
+    if any(window != window.inside for window in windows):
+        raise layer.error("found a mask over windows that begin outside the image, expected a smaller stride")
+    bottom, (top, mask) = layer.bottoms[0], layer.tops
+    shape = (*graph.shape(bottom)[:2], *(window.out for window in windows))
+    indices = graph.new_name("indices")
+    graph.node(
+        "MaxPool",
+        [bottom],
+        [top, indices],
+        shapes=[shape, shape],
+        kernel_shape=[window.kernel for window in windows],
+        strides=[window.stride for window in windows],
+        pads=[*(window.pad for window in windows), *(window.overhang for window in windows)],
+    )
+    graph.set_dtype(indices, np.int64)
+    area = graph.constant(windows[0].size * windows[1].size, np.int64)
+    graph.cast(graph.node("Mod", [indices, area]), np.float32, [mask])
+
+
+def _stochastic(
+    layer: Layer, graph: Graph, tensor: str, windows: Sequence[Window], outputs: Sequence[str] | None
+) -> str:
+    """Each window's values weighted by themselves: sum of squares over sum."""
+    if any(window.pad for window in windows):
+        raise layer.error("found STOCHASTIC pooling with padding, expected none: Caffe refuses it")
+    squares = pool(layer, graph, _AVE, graph.node("Mul", [tensor, tensor]), windows)
+    values = pool(layer, graph, _AVE, tensor, windows)
+    least = graph.constant(np.finfo(np.float32).tiny)
+    return graph.node("Div", [squares, graph.node("Max", [values, least])], outputs)
+
+
+@handles(
+    "SPP",
+    operators="MaxPool AveragePool GlobalMaxPool GlobalAveragePool Mul Pad Flatten Concat",
+    restrictions="STOCHASTIC as in Pooling",
+)
+def spatial_pyramid_pooling(layer: Layer, graph: Graph) -> None:
+    """Pyramid levels of 1, 4, 16, ... bins, each level flattened, joined (He et al. 2014)."""
+    bottom, top = layer.ends()
+    if graph.rank(bottom) != 4:
+        raise layer.error(f"found a blob of {graph.rank(bottom)} axes, expected 4: N x C x H x W")
+    sizes = graph.fixed_shape(bottom, 2, "the image's size")
+    height = layer.params.spp_param.pyramid_height
+    if not 1 <= height <= 16:
+        raise layer.error(f"found pyramid_height {height}, expected 1 to 16")
+    method = {SPPParameter.MAX: _MAX, SPPParameter.AVE: _AVE}.get(layer.params.spp_param.pool, _STOCHASTIC)
+    if height == 1:  # Caffe pools straight into the top then, which keeps its four axes
+        pool(layer, graph, method, bottom, _bins(layer, sizes, 1), top)
+        return
+    levels = [pool(layer, graph, method, bottom, _bins(layer, sizes, 2**level)) for level in range(height)]
+    graph.concat([graph.flatten(level, 1) for level in levels], 1, top)
+
+
+def _bins(layer: Layer, sizes: Sequence[int], bins: int) -> list[Window]:
+    """The windows that cut an image into bins x bins. Caffe: src/caffe/layers/spp_layer.cpp."""
+    kernel = [-(-size // bins) for size in sizes]
+    pad = [(length * bins - size + 1) // 2 for length, size in zip(kernel, sizes, strict=True)]
+    if any(border >= length for border, length in zip(pad, kernel, strict=True)):
+        raise layer.error(f"found an image of {sizes[0]} x {sizes[1]}, expected one that {bins} x {bins} bins can cut")
+    return windows_of(sizes, kernel, kernel, pad)

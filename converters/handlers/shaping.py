@@ -1,0 +1,180 @@
+"""Layers that move values without changing them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+
+from converters.graph import Graph
+from converters.net import MANY, Layer
+from converters.registry import handles
+from converters.shape import Dim, Free, product, show
+
+
+@handles("Concat", operators="Concat Identity")
+def concat(layer: Layer, graph: Graph) -> None:
+    """Blobs joined along an axis."""
+    layer.expect(bottoms=range(1, MANY), tops=1)
+    param = layer.params.concat_param
+    if param.HasField("axis") and param.HasField("concat_dim"):
+        raise layer.error("found axis and its old name concat_dim, expected one of the two")
+    axis = graph.axis(layer.bottoms[0], param.concat_dim if param.HasField("concat_dim") else param.axis)
+    if len(layer.bottoms) == 1:
+        graph.node("Identity", layer.bottoms, layer.tops)
+    else:
+        graph.concat(layer.bottoms, axis, layer.tops)
+
+
+@handles("Slice", operators="Split Slice Identity")
+def slice_(layer: Layer, graph: Graph) -> None:
+    """A blob cut along an axis, at given points or into equal parts."""
+    layer.expect(bottoms=1, tops=range(1, MANY))
+    param = layer.params.slice_param
+    if param.HasField("axis") and param.HasField("slice_dim"):
+        raise layer.error("found axis and its old name slice_dim, expected one of the two")
+    bottom, parts = layer.bottoms[0], len(layer.tops)
+    axis = graph.axis(bottom, param.slice_dim if param.HasField("slice_dim") else param.axis)
+    if parts == 1:
+        graph.node("Identity", [bottom], layer.tops)
+        return
+    size = graph.fixed(graph.shape(bottom)[axis], "its size to cut it")
+    points = [0, *param.slice_point, size] if param.slice_point else [size * part // parts for part in range(parts + 1)]
+    lengths = [end - begin for begin, end in itertools.pairwise(points)]
+    if len(lengths) != parts or min(lengths) < 1 or (not param.slice_point and size % parts):
+        raise layer.error(
+            f"found slice points {list(param.slice_point)} for {parts} tops and {size} values, expected {parts - 1} "
+            "increasing ones within them, or none and a size that the tops divide"
+        )
+    shapes = [[length if a == axis else dim for a, dim in enumerate(graph.shape(bottom))] for length in lengths]
+    graph.node("Split", [bottom, graph.constant(lengths, np.int64)], layer.tops, shapes=shapes, axis=axis)
+
+
+@handles("Split", operators="Identity")
+def split(layer: Layer, graph: Graph) -> None:
+    """A blob under several names. Caffe puts these in by itself where a blob has several readers."""
+    for top in layer.tops:
+        graph.node("Identity", [layer.bottoms[0]], [top])
+
+
+@handles("Flatten", operators="Reshape Flatten Identity")
+def flatten(layer: Layer, graph: Graph) -> None:
+    """Several neighbouring axes as one."""
+    bottom, top = layer.ends()
+    param = layer.params.flatten_param
+    first, last = graph.axis(bottom, param.axis), graph.axis(bottom, param.end_axis)
+    shape = graph.shape(bottom)
+    if first > last + 1:
+        raise layer.error(f"found axis {param.axis} after end_axis {param.end_axis} for {show(shape)}")
+    if first == 1 and last == len(shape) - 1:
+        graph.flatten(bottom, 1, top)
+        return
+    joined = product(shape[first : last + 1])
+    if joined is None:
+        raise layer.error(f"found {show(shape)} for the blob {bottom!r}, expected one free axis at most")
+    graph.reshape(bottom, (*shape[:first], joined, *shape[last + 1 :]), top)
+
+
+@handles("Reshape", operators="Reshape")
+def reshape(layer: Layer, graph: Graph) -> None:
+    """Another shape for the same values: 0 keeps a size, -1 takes what is left."""
+    bottom, top = layer.ends()
+    param = layer.params.reshape_param
+    shape = graph.shape(bottom)
+    # A negative axis counts from the end, -1 standing after the last: where axes are to be added.
+    start = param.axis if param.axis >= 0 else len(shape) + param.axis + 1
+    end = len(shape) if param.num_axes == -1 else start + param.num_axes
+    if not 0 <= start <= end <= len(shape) or param.num_axes < -1:
+        raise layer.error(f"found axis {param.axis} and num_axes {param.num_axes}, expected them within {show(shape)}")
+    dims = list(param.shape.dim)
+    if any(dim < -1 for dim in dims) or dims.count(-1) > 1:
+        raise layer.error(f"found the sizes {dims}, expected 0, at most one -1, and positive numbers")
+    middle: list[Dim] = []
+    for offset, dim in enumerate(dims):
+        if dim == 0 and start + offset >= len(shape):
+            raise layer.error(f"found a size of 0 (copy) for axis {start + offset}, which {show(shape)} does not have")
+        middle.append(shape[start + offset] if dim == 0 else dim)
+    target = [*shape[:start], *middle, *shape[end:]]
+    if -1 in dims:
+        target[start + dims.index(-1)] = _inferred(layer, graph, shape, target, start + dims.index(-1))
+    graph.reshape(bottom, target, top)
+
+
+def _inferred(layer: Layer, graph: Graph, shape: tuple[Dim, ...], target: list[Dim], hole: int) -> Dim:
+    """The size that makes the count of the target that of the bottom."""
+    others = [dim for axis, dim in enumerate(target) if axis != hole]
+    rest = list(shape)
+    for dim in list(others):  # a free axis on both sides cancels out
+        if isinstance(dim, Free) and dim in rest:
+            others.remove(dim)
+            rest.remove(dim)
+    known = math.prod(graph.fixed(dim, "its size to infer another") for dim in others)
+    total = product(rest)
+    if total is None or known < 1 or int(total) % known:
+        raise layer.error(f"found {show(shape)}, which cannot become {show(target)} with one size to infer")
+    if isinstance(total, int):
+        return total // known
+    if total.factor % known:
+        return graph.fixed(total, "its size to infer another") // known
+    return Free(total.input, total.size, total.factor // known)
+
+
+@handles("Tile", operators="Tile")
+def tile(layer: Layer, graph: Graph) -> None:
+    """A blob repeated along an axis."""
+    bottom, top = layer.ends()
+    param = layer.params.tile_param
+    axis = graph.axis(bottom, param.axis)
+    if param.tiles < 1:
+        raise layer.error(f"found tiles {param.tiles}, expected 1 or more")
+    shape = list(graph.shape(bottom))
+    dim = shape[axis]
+    shape[axis] = Free(dim.input, dim.size, dim.factor * param.tiles) if isinstance(dim, Free) else dim * param.tiles
+    repeats = [param.tiles if a == axis else 1 for a in range(len(shape))]
+    graph.node("Tile", [bottom, graph.constant(repeats, np.int64)], top, shape=shape)
+
+
+@handles("Crop", operators="Slice Identity")
+def crop(layer: Layer, graph: Graph) -> None:
+    """The first bottom cut to the second's sizes from an axis on."""
+    layer.expect(bottoms=2, tops=1)
+    bottom, reference = layer.bottoms
+    param = layer.params.crop_param
+    rank = graph.rank(bottom)
+    first = graph.axis(bottom, param.axis)
+    offsets = list(param.offset) or [0]
+    if len(offsets) == 1:
+        offsets *= rank - first
+    if len(offsets) != rank - first or graph.rank(reference) != rank:
+        raise layer.error(
+            f"found {len(offsets)} offsets and a second bottom of {graph.rank(reference)} axes, expected one offset "
+            f"or {rank - first}, and {rank} axes"
+        )
+    starts, ends_, axes = [], [], []
+    shape = list(graph.shape(bottom))
+    for axis, offset in zip(range(first, rank), offsets, strict=True):
+        wanted = graph.shape(reference)[axis]
+        if (
+            not offset
+            and isinstance(shape[axis], Free)
+            and isinstance(wanted, Free)
+            and graph.same(shape[axis], wanted)
+        ):
+            continue  # the batch, uncut
+        size = graph.fixed(wanted, "the size to cut to")
+        room = graph.fixed(shape[axis], "its size to cut it")
+        if offset + size > room:
+            raise layer.error(
+                f"found offset {offset} and size {size} for axis {axis}, expected at most {room} together"
+            )
+        if size != room:
+            starts.append(offset)
+            ends_.append(offset + size)
+            axes.append(axis)
+        shape[axis] = size
+    if not axes:
+        graph.node("Identity", [bottom], layer.tops)
+        return
+    numbers = [graph.constant(values, np.int64) for values in (starts, ends_, axes)]
+    graph.node("Slice", [bottom, *numbers], layer.tops, shape=shape)

@@ -1,0 +1,196 @@
+"""A finished graph -> an ONNX model, in memory or on disk.
+
+On disk the model is written tensor by tensor: Protocol Buffers merges messages that stand one after another, so a model
+without weights, followed by one `ModelProto{graph{initializer}}` fragment a tensor, is the whole model. Weights go from
+the mapped caffemodel to the file without ever being held in memory as a message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from converters.encoding import contents, length_delimited, replacing
+from converters.errors import ConversionError
+from converters.graph import Graph, Node
+from converters.shape import Free, Shape
+
+SMALL = 1024  # bytes; initializers up to here (shapes, axes) are needed to infer shapes and stay inside the graph
+MAX_MODEL = 2**31 - 1  # bytes; Protocol Buffers' limit for one message
+_EXTERNAL_ALIGNMENT = 4096  # so that a runtime can map each tensor
+_GRAPH_FIELD, _INITIALIZER_FIELD, _RAW_DATA_FIELD = 7, 5, 9  # of ModelProto, GraphProto, TensorProto
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A finished graph and what the model says beside it.
+
+    Attributes:
+        graph: Nodes, shapes, initializers.
+        outputs: The tensors that the model returns.
+    """
+
+    graph: Graph
+    outputs: tuple[str, ...]
+
+    def header(self) -> onnx.ModelProto:
+        """The model without its large initializers."""
+        graph, names = self.graph, self.graph.axis_names()
+
+        def info(name: str) -> onnx.ValueInfoProto:
+            tensor = graph.tensors[name]
+            kind = helper.np_dtype_to_tensor_dtype(tensor.dtype)
+            return helper.make_tensor_value_info(name, kind, _dims(graph, tensor.shape, names))
+
+        written = [name for node in graph.nodes for name in node.outputs if name]
+        outputs = set(self.outputs)
+        proto = helper.make_graph(
+            [_node(node) for node in graph.nodes],
+            graph.name or "caffe",
+            [info(name) for name in graph.inputs],
+            [info(name) for name in self.outputs],
+            [_tensor(name, array) for name, array in graph.initializers.items() if array.nbytes <= SMALL],
+            value_info=[info(name) for name in written if name not in outputs],
+        )
+        opsets = [helper.make_opsetid("", graph.opset)]
+        model = helper.make_model(proto, opset_imports=opsets, producer_name="camrt converters")
+        model.ir_version = helper.find_min_ir_version_for(opsets)
+        return model
+
+    def large(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The initializers that the header leaves out."""
+        return ((name, array) for name, array in self.graph.initializers.items() if array.nbytes > SMALL)
+
+    def checked_header(self) -> onnx.ModelProto:
+        """The header, after onnx's checker with strict shape inference has passed it.
+
+        Raises:
+            ConversionError: The checker refuses the model.
+        """
+        header = self.header()
+        skeleton = onnx.ModelProto()
+        skeleton.CopyFrom(header)
+        for name, array in self.large():  # types and shapes are enough for the checker
+            kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+            skeleton.graph.input.append(helper.make_tensor_value_info(name, kind, array.shape))
+        try:
+            onnx.checker.check_model(skeleton, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ConversionError(f"onnx's checker refuses the converted model: {error}") from error
+        return header
+
+
+def in_memory(draft: Draft, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """The whole model as a message.
+
+    Raises:
+        ConversionError: onnx's checker refuses it.
+    """
+    model = draft.checked_header()
+    for name, array in draft.large():
+        model.graph.initializer.append(_tensor(name, array))
+    helper.set_model_props(model, dict(metadata))
+    return model
+
+
+def write(
+    draft: Draft,
+    path: Path,
+    metadata: Callable[[], Mapping[str, str]],
+    *,
+    limit: int = MAX_MODEL,
+    advance: Callable[[int], object] = lambda count: None,
+) -> int:
+    """Write a model. A file that is there is replaced only once the new one is whole.
+
+    Args:
+        draft: The model.
+        path: Where to. Weights beyond ``limit`` go to ``<path>.data`` beside it, in ONNX's external format.
+        metadata: Gives its metadata_props; asked last, as they may still be in the making when the writing begins.
+        limit: The largest model in bytes that is written as one file.
+        advance: Told of the bytes of each tensor once it is written.
+
+    Returns:
+        The bytes written.
+
+    Raises:
+        ConversionError: onnx's checker refuses the model, or the file cannot be written.
+    """
+    header = draft.checked_header()
+    size = header.ByteSize() + sum(array.nbytes + len(name) + 64 for name, array in draft.large())
+    try:
+        with contextlib.ExitStack() as stack:
+            if size <= limit:
+                stream = stack.enter_context(replacing(path))
+                stream.write(header.SerializeToString())
+                for name, array in draft.large():
+                    _write_fragment(stream, name, array)
+                    advance(array.nbytes)
+            else:
+                # The data comes into place first (the stack unwinds from the last): no model without its weights.
+                stream = stack.enter_context(replacing(path))
+                data = stack.enter_context(replacing(path.with_name(path.name + ".data")))
+                header.graph.initializer.extend(_write_external(data, draft, path.name + ".data", advance))
+                stream.write(header.SerializeToString())
+            properties = onnx.ModelProto()
+            helper.set_model_props(properties, dict(metadata()))
+            stream.write(properties.SerializeToString())
+    except OSError as error:
+        raise ConversionError(f"cannot be written: {error.strerror or error}", file=str(path)) from error
+    return sum(file.stat().st_size for file in (path, path.with_name(path.name + ".data")) if file.exists())
+
+
+def _write_fragment(stream: IO[bytes], name: str, array: np.ndarray) -> None:
+    """One initializer as a `ModelProto{graph{initializer}}` of its own, its data straight from the array."""
+    data = contents(array)
+    head = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
+    tensor = head.SerializeToString() + length_delimited(_RAW_DATA_FIELD, data.nbytes)
+    initializer = length_delimited(_INITIALIZER_FIELD, len(tensor) + data.nbytes) + tensor
+    stream.write(length_delimited(_GRAPH_FIELD, len(initializer) + data.nbytes) + initializer)
+    stream.write(data)
+
+
+def _write_external(
+    stream: IO[bytes], draft: Draft, location: str, advance: Callable[[int], object]
+) -> list[TensorProto]:
+    tensors = []
+    for name, array in draft.large():
+        stream.write(bytes(-stream.tell() % _EXTERNAL_ALIGNMENT))
+        tensor = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
+        tensor.data_location = TensorProto.EXTERNAL
+        entries = {"location": location, "offset": str(stream.tell()), "length": str(array.nbytes)}
+        for key, value in entries.items():
+            tensor.external_data.add(key=key, value=value)
+        tensors.append(tensor)
+        stream.write(contents(array))
+        advance(array.nbytes)
+    return tensors
+
+
+def _tensor(name: str, array: np.ndarray) -> TensorProto:
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    return TensorProto(name=name, dims=array.shape, data_type=kind, raw_data=np.ascontiguousarray(array).tobytes())
+
+
+def _node(node: Node) -> onnx.NodeProto:
+    attributes = {key: _attribute(value) for key, value in node.attributes.items()}
+    return helper.make_node(node.op, node.inputs, node.outputs, name=node.name, **attributes)
+
+
+def _attribute(value: Any) -> Any:
+    if isinstance(value, np.dtype):
+        return helper.np_dtype_to_tensor_dtype(value)
+    if isinstance(value, np.ndarray):
+        return _tensor("", value)
+    return value
+
+
+def _dims(graph: Graph, shape: Shape, names: Mapping[str, str]) -> Sequence[int | str]:
+    return [graph.dim_name(dim, names) if isinstance(dim, Free) else dim for dim in shape]

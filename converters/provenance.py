@@ -1,0 +1,156 @@
+"""Where a model came from: the names of its files and their SHA-256.
+
+Hashing 500 MB takes longer than converting them, so it runs in a thread beside everything else; the command line begins
+it before it has imported the rest. And it remembers: a file of the same size, inode and times is not hashed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import secrets
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+_CHUNK = 16 << 20  # bytes mapped at a time
+_LARGE = 16 << 20  # bytes; below, hashing takes no time worth saving
+_MOST_REMEMBERED = 500
+
+
+class _Hashing:
+    """The SHA-256 of a file, under way in a thread."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.identity = _identity(file)
+        self.digest: str | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def result(self) -> str | None:
+        """The digest, when it is known; None where the file cannot be read or the hashing was stopped."""
+        self._thread.join()
+        return self.digest
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        digest = hashlib.sha256()
+        with contextlib.suppress(OSError), open(self.file, "rb") as stream:  # noqa: PTH123 - a file named as text
+            size = os.fstat(stream.fileno()).st_size
+            for offset in range(0, size, _CHUNK):
+                if self._stop.is_set():
+                    return
+                length = min(_CHUNK, size - offset)
+                with mmap.mmap(stream.fileno(), length, access=mmap.ACCESS_READ, offset=offset) as chunk:
+                    digest.update(chunk)
+            self.digest = digest.hexdigest()
+
+
+_begun: dict[str, _Hashing] = {}
+
+
+def begin(files: Iterable[str]) -> None:
+    """Begin to hash those of the names that are large files; `Provenance` picks the result up."""
+    for file in files:
+        with contextlib.suppress(OSError, ValueError):
+            if os.path.isfile(file) and os.path.getsize(file) >= _LARGE and file not in _begun:  # noqa: PTH113, PTH202
+                _begun[file] = _Hashing(file)
+
+
+class Provenance:
+    """The metadata of a conversion's files. Hashing begins at once, beside the block; leaving the block stops it.
+
+    Args:
+        files: The files, the description first. One that cannot be read is named without a digest.
+        memory: A file that remembers digests from one run to the next; None for none.
+    """
+
+    def __init__(self, files: Sequence[str], memory: Path | None = None) -> None:
+        self._files = list(dict.fromkeys(files))
+        self._memory = memory
+        self._known = _recall(memory)
+        self._hashing: dict[str, _Hashing] = {}
+        for file in self._files:
+            begun = _begun.pop(file, None)
+            if self._remembered(file) is None:
+                self._hashing[file] = begun or _Hashing(file)
+            elif begun is not None:
+                begun.stop()
+
+    def __enter__(self) -> Provenance:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hashing in self._hashing.values():
+            hashing.stop()
+
+    def properties(self) -> dict[str, str]:
+        """``caffe.files``, and ``caffe.sha256.<name>`` for each; waits for the hashing."""
+        properties = {"caffe.files": ", ".join(Path(file).name for file in self._files)}
+        learnt: dict[str, list[int | str]] = {}
+        for file in self._files:
+            digest = self._remembered(file)
+            if digest is None:
+                hashing = self._hashing[file]
+                digest = hashing.result()
+                if digest and hashing.identity and hashing.identity == _identity(file):
+                    learnt[str(Path(file).resolve())] = [*hashing.identity, digest]
+            if digest:
+                properties[f"caffe.sha256.{Path(file).name}"] = digest
+        if learnt and self._memory is not None:
+            _remember(self._memory, learnt)
+        return properties
+
+    def _remembered(self, file: str) -> str | None:
+        entry = self._known.get(str(Path(file).resolve()))
+        identity = _identity(file)
+        return str(entry[-1]) if entry and identity and entry[:-1] == identity else None
+
+
+def _identity(file: str) -> list[int] | None:
+    """What changes when a file does: as git tells whether it must look again. None for small files and none."""
+    try:
+        status = os.stat(file)  # noqa: PTH116
+    except OSError:
+        return None
+    if status.st_size < _LARGE:
+        return None
+    return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _recall(memory: Path | None) -> dict[str, list[int | str]]:
+    if memory is None:
+        return {}
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+        return {file: list(entry) for file, entry in known.items() if len(entry) == 5}
+    except (OSError, ValueError, AttributeError, TypeError):  # none yet, or damaged: hash again
+        return {}
+
+
+def _remember(memory: Path, learnt: dict[str, list[int | str]]) -> None:
+    """Add to the remembered digests, in one replacement. A failure costs time at the next run, nothing else."""
+    known = _recall(memory)
+    for file in learnt:
+        known.pop(file, None)
+    known |= learnt
+    draft = memory.with_name(f".{memory.name}.{secrets.token_hex(4)}")
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps(dict(list(known.items())[-_MOST_REMEMBERED:])), encoding="utf-8")
+        draft.replace(memory)
+    except OSError as error:
+        print(f"note: {memory} cannot be written ({error.strerror})", file=sys.stderr)
+        draft.unlink(missing_ok=True)

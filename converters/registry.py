@@ -1,0 +1,163 @@
+"""Which function converts which layer type.
+
+A handler is a function of a layer and the graph under construction. `handles` registers it; so does a user's plugin.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from converters.errors import ConversionError
+from converters.schema import caffe_pb2
+
+if TYPE_CHECKING:
+    from converters.graph import Graph
+    from converters.net import Layer
+
+Handler = Callable[["Layer", "Graph"], None]
+
+CONVOLUTIONS = ("Convolution", "ConvolutionDepthwise", "DepthwiseConvolution")
+
+_FAMILIES = (
+    "convolution", "pooling", "normalization", "activation", "elementwise", "shaping", "reduction", "recurrent",
+    "detection",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered handler.
+
+    Attributes:
+        types: The layer types, as in ``type: "Pooling"``.
+        handler: The function.
+        operators: The ONNX operators that it may emit.
+        restrictions: What of the layer it does not do, or does its own way; for the table of layers.
+        origin: Where layers of these types come from: ``"BVLC"`` or a fork.
+    """
+
+    types: tuple[str, ...]
+    handler: Handler
+    operators: tuple[str, ...]
+    restrictions: str
+    origin: str
+
+    @property
+    def family(self) -> str:
+        """The module that the handler stands in."""
+        return self.handler.__module__.rpartition(".")[2]
+
+
+_entries: dict[str, Entry] = {}
+_plugins: set[Path] = set()
+
+
+def handles(
+    *types: str,
+    operators: str = "",
+    restrictions: str = "",
+    origin: str = "BVLC",
+    module: str | None = None,
+    layer: str | None = None,
+    replace: bool = False,
+) -> Callable[[Handler], Handler]:
+    """Register the decorated function as the handler of layer types.
+
+    Args:
+        types: The types, as in the prototxt's ``type: "Pooling"``.
+        operators: The ONNX operators that the handler may emit, separated by blanks; for the documentation.
+        restrictions: What of the layer is not covered; for the documentation.
+        origin: Where the layer comes from; for the documentation.
+        module: With the type ``"Python"``: the layer's ``python_param.module``.
+        layer: With the type ``"Python"``: the layer's ``python_param.layer``.
+        replace: Take the place of a handler that is there.
+
+    Raises:
+        ConversionError: A handler for one of the types is there already.
+
+    Example:
+        >>> @handles("Square")
+        ... def square(layer, graph):
+        ...     graph.node("Mul", [layer.bottoms[0], layer.bottoms[0]], layer.tops)
+    """
+    keys = types
+    if module is not None or layer is not None:
+        if types != ("Python",) or module is None or layer is None:
+            raise ConversionError('found module or layer alone, expected handles("Python", module=..., layer=...)')
+        keys = (_python_key(module, layer),)
+    if not keys:
+        raise ConversionError('found no layer type, expected one, as handles("Pooling")')
+
+    def register(handler: Handler) -> Handler:
+        entry = Entry(keys, handler, tuple(operators.split()), restrictions, origin)
+        for key in keys:
+            if key in _entries and not replace:
+                other = _entries[key].handler
+                raise ConversionError(
+                    f"found a second handler for {key!r}, {handler.__module__}.{handler.__qualname__} beside "
+                    f"{other.__module__}.{other.__qualname__}, expected one: handles(..., replace=True) takes its place"
+                )
+            _entries[key] = entry
+        return handler
+
+    return register
+
+
+def find(type: str, params: caffe_pb2.LayerParameter) -> Entry | None:
+    """The handler of a layer, or None. Python layers are told apart by module and layer name."""
+    _load_families()
+    if type == "Python":
+        return _entries.get(_python_key(params.python_param.module, params.python_param.layer))
+    return _entries.get(type)
+
+
+def entries() -> Iterator[Entry]:
+    """All registered handlers, each once, in the order of registration."""
+    _load_families()
+    yield from dict.fromkeys(_entries.values())
+
+
+def describe(type: str, params: caffe_pb2.LayerParameter) -> str:
+    """A layer's type as it is registered: for Python layers with module and layer name."""
+    return _python_key(params.python_param.module, params.python_param.layer) if type == "Python" else type
+
+
+def load_plugin(path: str | Path) -> None:
+    """Run a file of the user's that registers handlers. A file already loaded is not run again.
+
+    Raises:
+        ConversionError: No such file, or it fails.
+    """
+    _load_families()  # first: so that a plugin's handler finds what it would replace
+    file = Path(path).resolve()
+    if file in _plugins:
+        return
+    spec = importlib.util.spec_from_file_location(f"converters_plugin_{file.stem}", file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise ConversionError("is no Python file, expected one that calls converters.handles", file=str(path))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    before = dict(_entries)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        _entries.clear()
+        _entries.update(before)
+        del sys.modules[spec.name]
+        raise ConversionError(f"the plugin fails: {error.__class__.__name__}: {error}", file=str(path)) from error
+    _plugins.add(file)
+
+
+def _python_key(module: str, layer: str) -> str:
+    return f"Python {module}.{layer}"
+
+
+def _load_families() -> None:
+    for family in _FAMILIES:
+        importlib.import_module(f"converters.handlers.{family}")

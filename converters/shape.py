@@ -1,0 +1,73 @@
+"""Sizes of tensors, of which one may be left free: the batch.
+
+A dimension is an `int`, or `Free`: a multiple of an input's free axis. Handlers compute with both alike; where a layer
+needs a number and finds a free axis, `Pinned` says so, and the conversion starts again with that axis fixed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Free:
+    """``factor`` times the free axis of an input.
+
+    Attributes:
+        input: The input whose axis it is.
+        size: The axis's size in the description.
+        factor: How many times the axis.
+    """
+
+    input: str
+    size: int
+    factor: int = 1
+
+    def __int__(self) -> int:
+        return self.size * self.factor
+
+
+Dim = int | Free
+Shape = tuple[Dim, ...]
+
+
+class Pinned(Exception):
+    """A layer needs the size of an axis that was to be free.
+
+    Args:
+        input: The input whose axis it is.
+        reason: Why, for the user.
+        free_axis: The axis to free instead, or None.
+    """
+
+    def __init__(self, input: str, reason: str, free_axis: int | None = None) -> None:
+        super().__init__(reason)
+        self.input = input
+        self.reason = reason
+        self.free_axis = free_axis
+
+
+def sizes(shape: Sequence[Dim]) -> tuple[int, ...]:
+    """The shape at the description's batch size."""
+    return tuple(int(dim) for dim in shape)
+
+
+def count(shape: Sequence[Dim]) -> int:
+    """The number of elements at the description's batch size."""
+    return math.prod(sizes(shape))
+
+
+def product(shape: Sequence[Dim]) -> Dim | None:
+    """The number of elements; None where it is no multiple of one free axis."""
+    free = [dim for dim in shape if isinstance(dim, Free)]
+    known = math.prod(dim if isinstance(dim, int) else dim.factor for dim in shape)
+    if not free:
+        return known
+    return Free(free[0].input, free[0].size, known) if len(free) == 1 else None
+
+
+def show(shape: Sequence[Dim]) -> str:
+    """As ``N x 3 x 224 x 224``, for messages."""
+    return " x ".join("N" if isinstance(dim, Free) else str(dim) for dim in shape) or "()"
