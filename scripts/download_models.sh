@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Downloads the weights of named models, and with --reference the original demo's data files.
+#
+#   scripts/download_models.sh                          list the models
+#   scripts/download_models.sh vgg16CAM googlenetCAM
+#   scripts/download_models.sh --reference
+#
+# The files go into $CAMRT_HOME, or else into the user's cache folder for camrt.
+# Exit status: 0, 1 (something could not be downloaded) or 2 (usage).
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=$root/.venv/bin/python
+[ -x "$python" ] || python=$(command -v python3) || { echo "error: python3 is not installed" >&2; exit 1; }
+
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+if ! missing=$("$python" -c 'import converters.zoo, platformdirs, pooch, rich' 2>&1); then
+    echo "error: camrt is not set up for $python (${missing##*$'\n'}). Run: make demo" >&2
+    exit 1
+fi
+exec "$python" -m converters.zoo "$@"
