@@ -1,0 +1,343 @@
+"""The command `convert`: what `scripts/convert.py` and `camrt convert` run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from converters.errors import ConversionError, ConversionWarning
+from converters.provenance import Provenance
+
+if TYPE_CHECKING:
+    from converters.conversion import Converted
+    from converters.net import Net
+    from converters.verification import Report
+
+LONG_WORK = 32 << 20  # bytes; writing more than this shows a bar
+
+_EXAMPLES = """
+Examples:
+
+  convert vgg16CAM
+
+  convert vgg16CAM --weights vgg16CAM_train_iter_90000.caffemodel -o vgg16CAM.onnx
+
+  convert deploy.prototxt net.caffemodel -o net.onnx --verify
+
+  convert train_val.prototxt net.caffemodel --input-shape data=1,3,256,256 --outputs fc7,prob
+
+  convert deploy.prototxt net.caffemodel --plugin my_layers.py
+
+Exit status: 0, 1 (the conversion or the verification failed) or 2 (usage).
+"""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What the command line asks for."""
+
+    description: str | Path  # a prototxt's or caffemodel's path, or the text of a named model's prototxt
+    weights: Path | None
+    output: Path
+    name: str | None = None
+    properties: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[str]:
+        """The files that the model comes from."""
+        paths = (self.description if isinstance(self.description, Path) else None, self.weights)
+        return [str(path) for path in paths if path is not None]
+
+
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="NAME|PROTOTXT|CAFFEMODEL", help="A named model, a prototxt, or a caffemodel alone."),
+    ],
+    caffemodel: Annotated[
+        Path | None, typer.Argument(metavar="[CAFFEMODEL]", help="The weights that go with a prototxt.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The model to write; by default SOURCE.onnx in this folder.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="The weights of a named model, in place of the cache and the download.")
+    ] = None,
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT=1,3,H,W", help="An input's shape, where it is to differ or is not known."),
+    ] = None,
+    outputs: Annotated[
+        list[str] | None,
+        typer.Option(metavar="BLOB[,BLOB...]", help="The blobs to return; by default those that no layer reads."),
+    ] = None,
+    opset: Annotated[int, typer.Option(help="The version of ONNX's operator set, 13 or later.")] = 17,
+    phase: Annotated[str, typer.Option(metavar="TEST|TRAIN", help="The phase whose layers are converted.")] = "TEST",
+    level: Annotated[int, typer.Option(help="Caffe's NetState.level.")] = 0,
+    stage: Annotated[list[str] | None, typer.Option(help="One of Caffe's NetState.stage; may be given again.")] = None,
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE.py", help="A file that registers handlers for further layers; may be given again."),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare every output on random input with OpenCV 4's importer.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Convert a Caffe network to an ONNX model that answers as Caffe does."""
+    began = time.perf_counter()
+    with _reporting():
+        task = _task(source, caffemodel, weights, output)
+        shapes = _shapes(input_shape or [])
+        wanted = [name for group in outputs or [] for name in group.split(",") if name] or None
+        _say(f"converting {_described(task)}")
+        with Provenance(task.files, _memory()) as provenance:  # hashes beside everything that follows
+            from converters import conversion, registry
+
+            for file in plugin or []:
+                registry.load_plugin(file)
+            net = _read(task, phase, level, stage or [])
+            converted = conversion.build(net, outputs=wanted, opset=opset, input_shapes=shapes)
+            for note in converted.notes:
+                warnings.warn(note, ConversionWarning, stacklevel=1)
+            size = _write(task, converted, provenance)
+        seconds = time.perf_counter() - began
+        report = _verified(task, converted) if verify else None
+        _show(task, converted, size, seconds, report, as_json=as_json)
+        if report is not None and report.disagrees:
+            raise typer.Exit(1)
+
+
+convert.__doc__ = f"{convert.__doc__}\n{_EXAMPLES}"
+
+
+# ---------------------------------------------------------------------------------------------------- the command line
+
+
+def _task(source: str, caffemodel: Path | None, weights: Path | None, output: Path | None) -> _Task:
+    path = Path(source)
+    if path.exists() or path.suffix or len(path.parts) > 1:
+        if weights is not None:
+            raise typer.BadParameter("goes with a named model; with a prototxt the weights are the second argument")
+        return _Task(path, caffemodel, output or Path(f"{(caffemodel or path).stem.removesuffix('.caffemodel')}.onnx"))
+    if caffemodel is not None:
+        raise typer.BadParameter(f"{source!r} is no file; with a named model the weights are --weights FILE")
+    return _named(source, weights, output)
+
+
+def _named(name: str, weights: Path | None, output: Path | None) -> _Task:
+    from converters import zoo
+
+    try:
+        model = zoo.find(name)
+    except ConversionError as error:
+        raise typer.BadParameter(str(error)) from None
+    preprocessing = model.preprocessing
+    properties = {
+        "camrt.name": model.name,
+        "camrt.source": model.source,
+        "camrt.preprocess": json.dumps(
+            {
+                "size": preprocessing.size,
+                "crop": preprocessing.crop,
+                "mean": preprocessing.mean,
+                "mean_image": preprocessing.mean_image,
+                "scale": preprocessing.scale,
+                "channels": preprocessing.channels,
+                "layout": preprocessing.layout,
+            }
+        ),
+    }
+    if model.features and model.classifier:
+        properties |= {"camrt.features": model.features, "camrt.classifier": model.classifier}
+    labels = zoo.labels(model)
+    if labels:
+        properties["camrt.labels"] = json.dumps(labels, ensure_ascii=False)
+    else:
+        _say(
+            f"note: the names of the {model.labels} classes are not in the cache, so the model does not carry them; "
+            "scripts/download_models.sh --reference brings them"
+        )
+    file = zoo.weights(model, weights)
+    return _Task(model.prototxt(), file, output or Path(f"{model.name}.onnx"), model.name, properties)
+
+
+def _memory() -> Path:
+    """Where digests are remembered."""
+    from converters import zoo
+
+    return zoo.cache_folder() / "digests.json"
+
+
+def _shapes(given: list[str]) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for text in given:
+        name, _, sizes = text.rpartition("=")
+        try:
+            shapes[name] = tuple(int(size) for size in sizes.replace("x", ",").split(","))
+        except ValueError:
+            name = ""
+        if not name:
+            raise typer.BadParameter(f"found --input-shape {text!r}, expected it as data=1,3,224,224")
+    return shapes
+
+
+def _described(task: _Task) -> str:
+    parts = [task.name] if task.name else []
+    parts += [f"{Path(file).name} ({_bytes(Path(file).stat().st_size)})" for file in task.files if Path(file).exists()]
+    return " + ".join(parts) or str(task.description)
+
+
+# ------------------------------------------------------------------------------------------------------------ the work
+
+
+def _read(task: _Task, phase: str, level: int, stages: list[str]) -> Net:
+    from converters.net import read_net
+    from converters.reader import parse_prototxt
+
+    description: Any = task.description
+    if isinstance(description, str):
+        description = parse_prototxt(description, f"{task.name}.prototxt")
+    return read_net(description, task.weights, phase=phase, level=level, stages=stages)
+
+
+def _write(task: _Task, converted: Converted, provenance: Provenance) -> int:
+    from converters import model
+
+    total = converted.draft.graph.bytes_of_weights()
+    with _bar(f"writing {task.output.name}", total if total > LONG_WORK else 0) as advance:
+        return model.write(
+            converted.draft, task.output, lambda: {**provenance.properties(), **task.properties}, advance=advance
+        )
+
+
+def _verified(task: _Task, converted: Converted) -> Report:
+    from converters import verification
+
+    _say("verifying against OpenCV's importer")
+    return verification.against_opencv(task.output, converted.net, task.description, task.weights)
+
+
+# ----------------------------------------------------------------------------------------------------------- reporting
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"
+
+
+@contextlib.contextmanager
+def _reporting() -> Iterator[None]:
+    """Errors and warnings as lines on stderr; an exit status for each way to end."""
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        _say(f"warning: {message}" if issubclass(category, ConversionWarning) else f"{category.__name__}: {message}")
+
+    def stop(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    previous = signal.signal(signal.SIGTERM, stop)  # unwinds, so that half a file does not stay
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", ConversionWarning)
+            warnings.showwarning = show
+            yield
+    except ConversionError as error:
+        _say(f"error: {error}")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        _say("interrupted: nothing was written")
+        raise typer.Exit(130) from None
+    except MemoryError:
+        _say("error: not enough memory")
+        raise typer.Exit(1) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def _bar(title: str, total: int) -> Iterator[Any]:
+    """A progress bar on a terminal, for work of ``total`` bytes; nothing for 0."""
+    if not total or not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def _show(
+    task: _Task, converted: Converted, size: int, seconds: float, report: Report | None, *, as_json: bool
+) -> None:
+    facts = _facts(task, converted, size, seconds)
+    if as_json:
+        verified = None if report is None else report.as_dict()
+        print(json.dumps({**facts, "verified": verified}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("model", facts["output"])
+    table.add_row("inputs", "\n".join(facts["inputs"]))
+    table.add_row("outputs", "\n".join(facts["outputs"]))
+    table.add_row("layers", f"{facts['layers']:,} as {facts['nodes']:,} nodes")
+    table.add_row("parameters", f"{facts['parameters']:,}")
+    table.add_row("opset", str(facts["opset"]))
+    table.add_row("size", _bytes(size))
+    table.add_row("time", f"{seconds:.2f} s")
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(table)
+    if report is not None:
+        console.print(report.as_table())
+
+
+def _facts(task: _Task, converted: Converted, size: int, seconds: float) -> dict[str, Any]:
+    graph = converted.draft.graph
+    names = graph.axis_names()
+
+    def described(tensor: str) -> str:
+        dims = (str(dim) if isinstance(dim, int) else graph.dim_name(dim, names) for dim in graph.shape(tensor))
+        return f"{tensor} ({' x '.join(dims)})"
+
+    return {
+        "output": str(task.output),
+        "inputs": [described(name) for name in graph.inputs],
+        "outputs": [described(name) for name in converted.draft.outputs],
+        "layers": len(converted.net.layers),
+        "nodes": len(graph.nodes),
+        "parameters": sum(math.prod(blob.shape) for layer in converted.net.layers for blob in layer.blobs),
+        "opset": graph.opset,
+        "bytes": size,
+        "seconds": round(seconds, 3),
+    }
+
+
+def app() -> typer.Typer:
+    """The command as an application of its own."""
+    application = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    application.command("convert")(convert)
+    return application
+
+
+def main() -> None:
+    """Run the command and leave with its exit status."""
+    app()(prog_name="convert")
