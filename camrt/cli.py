@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from converters.cli import convert
+from converters.cli import EXAMPLES, convert
 
 app = typer.Typer(
     name="camrt",
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("convert")(convert)
+app.command("convert", epilog=EXAMPLES)(convert)
 
 
 @app.callback()

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 LONG_WORK = 32 << 20  # bytes; writing more than this shows a bar
 
-_EXAMPLES = """
-Examples:
+EXAMPLES = """Examples:
 
   convert vgg16CAM
 
@@ -100,6 +99,8 @@ def convert(
     with _reporting():
         task = _task(source, caffemodel, weights, output)
         shapes = _shapes(input_shape or [])
+        if any(Path(file).exists() and task.output.exists() and task.output.samefile(file) for file in task.files):
+            raise typer.BadParameter(f"{task.output} is one of the files to convert", param_hint="--output")
         wanted = [name for group in outputs or [] for name in group.split(",") if name] or None
         _say(f"converting {_described(task)}")
         with Provenance(task.files, _memory()) as provenance:  # hashes beside everything that follows
@@ -117,9 +118,6 @@ def convert(
         _show(task, converted, size, seconds, report, as_json=as_json)
         if report is not None and report.disagrees:
             raise typer.Exit(1)
-
-
-convert.__doc__ = f"{convert.__doc__}\n{_EXAMPLES}"
 
 
 # ---------------------------------------------------------------------------------------------------- the command line
@@ -334,7 +332,7 @@ def _facts(task: _Task, converted: Converted, size: int, seconds: float) -> dict
 def app() -> typer.Typer:
     """The command as an application of its own."""
     application = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    application.command("convert")(convert)
+    application.command("convert", epilog=EXAMPLES)(convert)
     return application
 
 

@@ -176,7 +176,7 @@ def _wanted(net: Net, outputs: Sequence[str] | None) -> tuple[str, ...]:
         tensors.append(tensor)
     if not tensors:
         raise ConversionError("found no outputs, expected the name of at least one blob")
-    return tuple(tensors)
+    return tuple(dict.fromkeys(tensors))  # two names may lead to one tensor
 
 
 def _needed(net: Net, wanted: Sequence[str], *, only: bool) -> Net:

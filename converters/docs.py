@@ -40,10 +40,10 @@ _NOT_SUPPORTED = """\
 
 def layers() -> str:
     """The page, as Markdown."""
-    sections: dict[str, list[Entry]] = {}
+    sections: dict[str, list[Entry]] = {family: [] for family in registry.FAMILIES}
     for entry in registry.entries():
-        if entry.handler.__module__.startswith("converters."):
-            sections.setdefault(entry.family, []).append(entry)
+        if entry.handler.__module__.startswith("converters."):  # not a plugin's
+            sections[entry.family].append(entry)
     parts = [_HEAD]
     for family, entries in sections.items():
         parts.append(f"## {family.replace('_', ' ').capitalize()}\n\n{_table(entries)}")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from converters.errors import ConversionError
-from converters.net import Layer
+from converters.net import MAX_BLOB, Layer
 from converters.shape import Dim, Free, Pinned, Shape, count, product, show, sizes
 
 Array = NDArray[Any]
@@ -193,6 +193,8 @@ class Graph:
                 continue
             if name in self.tensors:
                 raise self._error(f"its handler writes the tensor {name!r}, which exists: expected a new name")
+            if count(one) > MAX_BLOB:
+                raise self._error(f"found the shape {show(one)} for {name!r}, expected at most {MAX_BLOB:,} values")
             self.tensors[name] = Tensor(tuple(one), element)
         kept = {key: value for key, value in attributes.items() if value is not None}
         self.nodes.append(Node(self._node_name(op, names), op, tuple(inputs), names, kept))

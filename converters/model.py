@@ -123,6 +123,9 @@ def write(
     Raises:
         ConversionError: onnx's checker refuses the model, or the file cannot be written.
     """
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
+        raise ConversionError(f"{what}, expected the name of a file in a folder that exists", file=str(path))
     header = draft.checked_header()
     size = header.ByteSize() + sum(array.nbytes + len(name) + 64 for name, array in draft.large())
     try:

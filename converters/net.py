@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,12 +14,13 @@ import numpy as np
 from converters import deploy, registry
 from converters.deploy import Draft, DraftInput, State
 from converters.errors import ConversionError, ConversionWarning
-from converters.reader import Network, PathLike, Weights, read_prototxt, read_weights
+from converters.reader import Network, PathLike, Weights, holds_weights, read_prototxt, read_weights
 from converters.schema import caffe_pb2
 from converters.textformat import UnknownField, add_unknown
 
 MAX_BLOB = 2**31 - 1  # elements; Caffe counts them in an int
 MANY = 2**31  # more blobs than any layer has
+MAX_INPUTS = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,9 +199,9 @@ def _read_files(prototxt: PathLike | Network, caffemodel: PathLike | None) -> tu
     weights = read_weights(caffemodel) if caffemodel is not None else None
     if isinstance(prototxt, Network):
         return prototxt, weights, False
-    if weights is None and os.fspath(prototxt).endswith((".caffemodel", ".h5", ".binaryproto")):
+    if weights is None and holds_weights(prototxt):  # a caffemodel alone, or a binary prototxt
         weights = read_weights(prototxt)
-        return weights.network(), weights, True
+        return (weights.network(), weights, True) if weights.layers else (weights.network(), None, False)
     return read_prototxt(prototxt), weights, False
 
 
@@ -252,6 +252,8 @@ def _drafts(network: Network) -> list[Draft]:
         drafts.append(Draft(name, params.type, tuple(params.bottom), tuple(params.top), params, extra))
         if not params.type:
             raise drafts[-1].error('found no type, expected one, as `type: "Convolution"`')
+        if "" in (*params.bottom, *params.top):
+            raise drafts[-1].error("found a bottom or top without a name, expected one")
     return drafts
 
 
@@ -368,7 +370,8 @@ def _channels(data: DraftInput, layers: Sequence[Layer]) -> int | None:
                 return int(first.size)
             if layer.type == "InnerProduct" and data.shape and not layer.params.inner_product_param.transpose:
                 height, width = data.shape[2] or 1, data.shape[3] or 1
-                return int(first.shape[-1]) // (height * width) or None
+                outputs = max(1, layer.params.inner_product_param.num_output)
+                return int(first.size) // (outputs * height * width) or None
         if layer.type in _KEEP_CHANNELS:
             reached.update(layer.tops)
     return None
@@ -487,7 +490,7 @@ def _unused_notes(drafts: Sequence[Draft], weights: Weights | None) -> list[str]
 
 
 def _few(names: Iterable[str], most: int = 8) -> str:
-    listed = list(names)
+    listed = [name if len(name) <= 80 else f"{name[:80]}..." for name in names]
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
@@ -507,6 +510,8 @@ def with_shapes(net: Net, input_shapes: Mapping[str, Sequence[int]] | None) -> N
     """
     wanted = input_shapes or {}
     known = [data.name for data in net.inputs]
+    if len(known) > MAX_INPUTS:
+        raise ConversionError(f"found {len(known):,} inputs, expected at most {MAX_INPUTS:,}")
     for name in wanted:
         if name not in known:
             raise ConversionError(

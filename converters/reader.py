@@ -23,10 +23,12 @@ from converters.upgrade import upgrade
 
 PathLike = str | os.PathLike[str]
 
-MAX_PROTOTXT = 64 << 20  # bytes; the largest known prototxt has less than one million
+MAX_PROTOTXT = 16 << 20  # bytes; the largest known prototxt has about one million
+MAX_HDF5_GAIN = 20  # weights hardly compress; a file that says it holds more than this for its size is an attack
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")  # never in a text, always in a binary network
+_PROTOTXT = re.compile(rb"(?:\s++|#[^\n]*+)*+[a-z_]++\s*+[:{]")  # how a text prototxt begins
 _FOREIGN = {
     b"<": "an HTML or XML page: the download went wrong",
     b"version https://git-lfs": "a Git LFS pointer: fetch the file itself with `git lfs pull`",
@@ -34,6 +36,8 @@ _FOREIGN = {
     b"\x1f\x8b": "a gzip archive: unpack it first",
     b"\x80\x02": "a Python pickle (PyTorch?)",
     b"\x89PNG": "a PNG image",
+    b"\xff\xfe": "UTF-16 text: save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
 }
 
 
@@ -95,11 +99,11 @@ def read_prototxt(path: PathLike) -> Network:
         raise ConversionError(
             "is an HDF5 file of weights, expected a prototxt (did the arguments change places?)", file=file
         )
-    if _CONTROL.search(data[:4096]):
+    if _is_binary(data):
         return Network(upgrade(_binary_network(data, file), file), (), file)
     if len(data) > MAX_PROTOTXT:
         raise ConversionError(f"has {len(data):,} bytes, expected a prototxt of at most {MAX_PROTOTXT:,}", file=file)
-    return parse_prototxt(bytes(data).decode("utf-8", "replace"), file)
+    return parse_prototxt(bytes(data).decode("utf-8-sig", "replace"), file)
 
 
 def parse_prototxt(text: str, file: str = "<prototxt>") -> Network:
@@ -128,10 +132,23 @@ def read_weights(path: PathLike) -> Weights:
     _refuse_foreign(data, file)
     if data[:8] == _HDF5:
         return Weights(_collect(_hdf5_layers(file), file), file)
-    if not _CONTROL.search(data[:4096]) and re.match(rb"\s*(#.*\s+)*(name|layers?|input)\b", data[:4096]):
+    if not _is_binary(data) and _PROTOTXT.match(data[:4096]):
         raise ConversionError("is a text prototxt, expected weights (did the arguments change places?)", file=file)
     record = wire.scan(data, file)
     return Weights(_collect(((layer.name, layer.blobs) for layer in record.layers), file), file, record)
+
+
+def holds_weights(path: PathLike) -> bool:
+    """Whether a file is binary, as a caffemodel is, and not a text prototxt.
+
+    Raises:
+        ConversionError: Not readable.
+    """
+    return _is_binary(_contents(os.fspath(path)))
+
+
+def _is_binary(data: memoryview) -> bool:
+    return bool(_CONTROL.search(data[:4096]))
 
 
 def _collect(layers: Iterator[tuple[str, tuple[np.ndarray, ...]]], file: str) -> dict[str, tuple[np.ndarray, ...]]:
@@ -147,15 +164,18 @@ def _collect(layers: Iterator[tuple[str, tuple[np.ndarray, ...]]], file: str) ->
 
 def _contents(file: str) -> memoryview:
     """The file as a read-only memory map."""
+    path = Path(file)
     try:
-        with Path(file).open("rb") as stream:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise ConversionError(
+                f"is {'a folder' if path.is_dir() else 'no regular file'}, expected a file", file=file
+            )
+        with path.open("rb") as stream:
             if os.fstat(stream.fileno()).st_size == 0:
                 raise ConversionError("is empty", file=file)
             return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError:
         raise ConversionError("does not exist", file=file) from None
-    except IsADirectoryError:
-        raise ConversionError("is a folder, expected a file", file=file) from None
     except (OSError, ValueError) as error:
         raise ConversionError(f"cannot be read: {error}", file=file) from None
 
@@ -193,14 +213,19 @@ def _hdf5_layers(file: str) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
             if not isinstance(root, h5py.Group):
                 raise ConversionError("has no group /data, expected weights as Caffe stores them", file=file)
             found: dict[str, dict[int, np.ndarray]] = {}
+            room = MAX_HDF5_GAIN * os.path.getsize(file) + (1 << 20)  # noqa: PTH202 - bytes that may be read
 
             def visit(path: str, item: object) -> None:
+                nonlocal room
                 layer, _, index = path.rpartition("/")
                 if isinstance(item, h5py.Dataset) and layer and index.isdigit():
+                    room -= item.nbytes
+                    if room < 0:
+                        raise ValueError(f"its weights would be {MAX_HDF5_GAIN} times as large as the file")
                     found.setdefault(layer, {})[int(index)] = np.asarray(item[()], np.float32)
 
             root.visititems(visit)
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, MemoryError) as error:
         raise ConversionError(f"cannot be read as HDF5: {error}", file=file) from None
     for layer, blobs in found.items():
         if sorted(blobs) != list(range(len(blobs))):

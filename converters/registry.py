@@ -24,9 +24,9 @@ Handler = Callable[["Layer", "Graph"], None]
 
 CONVOLUTIONS = ("Convolution", "ConvolutionDepthwise", "DepthwiseConvolution")
 
-_FAMILIES = (
-    "convolution", "pooling", "normalization", "activation", "elementwise", "shaping", "reduction", "recurrent",
-    "detection",
+FAMILIES = (
+    "convolution", "pooling", "normalization", "activation", "elementwise", "shaping", "resampling", "reduction",
+    "recurrent", "detection", "forks",
 )  # fmt: skip
 
 
@@ -95,6 +95,8 @@ def handles(
         raise ConversionError('found no layer type, expected one, as handles("Pooling")')
 
     def register(handler: Handler) -> Handler:
+        if not handler.__module__.startswith("converters.handlers."):
+            _load_families()  # first: so that a handler of the user's meets what is there
         entry = Entry(keys, handler, tuple(operators.split()), restrictions, origin)
         for key in keys:
             if key in _entries and not replace:
@@ -103,7 +105,7 @@ def handles(
                     f"found a second handler for {key!r}, {handler.__module__}.{handler.__qualname__} beside "
                     f"{other.__module__}.{other.__qualname__}, expected one: handles(..., replace=True) takes its place"
                 )
-            _entries[key] = entry
+        _entries.update(dict.fromkeys(keys, entry))
         return handler
 
     return register
@@ -134,11 +136,10 @@ def load_plugin(path: str | Path) -> None:
     Raises:
         ConversionError: No such file, or it fails.
     """
-    _load_families()  # first: so that a plugin's handler finds what it would replace
     file = Path(path).resolve()
     if file in _plugins:
         return
-    spec = importlib.util.spec_from_file_location(f"converters_plugin_{file.stem}", file)
+    spec = importlib.util.spec_from_file_location(f"converters_plugin_{len(_plugins)}_{file.stem}", file)
     if spec is None or spec.loader is None or not file.is_file():
         raise ConversionError("is no Python file, expected one that calls converters.handles", file=str(path))
     module = importlib.util.module_from_spec(spec)
@@ -146,7 +147,7 @@ def load_plugin(path: str | Path) -> None:
     before = dict(_entries)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         _entries.clear()
         _entries.update(before)
         del sys.modules[spec.name]
@@ -159,5 +160,5 @@ def _python_key(module: str, layer: str) -> str:
 
 
 def _load_families() -> None:
-    for family in _FAMILIES:
+    for family in FAMILIES:
         importlib.import_module(f"converters.handlers.{family}")

@@ -21,12 +21,14 @@ from converters.errors import ConversionError
 Field = Any  # a FieldDescriptor; Protocol Buffers' types know two unrelated ones
 
 MAX_DEPTH = 100  # Protocol Buffers' own limit: deeper nesting is an attack, not a network
+MAX_UNKNOWN = 100_000  # fields that the schema does not know
 
 _TOKEN = re.compile(
-    r"""(?P<space>(?:\s|\#[^\n]*)+)
+    # Possessive (`++`): a token is taken whole or not at all, without a memory of each of its characters.
+    r"""(?P<space>(?:\s++|\#[^\n]*+)++)
     |(?P<name>[A-Za-z_][A-Za-z0-9_]*)
     |(?P<number>0[xX][0-9a-fA-F]+|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?[fF]?)
-    |(?P<string>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')
+    |(?P<string>"(?:[^"\\\n]++|\\.)*+"|'(?:[^'\\\n]++|\\.)*+')
     |(?P<sign>[{}<>\[\]:;,-])""",
     re.VERBOSE,
 )
@@ -121,7 +123,7 @@ class _Parser:
         return ConversionError(message, file=f"{self.file}:{line}:{column}")
 
     def found(self) -> str:
-        return f"found {self.token!r}" if self.token else "found the end of the file"
+        return f"found {shortened(self.token)}" if self.token else "found the end of the file"
 
     # ------------------------------------------------------------------------------------------------------ fields
 
@@ -136,6 +138,8 @@ class _Parser:
             if field is None:
                 value = self.any_value(len(path))
                 self.unknown.append(UnknownField(path, name, value, *self.position(start)))
+                if len(self.unknown) > MAX_UNKNOWN:
+                    raise self.error(f"found more than {MAX_UNKNOWN:,} fields that no Caffe layer has", start)
             elif field.message_type is not None:
                 self.message_field(message, field, path, start)
             else:
@@ -220,14 +224,17 @@ class _Parser:
             return self.enumeration(field.enum_type, field.name, word, start)
         if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
             if word not in _TRUTH:
-                raise self.error(f"found {word!r} for {field.name}, expected true or false", start)
+                raise self.error(f"found {shortened(word)} for {field.name}, expected true or false", start)
             return _TRUTH[word]
         if field.cpp_type in _INTEGER_BITS:
             return self.integer(field, word, start)
         number = _number(word)
         if number is None:
-            raise self.error(f"found {word!r} for {field.name}, expected a number", start)
-        return float(number)
+            raise self.error(f"found {shortened(word)} for {field.name}, expected a number", start)
+        try:
+            return float(number)
+        except OverflowError:
+            raise self.error(f"found {shortened(word)} for {field.name}, which is too large", start) from None
 
     def scalar(self, name: str) -> str:
         """A word or number, with its minus."""
@@ -248,11 +255,11 @@ class _Parser:
 
     def enumeration(self, kind: Any, name: str, word: str, start: int) -> int:
         value = kind.values_by_name.get(word)
-        if value is None and word.isdigit():
-            value = kind.values_by_number.get(int(word))
+        if value is None:
+            value = kind.values_by_number.get(_number(word))
         if value is None:
             known = ", ".join(sorted(kind.values_by_name))
-            raise self.error(f"found {word!r} for {name}, expected one of {known}", start)
+            raise self.error(f"found {shortened(word)} for {name}, expected one of {known}", start)
         return int(value.number)
 
     def integer(self, field: Field, word: str, start: int) -> int:
@@ -260,7 +267,7 @@ class _Parser:
         low, high = _INTEGER_BITS[field.cpp_type]
         if not isinstance(number, int) or not low <= number <= high:
             kind = "a whole number" if low else "a whole number from 0"
-            raise self.error(f"found {word!r} for {field.name}, expected {kind}, at most {high}", start)
+            raise self.error(f"found {shortened(word)} for {field.name}, expected {kind}, at most {high}", start)
         return number
 
     def any_value(self, depth: int) -> Any:
@@ -301,6 +308,11 @@ class _Parser:
                 self.advance()
         self.advance()
         return result
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """A text in quotes for a message, cut where it is long."""
+    return repr(text if len(text) <= most else f"{text[:most]}...")
 
 
 class _Repeated(list[Any]):

@@ -20,7 +20,7 @@ from converters.schema import caffe_pb2
 Array = np.ndarray
 Buffer = memoryview
 
-MAX_FIELDS = 2_000_000  # a few seconds of walking; real networks have thousands
+MAX_FIELDS = 400_000  # the largest networks have some ten thousand layers of some ten fields
 MAX_AXES = 32  # Caffe's kMaxBlobAxes
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -67,9 +67,26 @@ class ModelRecord:
             net = caffe_pb2.NetParameter.FromString(self.encoded)
             for layer in self.layers:
                 (net.layers if layer.is_v1 else net.layer).add().MergeFromString(layer.encoded)
-        except (DecodeError, UnicodeDecodeError, RuntimeError) as error:
+            _check_names(net)
+        except (DecodeError, ValueError, RuntimeError) as error:
             raise ConversionError(f"the network in it does not parse: {error}", file=file) from None
         return net
+
+
+def _check_names(net: caffe_pb2.NetParameter) -> None:
+    """Names must be text: where bytes are no UTF-8, Protocol Buffers hands them out as bytes, or fails.
+
+    Raises:
+        ValueError: They are not.
+    """
+    names: list[object] = [net.name, *net.input]
+    for layer in net.layer:
+        names += [layer.name, layer.type, *layer.bottom, *layer.top, *(spec.name for spec in layer.param)]
+    for old in net.layers:
+        names += [old.name, *old.bottom, *old.top, *old.param]
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"the name {name!r} is not UTF-8")
 
 
 def scan(data: Buffer, file: str) -> ModelRecord:
@@ -232,9 +249,14 @@ class _Walk:
 
         The walk then goes on after the run.
         """
-        count = (end - begin) // 5
-        records = np.frombuffer(self.data[begin : begin + 5 * count], np.uint8).reshape(count, 5)
-        other = np.flatnonzero(records[:, 0] != _UNPACKED_FLOAT)
-        run = records[: other[0]] if other.size else records
-        self.run_end = begin + 5 * len(run)
+        records = np.frombuffer(self.data[begin : end - (end - begin) % 5], np.uint8).reshape(-1, 5)
+        length, window = 0, 64  # windows grow, so that many short runs take no longer than one long one
+        while length < len(records):
+            other = np.flatnonzero(records[length : length + window, 0] != _UNPACKED_FLOAT)
+            if other.size:
+                length += int(other[0])
+                break
+            length, window = min(length + window, len(records)), 2 * window
+        run = records[:length]
+        self.run_end = begin + 5 * length
         return np.ascontiguousarray(run[:, 1:]).view("<f4").reshape(-1)

@@ -131,7 +131,8 @@ def exp(layer: Layer, graph: Graph) -> None:
     param = layer.params.exp_param
     log_base = _log_base(layer, param.base)
     inner = log_base * param.scale
-    outer = math.exp(log_base * param.shift) if param.shift else 1.0
+    with np.errstate(over="ignore"):  # infinite where Caffe's is
+        outer = float(np.exp(np.float32(log_base * param.shift))) if param.shift else 1.0
     scaled = bottom if inner == 1 else graph.node("Mul", [bottom, graph.constant(inner)])
     raised = graph.node("Exp", [scaled], top if outer == 1 else None)
     if outer != 1:

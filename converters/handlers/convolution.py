@@ -209,7 +209,7 @@ def im2col(layer: Layer, graph: Graph) -> None:
     images = _Images.of(layer, graph, bottom, layer.params.convolution_param.axis)
     kernel = Kernel.of(layer, len(images.spatial))
     taps = math.prod(kernel.size)
-    if taps * taps * images.channels > 2**26:
+    if taps * taps * images.channels > 2**24:
         raise layer.error(
             f"found a kernel of {show(kernel.size)} over {images.channels} channels, expected a smaller one"
         )

@@ -17,6 +17,7 @@ from converters.net import Layer
 from converters.registry import handles
 from converters.schema.caffe_pb2 import PoolingParameter, SPPParameter
 
+MAX_UNEVEN = 2**20  # windows along an axis whose averages have divisors of their own
 _LOWEST = float(np.finfo(np.float32).min)  # what Caffe's MAX starts from, and gives for a window without a pixel
 _MAX, _AVE, _STOCHASTIC = PoolingParameter.MAX, PoolingParameter.AVE, PoolingParameter.STOCHASTIC
 
@@ -56,10 +57,20 @@ class Window:
         return replace(self, out=self.out - 1) if beyond else self
 
     @property
-    def divisors(self) -> np.ndarray:
-        """What each window's sum is divided by along this axis: its length within the padded image, (out,) float32."""
+    def is_even(self) -> bool:
+        """Whether every window lies within the padded image, so that every average has the same divisor."""
+        return self.overhang <= self.pad
+
+    @property
+    def factors(self) -> np.ndarray:
+        """What corrects an average that was divided by the whole window: (out,) float32.
+
+        Caffe divides by the window's length within the padded image.
+        """
         starts = np.arange(self.out) * self.stride - self.pad
-        return (np.minimum(starts + self.kernel, self.size + self.pad) - starts).astype(np.float32)
+        lengths = np.minimum(starts + self.kernel, self.size + self.pad) - starts
+        with np.errstate(divide="ignore"):  # a window of no length: 0 * inf is NaN, as Caffe's 0 / 0
+            return (self.kernel / lengths).astype(np.float32)
 
 
 def windows_of(
@@ -144,13 +155,15 @@ def pool(
         return _stochastic(layer, graph, tensor, windows, outputs)
     if method == _MAX:
         return _pooled(graph, "MaxPool", tensor, windows, outputs)
-    divisors = np.outer(*(window.divisors for window in windows))
-    area = float(np.prod([window.kernel for window in windows]))
-    if all(window.covers_map for window in windows) or bool((divisors == area).all()):
-        return _pooled(graph, "AveragePool", tensor, windows, outputs)
-    with np.errstate(divide="ignore"):  # a window of no size: 0 * inf is NaN, as Caffe's 0 / 0
-        factor = graph.constant(area / divisors)
-    return graph.node("Mul", [_pooled(graph, "AveragePool", tensor, windows), factor], outputs)
+    is_whole = all(window.covers_map for window in windows)
+    uneven = [] if is_whole else [axis for axis, window in enumerate(windows) if not window.is_even]
+    pooled = _pooled(graph, "AveragePool", tensor, windows, None if uneven else outputs)
+    for axis in uneven:
+        if windows[axis].out > MAX_UNEVEN:
+            raise layer.error(f"found {windows[axis].out:,} windows along an axis, expected at most {MAX_UNEVEN:,}")
+        factors = windows[axis].factors.reshape((-1, 1) if axis == 0 else (1, -1))
+        pooled = graph.node("Mul", [pooled, graph.constant(factors)], outputs if axis == uneven[-1] else None)
+    return pooled
 
 
 def _pooled(graph: Graph, op: str, tensor: str, windows: Sequence[Window], outputs: Sequence[str] | None = None) -> str:

@@ -54,6 +54,7 @@ def slice_(layer: Layer, graph: Graph) -> None:
 @handles("Split", operators="Identity")
 def split(layer: Layer, graph: Graph) -> None:
     """A blob under several names. Caffe puts these in by itself where a blob has several readers."""
+    layer.expect(bottoms=1, tops=range(1, MANY))
     for top in layer.tops:
         graph.node("Identity", [layer.bottoms[0]], [top])
 

@@ -1,0 +1,259 @@
+"""The command line: what a user types, reads and finds on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from converters.conversion import weight_shapes
+from converters.net import read_net
+from converters.writer import write_caffemodel
+
+NET = """
+name: "small"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 4 dim: 3 dim: 16 dim: 16 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param { num_output: 8 kernel_size: 3 } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param { pool: AVE global_pooling: true } }
+layer { name: "fc" type: "InnerProduct" bottom: "pool" top: "fc" inner_product_param { num_output: 5 } }
+layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> tuple[Path, Path]:
+    """A small network's prototxt and caffemodel."""
+    prototxt, caffemodel = tmp_path / "small.prototxt", tmp_path / "small.caffemodel"
+    prototxt.write_text(NET)
+    write_random(prototxt, caffemodel)
+    return prototxt, caffemodel
+
+
+def write_random(prototxt: Path, caffemodel: Path) -> None:
+    generator = np.random.default_rng(7)
+    shapes = weight_shapes(read_net(prototxt))
+    write_caffemodel(caffemodel, {n: [generator.normal(0, 0.2, s) for s in each] for n, each in shapes.items()})
+
+
+def convert(*arguments: object, home: Path, **options: object) -> subprocess.CompletedProcess[str]:
+    script = Path(__file__).resolve().parents[2] / "scripts" / "convert.py"
+    return subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        env={**os.environ, "CAMRT_HOME": str(home), "COLUMNS": "200"},
+        capture_output=True, text=True, check=False, timeout=120, **options,  # type: ignore[call-overload]
+    )  # fmt: skip
+
+
+def test_converts_two_files(net: tuple[Path, Path], tmp_path: Path) -> None:
+    prototxt, caffemodel = net
+    done = convert(prototxt, caffemodel, "-o", tmp_path / "out.onnx", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for word in ("layers", "parameters", "opset", "size", "time", "data (N x 3 x 16 x 16)", "prob (N x 5)"):
+        assert word in done.stdout
+    model = onnx.load(tmp_path / "out.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    properties = {prop.key: prop.value for prop in model.metadata_props}
+    assert properties["caffe.files"] == "small.prototxt, small.caffemodel"
+    for path in net:
+        assert properties[f"caffe.sha256.{path.name}"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_default_output_lies_in_the_current_folder(net: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    assert convert(*net, home=tmp_path, cwd=folder).returncode == 0
+    assert [path.name for path in folder.iterdir()] == ["small.onnx"]
+
+
+def test_options_reach_the_model(net: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    options = ["--outputs", "conv,prob", "--opset", "18", "--input-shape", "data=1,3,32,24", "--json"]
+    done = convert(*net, "-o", out, *options, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["opset"] == 18
+    assert facts["outputs"] == ["conv (N x 8 x 30 x 22)", "prob (N x 5)"]
+    assert facts["bytes"] == out.stat().st_size
+    assert facts["parameters"] == 8 * 27 + 8 + 5 * 8 + 5
+    assert onnx.load(out).opset_import[0].version == 18
+
+
+def test_verify_agrees_with_opencv(net: tuple[Path, Path], tmp_path: Path) -> None:
+    done = convert(*net, "-o", tmp_path / "out.onnx", "--verify", "--json", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    verified = json.loads(done.stdout)["verified"]
+    assert not verified["reason"]
+    assert [(row["output"], row["agrees"]) for row in verified["outputs"]] == [("prob", True)]
+
+
+def test_verify_notices_a_difference(net: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of other weights than the ones that OpenCV reads."""
+    from converters import conversion, model, verification
+
+    prototxt, caffemodel = net
+    converted = conversion.build(read_net(prototxt, caffemodel))
+    out = tmp_path / "out.onnx"
+    model.write(converted.draft, out, dict)
+    good = verification.against_opencv(out, converted.net, prototxt, caffemodel)
+    assert good.comparisons
+    assert not good.disagrees
+    altered = onnx.load(out)
+    weight = next(tensor for tensor in altered.graph.initializer if tensor.name == "fc.weight")
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.05, "fc.weight"))
+    onnx.save(altered, out)
+    assert verification.against_opencv(out, converted.net, prototxt, caffemodel).disagrees
+
+
+def test_verify_says_what_opencv_does_not_know(tmp_path: Path) -> None:
+    prototxt, caffemodel = tmp_path / "net.prototxt", tmp_path / "net.caffemodel"
+    prototxt.write_text(NET.replace('type: "Softmax"', 'type: "Threshold"'))
+    write_random(prototxt, caffemodel)
+    done = convert(prototxt, caffemodel, "-o", tmp_path / "out.onnx", "--verify", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "not verified: OpenCV's importer does not read this network" in done.stdout
+
+
+def test_named_model_takes_weights_and_carries_metadata(tmp_path: Path) -> None:
+    from converters import zoo
+
+    prototxt, caffemodel = tmp_path / "deploy.prototxt", tmp_path / "random.caffemodel"
+    prototxt.write_text(zoo.find("alexnetplusCAM").prototxt())
+    write_random(prototxt, caffemodel)
+    labels = tmp_path / "reference" / "matlab_demo" / "imagenet-simple-labels.json"
+    labels.parent.mkdir(parents=True)
+    labels.write_text(json.dumps([f"class {index}" for index in range(1000)]))
+    done = convert("alexnetplusCAM", "--weights", caffemodel, home=tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    model = onnx.load(tmp_path / "alexnetplusCAM_imagenet.onnx")
+    properties = {prop.key: prop.value for prop in model.metadata_props}
+    assert properties["camrt.features"] == "conv7"
+    assert properties["camrt.classifier"] == "fc9"
+    assert json.loads(properties["camrt.preprocess"])["crop"] == 227
+    assert json.loads(properties["camrt.labels"])[7] == "class 7"
+    tensors = {name for node in model.graph.node for name in node.output}
+    assert properties["camrt.features"] in tensors
+    assert f"{properties['camrt.classifier']}.weight" in {tensor.name for tensor in model.graph.initializer}
+
+
+def test_truncated_weights_of_a_named_model(tmp_path: Path) -> None:
+    short = tmp_path / "vgg16CAM_train_iter_90000.caffemodel"
+    short.write_bytes(b"\0" * 3_750_000)
+    done = convert("vgg16CAM", "--weights", short, home=tmp_path, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "truncated" in done.stderr
+    assert "72,400,032" in done.stderr
+    assert not list(tmp_path.glob("*.onnx*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["no_such_model"], 2, "there is no model named"),
+        (["vgg16cam"], 2, "Did you mean 'vgg16CAM'"),
+        (["missing.prototxt"], 1, "does not exist"),
+        (["--opset"], 2, "requires an argument"),
+        ([], 2, "Missing argument"),
+        (["PROTOTXT", "CAFFEMODEL", "--opset", "3"], 1, "found opset 3, expected one from 13"),
+        (["PROTOTXT", "CAFFEMODEL", "--opset", "three"], 2, "valid integer"),
+        (["PROTOTXT", "CAFFEMODEL", "--input-shape", "data"], 2, "expected it as data=1,3,224,224"),
+        (["PROTOTXT", "CAFFEMODEL", "--input-shape", "image=1,3,8,8"], 1, "expected one of the inputs: data"),
+        (["PROTOTXT", "CAFFEMODEL", "--outputs", "porb"], 1, "did you mean prob"),
+        (["PROTOTXT", "CAFFEMODEL", "--phase", "test"], 1, "expected 'TEST' or 'TRAIN'"),
+        (["PROTOTXT", "CAFFEMODEL", "--plugin", "none.py"], 1, "none.py"),
+        (["CAFFEMODEL", "PROTOTXT"], 1, "did the arguments change places"),
+        (["PROTOTXT"], 1, "no weights"),
+        (["PROTOTXT", "CAFFEMODEL", "-o", "no/such/folder/out.onnx"], 1, "cannot be written"),
+        (["PROTOTXT", "CAFFEMODEL", "-o", "."], 1, "is a folder"),
+            (["PROTOTXT", "CAFFEMODEL", "-o", "CAFFEMODEL"], 2, "is one of the files to convert"),
+    ],
+)  # fmt: skip
+def test_errors(net: tuple[Path, Path], tmp_path: Path, arguments: list[str], status: int, words: str) -> None:
+    files = {"PROTOTXT": str(net[0]), "CAFFEMODEL": str(net[1])}
+    folder = tmp_path / "work"
+    folder.mkdir()
+    done = convert(*(files.get(argument, argument) for argument in arguments), home=tmp_path, cwd=folder)
+    assert done.returncode == status, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(folder.iterdir()), "a failed conversion leaves nothing"
+
+
+def test_failed_conversion_keeps_the_old_file(net: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    out.write_bytes(b"old")
+    data = net[1].read_bytes()
+    net[1].write_bytes(data[: len(data) // 2])
+    assert convert(*net, "-o", out, home=tmp_path).returncode == 1
+    assert out.read_bytes() == b"old"
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_digest_is_remembered_and_forgotten_when_the_file_changes(tmp_path: Path) -> None:
+    from converters.provenance import Provenance
+
+    file, memory = tmp_path / "large.bin", tmp_path / "digests.json"
+    for content in (bytes(20 << 20), b"\1" * (20 << 20)):
+        file.write_bytes(content)
+        expected = hashlib.sha256(content).hexdigest()
+        for _ in range(2):
+            with Provenance([str(file)], memory) as provenance:
+                assert provenance.properties()["caffe.sha256.large.bin"] == expected
+        assert expected in memory.read_text()
+    # What is remembered is used: an entry that lies is believed while size, inode and times are the same.
+    memory.write_text(memory.read_text().replace(expected, "0" * 64))
+    with Provenance([str(file)], memory) as provenance:
+        assert provenance.properties()["caffe.sha256.large.bin"] == "0" * 64
+    memory.write_text("{ damaged")
+    with Provenance([str(file)], memory) as provenance:
+        assert provenance.properties()["caffe.sha256.large.bin"] == expected
+
+
+def test_terminated_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+    """A polite kill while a large model is converted."""
+    prototxt, caffemodel = tmp_path / "big.prototxt", tmp_path / "big.caffemodel"
+    prototxt.write_text(NET.replace("num_output: 5", "num_output: 2000000"))
+    write_random(prototxt, caffemodel)
+    out = tmp_path / "out" / "big.onnx"
+    out.parent.mkdir()
+    script = Path(__file__).resolve().parents[2] / "scripts" / "convert.py"
+    command = [sys.executable, str(script), str(prototxt), str(caffemodel), "-o", str(out)]
+    process = subprocess.Popen(
+        command, env={**os.environ, "CAMRT_HOME": str(tmp_path)}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not any(out.parent.iterdir()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    left = [path.name for path in out.parent.iterdir()]
+    assert left in ([], ["big.onnx"]), left
+    if left:  # it was faster than the signal: then the model is whole
+        onnx.checker.check_model(str(out))
+
+
+def test_camrt_convert_is_the_same_command(net: tuple[Path, Path], tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from camrt.cli import main; main()", "convert", *map(str, net), "-o"]
+    out = tmp_path / "out.onnx"
+    done = subprocess.run([*command, str(out)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    onnxruntime.InferenceSession(out)
+
+
+@pytest.mark.parametrize("module", ["converters", "camrt"])
+def test_import_is_light(module: str) -> None:
+    """No network, no runtime, no PyTorch: only what reading needs, and that only when asked for."""
+    code = f"import sys, {module}; print(*sorted(m for m in sys.modules if '.' not in m))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"onnxruntime", "torch", "cv2", "requests", "pooch", "scipy", "h5py", "matplotlib"}
+    assert not heavy & set(done.stdout.split())

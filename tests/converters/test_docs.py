@@ -1,0 +1,64 @@
+"""The documentation says what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import converters
+from converters import docs, registry, zoo
+
+
+def test_table_of_layers_is_fresh(repository: Path) -> None:
+    assert (repository / "docs" / "layers.md").read_text() == docs.layers(), "run `make docs`"
+
+
+def test_every_handler_declares_operators_and_says_what_it_does() -> None:
+    for entry in registry.entries():
+        assert entry.operators, entry.types
+        assert (entry.handler.__doc__ or "").strip(), entry.types
+
+
+def test_layer_of_contributing_converts(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ten lines of CONTRIBUTING.md, as a plugin, on a network with such a layer."""
+    text = (repository / "CONTRIBUTING.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text[text.index("## Add a layer") :], re.DOTALL)
+    assert code
+    plugin = tmp_path / "my_layers.py"
+    plugin.write_text(code.group(1))
+    assert len([line for line in code.group(1).splitlines() if line.strip()]) <= 10
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    prototxt = tmp_path / "net.prototxt"
+    prototxt.write_text(
+        'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }\n'
+        'layer { name: "m" type: "Mish" bottom: "x" top: "y" mish_param { scale: 0.5 } }\n'
+    )
+    with pytest.raises(converters.ConversionError, match="Mish: m"), pytest.warns(converters.ConversionWarning):
+        converters.convert(prototxt)
+    converters.load_plugin(plugin)
+    with pytest.warns(converters.ConversionWarning, match="mish_param"):
+        model = converters.convert(prototxt)
+    x = np.linspace(-3, 3, 6, dtype=np.float32).reshape(2, 3)
+    (y,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    np.testing.assert_allclose(y, x * np.tanh(np.log1p(np.exp(0.5 * x))), rtol=1e-5)
+
+
+def test_readme_lists_the_named_models(repository: Path) -> None:
+    readme = (repository / "README.md").read_text()
+    for model in zoo.models().values():
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `{model.name}`"))
+        assert f"{model.preprocessing.crop} × {model.preprocessing.crop}" in row
+        assert f"{model.weights.least_bytes / 1e6:.0f} MB" in row
+        for alias in model.aliases:
+            assert f"`{alias}`" in row
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/layers.md", "docs/converting.md"])
+def test_links_lead_somewhere(repository: Path, page: str) -> None:
+    path = repository / page
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+        assert (path.parent / target).exists(), target
