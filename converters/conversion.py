@@ -253,6 +253,8 @@ def _with_free_axes(net: Net, wanted: tuple[str, ...], opset: int) -> Converted:
         try:
             graph = _build_once(net, free, opset)
         except Pinned as pinned:
+            if pinned.input not in free:
+                raise ConversionError(f"{pinned.reason}, which is known only when the network runs") from None
             free[pinned.input] = None if pinned.free_axis == free[pinned.input] else pinned.free_axis
             shape = next(data.shape for data in net.inputs if data.name == pinned.input)
             axis = 0 if pinned.free_axis is not None else "the free axis"

@@ -34,6 +34,7 @@ COMPARISONS = {
     "MultinomialLogisticLoss": slice(1, None),
     "SmoothL1Loss": slice(1, None),
 }
+SYMMETRIC = ("EuclideanLoss", "SmoothL1Loss")  # people write the label first, too
 DATA_LAYERS = {
     "AnnotatedData": "annotated_data_param",
     "Data": "data_param",
@@ -57,6 +58,10 @@ class State:
     def __post_init__(self) -> None:
         if self.phase not in ("TEST", "TRAIN"):
             raise ConversionError(f"found the phase {self.phase!r}, expected 'TEST' or 'TRAIN'")
+
+    def describe(self) -> str:
+        """For messages."""
+        return f"phase {self.phase}, level {self.level}, stages {', '.join(sorted(self.stages)) or 'none'}"
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class DraftInput:
     name: str
     shape: tuple[int | None, ...] | None
     is_data: bool = False  # the first top of a data layer: its channels can be had from the weights
+    is_label: bool = False  # a further top of a data layer: it goes where nothing reads it
 
 
 # ----------------------------------------------------------------------------------------------------- phase and stage
@@ -130,10 +136,10 @@ def was_filtered(layers: Iterable[Draft]) -> bool:
     """Whether Caffe filtered the network before it was saved.
 
     Caffe saves a network as it ran, with the rules still in it; applying them for another phase would tear it. Where
-    all rules agree on one phase, it did so.
+    all layers can be there in one phase, it did so.
     """
-    named = {rule.phase for layer in layers for rule in layer.params.include if rule.HasField("phase")}
-    return len(named) <= 1
+    included = [{rule.phase for rule in layer.params.include if rule.HasField("phase")} for layer in layers]
+    return any(all(not phases or phase in phases for phases in included) for phase in caffe_pb2.Phase.values())
 
 
 # ---------------------------------------------------------------------------------------------------------- data layers
@@ -153,7 +159,8 @@ def inputs_of(layer: Draft) -> list[DraftInput] | None:
     param = getattr(layer.params, DATA_LAYERS[layer.type])
     batch = getattr(param, "batch_size", 0) or 1
     first = DraftInput(layer.tops[0], _image_shape(layer, batch), is_data=True) if layer.tops else None
-    rest = [DraftInput(top, None if layer.type == "HDF5Data" else (batch,)) for top in layer.tops[1:]]
+    label = None if layer.type == "HDF5Data" else (batch,)
+    rest = [DraftInput(top, label, is_label=True) for top in layer.tops[1:]]
     return [first, *rest] if first else []
 
 
@@ -245,13 +252,21 @@ def deployable(layers: Sequence[Draft], inputs: Sequence[DraftInput]) -> Deploye
             kept.append(_without_comparison(layer))
             targets.update(layer.bottoms[1:])
         elif layer.type in COMPARISONS:
-            targets.update(layer.bottoms[COMPARISONS[layer.type]])
+            targets.update(_targets(layer, inputs))
         elif layer.type == "Silence":
             silenced.update(layer.bottoms)
         else:
             kept.append(layer)
     unused = targets | {blob for blob in silenced if any(blob == data.name and data.is_data for data in inputs)}
     return _prune(kept, inputs, unused, frozenset(silenced))
+
+
+def _targets(layer: Draft, inputs: Sequence[DraftInput]) -> Sequence[str]:
+    """The bottoms that a comparison compares with."""
+    given = {data.name for data in inputs}
+    if layer.type in SYMMETRIC and [blob in given for blob in layer.bottoms[:2]] == [True, False]:
+        return layer.bottoms[:1]
+    return layer.bottoms[COMPARISONS[layer.type]]
 
 
 def _without_comparison(layer: Draft) -> Draft:
@@ -272,5 +287,5 @@ def _prune(layers: list[Draft], inputs: Sequence[DraftInput], targets: set[str],
             targets.update(layer.bottoms)
         else:
             kept.append(layer)
-    left = tuple(data for data in inputs if data.name not in targets or uses[data.name])
+    left = tuple(data for data in inputs if uses[data.name] or not (data.is_label or data.name in targets))
     return Deployed(tuple(reversed(kept)), left, silenced)

@@ -194,7 +194,9 @@ class Graph:
             if name in self.tensors:
                 raise self._error(f"its handler writes the tensor {name!r}, which exists: expected a new name")
             if count(one) > MAX_BLOB:
-                raise self._error(f"found the shape {show(one)} for {name!r}, expected at most {MAX_BLOB:,} values")
+                raise self._error(
+                    f"found the shape {show(sizes(one))} for {name!r}, expected at most {MAX_BLOB:,} values"
+                )
             self.tensors[name] = Tensor(tuple(one), element)
         kept = {key: value for key, value in attributes.items() if value is not None}
         self.nodes.append(Node(self._node_name(op, names), op, tuple(inputs), names, kept))
@@ -411,8 +413,9 @@ class Graph:
         return names
 
     def dim_name(self, dim: Free, names: Mapping[str, str]) -> str:
-        """A free size as it is written into the model: ``N``, ``4*N``."""
-        name = names.get(self._axis_of(dim), "N")
+        """A free size as it is written into the model: ``N``, ``4*N``; a name of its own if known only at run time."""
+        axis = self._axis_of(dim)
+        name = names.get(axis, axis)
         return name if dim.factor == 1 else f"{dim.factor}*{name}"
 
     def bytes_of_weights(self) -> int:

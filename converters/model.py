@@ -74,7 +74,10 @@ class Draft:
         Raises:
             ConversionError: The checker refuses the model.
         """
-        header = self.header()
+        try:
+            header = self.header()
+        except (ValueError, TypeError) as error:  # of onnx's helpers: an attribute or a size that ONNX cannot hold
+            raise ConversionError(f"the graph cannot be written as ONNX: {error}") from error
         skeleton = onnx.ModelProto()
         skeleton.CopyFrom(header)
         for name, array in self.large():  # types and shapes are enough for the checker

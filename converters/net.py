@@ -16,7 +16,7 @@ from converters.deploy import Draft, DraftInput, State
 from converters.errors import ConversionError, ConversionWarning
 from converters.reader import Network, PathLike, Weights, holds_weights, read_prototxt, read_weights
 from converters.schema import caffe_pb2
-from converters.textformat import UnknownField, add_unknown
+from converters.textformat import UnknownField, add_unknown, shortened
 
 MAX_BLOB = 2**31 - 1  # elements; Caffe counts them in an int
 MANY = 2**31  # more blobs than any layer has
@@ -206,7 +206,8 @@ def _read_files(prototxt: PathLike | Network, caffemodel: PathLike | None) -> tu
 
 
 def _build(network: Network, weights: Weights | None, state: State, *, carried: bool) -> Net:
-    drafts = _drafts(network)
+    described = _drafts(network)
+    drafts = described
     if not (carried and deploy.was_filtered(drafts)):
         drafts = [draft for draft in drafts if deploy.keeps(draft, state)]
     inputs = _declared_inputs(network)
@@ -218,9 +219,11 @@ def _build(network: Network, weights: Weights | None, state: State, *, carried: 
         else:
             inputs += given
     deployed = deploy.deployable(layers, inputs)
+    if not deployed.layers:
+        raise ConversionError(f"has no layers left in {state.describe()}, expected at least one that computes")
     blobs = _attached(deployed.layers, weights)
     notes = (*_unknown_notes(network), *_unused_notes(drafts, weights))
-    named = _Naming(deployed, drafts)
+    named = _Naming(deployed, described, state)
     built = tuple(
         Layer(
             draft.name, draft.type, bottoms, tops, draft.params, blobs.get(index, ()), draft.extra,
@@ -291,7 +294,7 @@ def _declared_inputs(network: Network) -> list[DraftInput]:
 def _inputs_of(draft: Draft) -> list[DraftInput] | None:
     """The inputs that a data layer stands for; also a Python layer that reads nothing and has no handler."""
     if draft.type == "Python" and not draft.bottoms and registry.find(draft.type, draft.params) is None:
-        return [DraftInput(top, None) for top in draft.tops]
+        return [DraftInput(top, None, is_label=slot > 0) for slot, top in enumerate(draft.tops)]
     return deploy.inputs_of(draft)
 
 
@@ -383,8 +386,10 @@ def _channels(data: DraftInput, layers: Sequence[Layer]) -> int | None:
 class _Naming:
     """Gives each version of a blob a name of its own, and finds out what is read and what is left."""
 
-    def __init__(self, deployed: deploy.Deployed, all_drafts: Sequence[Draft]) -> None:
+    def __init__(self, deployed: deploy.Deployed, described: Sequence[Draft], state: State) -> None:
         self.silenced = deployed.silenced
+        self.described = described
+        self.state = state
         self.taken = Counter(data.name for data in deployed.inputs)
         for name, count in self.taken.items():
             if count > 1:
@@ -396,7 +401,7 @@ class _Naming:
         reads: list[list[tuple[str, int]]] = []
         writes: list[list[tuple[str, int]]] = []
         for index, draft in enumerate(deployed.layers):
-            reads.append([self._read(draft, index, blob, deployed.layers, all_drafts) for blob in draft.bottoms])
+            reads.append([self._read(draft, index, blob, deployed.layers) for blob in draft.bottoms])
             read.update(reads[-1])
             writes.append([self._write(draft, index, slot, deployed.layers) for slot in range(len(draft.tops))])
         names = self._names(deployed.layers)
@@ -413,23 +418,23 @@ class _Naming:
             if version == last[version[0]] and version not in read and version[0] not in self.silenced
         )
 
-    def _read(
-        self, draft: Draft, index: int, blob: str, layers: Sequence[Draft], all_drafts: Sequence[Draft]
-    ) -> tuple[str, int]:
+    def _read(self, draft: Draft, index: int, blob: str, layers: Sequence[Draft]) -> tuple[str, int]:
         if blob in self.writers:
             return blob, len(self.writers[blob]) - 1
         later = next((layer.name for layer in layers[index:] if blob in layer.tops), None)
         if later is not None:
             raise draft.error(
-                f"reads the blob {blob!r}, which is written only by the layer {later!r} that stands at or after it: "
-                "a cycle, or layers in the wrong order"
+                f"reads the blob {shortened(blob)}, which only the layer {later!r} at or after it writes: a cycle, or "
+                "layers in the wrong order"
             )
-        elsewhere = next((layer.name for layer in all_drafts if blob in layer.tops), None)
+        elsewhere = next((layer.name for layer in self.described if blob in layer.tops), None)
         if elsewhere is not None:
-            raise draft.error(f"reads the blob {blob!r} of the layer {elsewhere!r}, which only training has")
+            raise draft.error(
+                f"reads the blob {blob!r} of the layer {elsewhere!r}, which {self.state.describe()} has not"
+            )
         near = difflib.get_close_matches(blob, list(self.writers), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise draft.error(f"reads the blob {blob!r}, which no layer of this phase writes{hint}")
+        raise draft.error(f"reads the blob {shortened(blob)}, which no layer writes{hint}")
 
     def _write(self, draft: Draft, index: int, slot: int, layers: Sequence[Draft]) -> tuple[str, int]:
         blob = draft.tops[slot]

@@ -136,6 +136,7 @@ def load_plugin(path: str | Path) -> None:
     Raises:
         ConversionError: No such file, or it fails.
     """
+    _load_families()  # first: they must be there when a failing plugin's handlers are taken back
     file = Path(path).resolve()
     if file in _plugins:
         return

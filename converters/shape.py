@@ -16,7 +16,7 @@ class Free:
     """``factor`` times the free axis of an input.
 
     Attributes:
-        input: The input whose axis it is.
+        input: The input whose axis it is; or a name of its own, for a size that is known only when the network runs.
         size: The axis's size in the description.
         factor: How many times the axis.
     """

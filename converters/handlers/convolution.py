@@ -54,11 +54,16 @@ class Kernel:
         """How much of an axis the kernel covers."""
         return self.dilation[axis] * (self.size[axis] - 1) + 1
 
+    def room(self, axis: int, size: int) -> int:
+        """How far the kernel can move over the padded image; negative where it is larger."""
+        return size + 2 * self.pad[axis] - self.extent(axis)
+
     def convolved(self, layer: Layer, spatial: Sequence[int]) -> tuple[int, ...]:
-        """The output's spatial size."""
+        """The output's spatial size. C divides towards zero, so a kernel slightly too large still fits once."""
+        rooms = [self.room(axis, size) for axis, size in enumerate(spatial)]
         out = tuple(
-            (size + 2 * self.pad[axis] - self.extent(axis)) // self.stride[axis] + 1
-            for axis, size in enumerate(spatial)
+            room // stride + 1 if room >= 0 else 1 - (-room // stride)
+            for room, stride in zip(rooms, self.stride, strict=True)
         )
         return _positive(layer, spatial, out, self)
 
@@ -69,13 +74,18 @@ class Kernel:
         )
         return _positive(layer, spatial, out, self)
 
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """As ONNX's Conv and ConvTranspose take them."""
+    def attributes(self, spatial: Sequence[int], *, transposed: bool = False) -> dict[str, Any]:
+        """As ONNX's Conv and ConvTranspose take them, for an image of this size."""
+        if not spatial:
+            return {"kernel_shape": [1]}
+        after = [
+            pad if transposed else pad + max(0, -self.room(axis, size))
+            for axis, (pad, size) in enumerate(zip(self.pad, spatial, strict=True))
+        ]
         return {
             "kernel_shape": list(self.size),
             "strides": list(self.stride),
-            "pads": [*self.pad, *self.pad],
+            "pads": [*self.pad, *after],
             "dilations": list(self.dilation),
         }
 
@@ -176,14 +186,13 @@ def _each_bottom(layer: Layer, graph: Graph, *, depthwise: bool, transposed: boo
         weights = _weights(layer, graph, images.channels, outputs, group, kernel, transposed=transposed)
         spatial = (kernel.deconvolved if transposed else kernel.convolved)(layer, images.spatial)
         op = "ConvTranspose" if transposed else "Conv"
-        attributes = kernel.attributes if images.spatial else {"kernel_shape": [1]}
         result = graph.node(
             op,
             [images.tensor, *weights],
             [top] if images.is_plain else None,
             shape=(graph.shape(images.tensor)[0], outputs, *(spatial or (1,))),
             group=group,
-            **attributes,
+            **kernel.attributes(images.spatial, transposed=transposed),
         )
         if not images.is_plain:
             images.restored(graph, result, outputs, spatial, top)
@@ -213,17 +222,18 @@ def im2col(layer: Layer, graph: Graph) -> None:
         raise layer.error(
             f"found a kernel of {show(kernel.size)} over {images.channels} channels, expected a smaller one"
         )
-    picks = np.eye(taps, dtype=np.float32).reshape(1, taps, 1, *kernel.size)
-    filters = np.broadcast_to(picks, (images.channels, *picks.shape[1:])).reshape(-1, 1, *kernel.size)
+    window = kernel.size or (1,)
+    picks = np.eye(taps, dtype=np.float32).reshape(1, taps, 1, *window)
+    filters = np.broadcast_to(picks, (images.channels, *picks.shape[1:])).reshape(-1, 1, *window)
     spatial = kernel.convolved(layer, images.spatial)
-    shape: list[Dim] = [graph.shape(images.tensor)[0], images.channels * taps, *spatial]
+    shape: list[Dim] = [graph.shape(images.tensor)[0], images.channels * taps, *(spatial or (1,))]
     result = graph.node(
         "Conv",
         [images.tensor, graph.constant(filters)],
         tops if images.is_plain else None,
         shape=shape,
         group=images.channels,
-        **kernel.attributes,
+        **kernel.attributes(images.spatial),
     )
     if not images.is_plain:
         images.restored(graph, result, images.channels * taps, spatial, tops[0])
