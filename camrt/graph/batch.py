@@ -1,0 +1,79 @@
+"""A network for any number of images, of a given size."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from camrt.errors import CamrtError
+from camrt.graph.head import Head
+from camrt.graph.view import GraphView, shape_of, skeleton
+
+
+def with_free_batch(view: GraphView, image: str, size: tuple[int, int, int], head: Head) -> onnx.ModelProto:
+    """The model with a free first dimension of its input, and the image's size fixed.
+
+    Exporters freeze a batch of 1 into the input and into the targets of Reshape nodes; both are freed. A pooling window
+    that covered the map at the old size becomes a global pooling, so that it covers it at the new one.
+
+    Args:
+        view: The model. Not changed.
+        image: Its input.
+        size: The channels, height and width of what it will get.
+        head: Its head.
+
+    Raises:
+        CamrtError: The network cannot take images of that size, or not several at once.
+    """
+    old = shape_of(view.inputs[0])
+    model = onnx.ModelProto()
+    model.CopyFrom(view.model)
+    graph = model.graph
+    del graph.value_info[:]  # they hold the old sizes
+    del graph.input[:]
+    graph.input.append(onnx.helper.make_tensor_value_info(image, onnx.TensorProto.FLOAT, ["batch", *size]))
+    for output in graph.output:
+        output.type.tensor_type.ClearField("shape")
+    if isinstance(old[0], int):
+        _free_reshapes(view, graph, old[0])
+    if head.pooling is not None and head.pooling.op_type == "AveragePool":
+        for node in graph.node:
+            if node.output[:1] == head.pooling.output[:1]:
+                node.op_type = "GlobalAveragePool"
+                del node.attribute[:]
+    _check(model, head, size)
+    return model
+
+
+def _free_reshapes(view: GraphView, graph: onnx.GraphProto, batch: int) -> None:
+    """Where a Reshape keeps the frozen batch as its first size, let it copy that size instead (0)."""
+    for node in graph.node:
+        if node.op_type != "Reshape":
+            continue
+        target, shape = view.constant(node.input[1]), view.shapes.get(node.input[0])
+        if target is None or not target.size or target[0] != batch or not shape or shape[0] != batch:
+            continue
+        freed = np.concatenate([[0], target[1:]]).astype(np.int64)
+        name = f"{node.output[0]}/free_shape"
+        graph.initializer.append(numpy_helper.from_array(freed, name))
+        node.input[1] = name
+
+
+def _check(model: onnx.ModelProto, head: Head, size: tuple[int, int, int]) -> None:
+    """Whether shapes can be inferred with the new input, and the scores are one row an image."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(skeleton(model), check_type=True, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise CamrtError(
+            f"the network cannot take several images of {size[1]} x {size[2]} at once: {error}. Export it with a free "
+            "batch (dynamic axes), or use another --protocol"
+        ) from error
+    for output in inferred.graph.output:
+        if output.name == head.scores:
+            shape = shape_of(output)
+            if shape and isinstance(shape[0], int):
+                raise CamrtError(
+                    f"found the scores {head.scores!r} of shape {shape}, whose first size does not follow the batch: "
+                    "export the network with a free batch (dynamic axes)"
+                )

@@ -1,0 +1,229 @@
+"""Finding the head of a classifier: features -> global pooling -> one linear layer -> scores.
+
+That is what a class activation map is made of (Zhou et al. 2016, section 2): the score of a class is a weighted sum of
+the features' means, so the same sum without the mean is a map. Three forms of it are recognised in any ONNX graph:
+
+* pooling, then a linear layer (GoogLeNet-CAM, ResNet, DenseNet, Inception),
+* pooling, then a 1x1 convolution,
+* a 1x1 convolution, then pooling (SqueezeNet, NIN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from camrt.errors import CamrtError
+from camrt.graph.view import GraphView, attributes_of
+
+# What may stand between the scores and the linear layer, and between that and the pooling, without changing the sum.
+_AFTER = {
+    "Softmax",
+    "LogSoftmax",
+    "Sigmoid",
+    "Identity",
+    "Dropout",
+    "Flatten",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Cast",
+}
+_BETWEEN = {"Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast"}
+_PROBABILITIES = {"Softmax", "Sigmoid"}
+_HINT = "name the features and the classifier yourself (--features TENSOR --classifier NODE), or use --method gradcam"
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A classifier's head.
+
+    Attributes:
+        features: The tensor (N, C, h, w) whose weighted sum is the map.
+        weights: (K, C) float32: how much each class takes of each feature.
+        initializer: The initializer that holds ``weights`` as they are, where one does.
+        classifier: The node of the linear layer, for people.
+        scores: The model's output.
+        pooling: The node that pools, where one was found.
+        activation: What the scores went through: ``"Softmax"``, ``"LogSoftmax"``, ``"Sigmoid"`` or ``""`` (logits).
+    """
+
+    features: str
+    weights: np.ndarray
+    initializer: str | None
+    classifier: str
+    scores: str
+    pooling: onnx.NodeProto | None
+    activation: str
+
+    def describe(self) -> str:
+        """What was chosen, in a sentence."""
+        classes, channels = self.weights.shape
+        return (
+            f"features {self.features!r} ({channels} maps), classifier {self.classifier!r} ({classes} classes), "
+            f"scores {self.scores!r} ({self.activation or 'logits: a Softmax is added'})"
+        )
+
+
+class _NoHead(Exception):
+    """Why an output has no head of a known form."""
+
+
+def find_head(view: GraphView, features: str | None = None, classifier: str | None = None) -> Head:
+    """Find the head of a classifier.
+
+    Args:
+        view: The model.
+        features: The tensor of the features, where it is known.
+        classifier: The linear layer, where it is known: its node, its output, or its weights.
+
+    Returns:
+        The head. Where several outputs have one, that of the last.
+
+    Raises:
+        CamrtError: There is none; the text says why, for each output, and what to do.
+    """
+    if features is not None and features not in view.producers:
+        raise CamrtError(f"found the features {features!r}, expected a tensor of the model: {_few(view.producers)}")
+    reasons = {}
+    for output in reversed(view.outputs):
+        try:
+            return _head_of(view, output, features, classifier)
+        except _NoHead as reason:
+            reasons[output] = str(reason)
+    listed = "; ".join(f"output {output!r}: {reason}" for output, reason in reasons.items())
+    raise CamrtError(f"the model has no head that class activation maps can be made of. {listed}. {_HINT}")
+
+
+def _head_of(view: GraphView, output: str, features: str | None, classifier: str | None) -> Head:
+    passed, node = _back(view, output, _AFTER)
+    activation = next((op for op in passed if op in ("Softmax", "LogSoftmax", "Sigmoid")), "")
+    if node is None:
+        raise _NoHead("it does not depend on a layer")
+    if classifier is not None and not _is_named(view, node, classifier):
+        raise _NoHead(f"it ends in {_shown(node)}, not in {classifier!r}")
+    if _is_global_pooling(view, node):
+        return _convolution_then_pooling(view, output, node, features, activation)
+    weights, initializer, source = _linear(view, node)
+    _, pooling = _back(view, source, _BETWEEN)
+    if features is not None:
+        found = features
+        pooling = pooling if pooling is not None and pooling.input[0] == features else None
+    elif pooling is not None and _is_global_pooling(view, pooling):
+        found = pooling.input[0]
+    else:
+        before = _shown(pooling) if pooling is not None else "the input"
+        raise _NoHead(f"before its linear layer {_shown(node)} stands {before}, expected a global average pooling")
+    return _checked(view, Head(found, weights, initializer, _name(node), output, pooling, activation))
+
+
+def _convolution_then_pooling(
+    view: GraphView, output: str, pooling: onnx.NodeProto, features: str | None, activation: str
+) -> Head:
+    """SqueezeNet and NIN: the last convolution already gives one map a class."""
+    _, node = _back(view, pooling.input[0], {"Relu", "Identity", "Dropout", "Clip"})
+    if node is None or node.op_type != "Conv":
+        raise _NoHead(
+            f"before its pooling stands {_shown(node) if node is not None else 'the input'}, not a convolution"
+        )
+    kernel = view.constant(node.input[1])
+    if kernel is None or any(size != 1 for size in kernel.shape[2:]) or attributes_of(node).get("group", 1) != 1:
+        raise _NoHead(f"its last convolution {_shown(node)} is no 1x1 convolution of one group")
+    weights = kernel.reshape(kernel.shape[:2]).astype(np.float32)
+    head = Head(features or node.input[0], weights, None, _name(node), output, pooling, activation)
+    return _checked(view, head)
+
+
+def _checked(view: GraphView, head: Head) -> Head:
+    shape = view.shapes.get(head.features)
+    if shape is not None and len(shape) != 4:
+        raise CamrtError(
+            f"found the features {head.features!r} with {len(shape)} axes, expected 4: N x channels x height x width. "
+            "A tensor behind the pooling has no places left to map"
+        )
+    channels = shape[1] if shape is not None else None
+    if isinstance(channels, int) and channels != head.weights.shape[1]:
+        raise CamrtError(
+            f"found {channels} channels in the features {head.features!r} and {head.weights.shape[1]} in the weights "
+            f"of {head.classifier!r}, expected the same number: {_HINT}"
+        )
+    return head
+
+
+def _back(view: GraphView, tensor: str, through: Iterable[str]) -> tuple[list[str], onnx.NodeProto | None]:
+    """The operators of these kinds that were passed on the way back from a tensor, and the first node of another."""
+    passed: list[str] = []
+    while (node := view.producers.get(tensor)) is not None and node.op_type in through:
+        passed.append(node.op_type)
+        tensor = node.input[0]
+    return passed, node
+
+
+def _is_global_pooling(view: GraphView, node: onnx.NodeProto) -> bool:
+    """Whether a node takes the mean of each map: by its kind, its axes, or a window that covers the map."""
+    if node.op_type == "GlobalAveragePool":
+        return True
+    shape = view.shapes.get(node.input[0])
+    if shape is None or len(shape) != 4:
+        return False
+    if node.op_type == "ReduceMean":
+        axes = attributes_of(node).get("axes")
+        if axes is None and len(node.input) > 1:
+            axes = view.constant(node.input[1])
+        return axes is not None and sorted(int(axis) % 4 for axis in axes) == [2, 3]
+    if node.op_type == "AveragePool":
+        attributes = attributes_of(node)
+        return tuple(attributes.get("kernel_shape", ())) == shape[2:] and not any(attributes.get("pads", ()))
+    return False
+
+
+def _linear(view: GraphView, node: onnx.NodeProto) -> tuple[np.ndarray, str | None, str]:
+    """The weights (K, C) of a linear layer, the initializer that holds them so, and the tensor that it reads."""
+    if node.op_type in ("Add", "Sub"):  # the bias of a MatMul
+        inner = [view.producers[name] for name in node.input if name in view.producers and view.constant(name) is None]
+        if len(inner) == 1 and inner[0].op_type == "MatMul":
+            node = inner[0]
+    if node.op_type not in ("Gemm", "MatMul", "Conv"):
+        raise _NoHead(
+            f"it ends in {_shown(node)}, expected a linear layer (Gemm, MatMul, 1x1 Conv) or a global pooling"
+        )
+    values = view.constant(node.input[1])
+    if values is None:
+        raise _NoHead(f"the weights of {_shown(node)} are computed, expected constants")
+    attributes = attributes_of(node)
+    is_rows = node.op_type == "Conv" or bool(attributes.get("transB", 0))
+    if node.op_type == "Conv":
+        if any(size != 1 for size in values.shape[2:]) or attributes.get("group", 1) != 1:
+            raise _NoHead(f"{_shown(node)} is no 1x1 convolution of one group")
+        values = values.reshape(values.shape[:2])
+    if values.ndim != 2:
+        raise _NoHead(f"the weights of {_shown(node)} have {values.ndim} axes, expected 2")
+    initializer = node.input[1] if is_rows and node.op_type == "Gemm" and node.input[1] in view.initializers else None
+    weights = (values if is_rows else values.T).astype(np.float32, copy=False)
+    return weights, initializer if values.dtype == np.float32 else None, node.input[0]
+
+
+def _is_named(view: GraphView, node: onnx.NodeProto, name: str) -> bool:
+    """Whether a user's word for the classifier means this node: its name, its output, its weights or their layer."""
+    words = {node.name, *node.output, *node.input, *(tensor.rpartition(".")[0] for tensor in node.input)}
+    if name in words:
+        return True
+    inner = [view.producers[tensor] for tensor in node.input if tensor in view.producers]
+    return node.op_type in ("Add", "Sub", *_BETWEEN) and any(_is_named(view, each, name) for each in inner)
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return node.name or node.output[0]
+
+
+def _shown(node: onnx.NodeProto) -> str:
+    return f"{_name(node)!r} ({node.op_type})"
+
+
+def _few(names: Iterable[str], most: int = 6) -> str:
+    """The last of many names: features stand near the end."""
+    listed = list(names)
+    return ("..., " if len(listed) > most else "") + ", ".join(listed[-most:])
