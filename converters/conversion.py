@@ -146,18 +146,18 @@ def _check_opset(opset: int) -> None:
     import onnx
 
     newest = onnx.defs.onnx_opset_version()
-    if not OLDEST_OPSET <= opset <= newest:
-        raise ConversionError(f"found opset {opset}, expected one from {OLDEST_OPSET} to {newest}")
+    if not isinstance(opset, int) or not OLDEST_OPSET <= opset <= newest:
+        raise ConversionError(f"found opset {opset!r}, expected one from {OLDEST_OPSET} to {newest}")
 
 
 def _wanted(net: Net, outputs: Sequence[str] | None) -> tuple[str, ...]:
     """The tensors that the model returns."""
     if outputs is None:
         if not net.outputs:
-            raise ConversionError("has no outputs: every blob is read by a layer. Name some with --outputs")
+            raise ConversionError("has no outputs: a layer reads every blob, or silences it. Name some with --outputs")
         return net.outputs
-    if isinstance(outputs, str):
-        raise ConversionError(f"found the outputs {outputs!r}, expected several names, as [{outputs!r}]")
+    if isinstance(outputs, str) or not all(isinstance(name, str) for name in outputs):
+        raise ConversionError(f"found the outputs {outputs!r}, expected several names, as ['prob']")
     written = {top for layer in net.layers for top in layer.tops}
     tensors = []
     for name in dict.fromkeys(outputs):
@@ -257,8 +257,8 @@ def _with_free_axes(net: Net, wanted: tuple[str, ...], opset: int) -> Converted:
                 raise ConversionError(f"{pinned.reason}, which is known only when the network runs") from None
             free[pinned.input] = None if pinned.free_axis == free[pinned.input] else pinned.free_axis
             shape = next(data.shape for data in net.inputs if data.name == pinned.input)
-            axis = 0 if pinned.free_axis is not None else "the free axis"
-            notes[pinned.input] = f"the input {pinned.input!r} keeps its shape {shape} at axis {axis}: {pinned.reason}"
+            what = "has no free batch" if free[pinned.input] is None else f"has its batch at axis {free[pinned.input]}"
+            notes[pinned.input] = f"the input {pinned.input!r} of shape {shape} {what}: {pinned.reason}"
             continue
         return Converted(Draft(graph, wanted), net, tuple(notes.values()))
 

@@ -7,6 +7,7 @@ Tensors keep their shape and type beside them, so that a handler can ask for the
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +67,8 @@ class Graph:
     _reserved: set[str] = field(default_factory=set)
     _by_memory: dict[tuple[object, ...], str] = field(default_factory=dict)
     _same_axis: dict[str, str] = field(default_factory=dict)
+    _numbers: Counter[str] = field(default_factory=Counter)  # the last number given to a name: counting on from there
+    _node_numbers: Counter[str] = field(default_factory=Counter)
 
     # ------------------------------------------------------------------------------------------------------- asking
 
@@ -120,7 +123,8 @@ class Graph:
         if isinstance(left, Free) and isinstance(right, Free):
             if self._axis_of(left) == self._axis_of(right):
                 return left.factor == right.factor
-            if int(left) == int(right) and left.factor == right.factor:
+            ours = self._axis_of(left) in self.inputs and self._axis_of(right) in self.inputs
+            if ours and int(left) == int(right) and left.factor == right.factor:
                 self._same_axis[self._axis_of(right)] = self._axis_of(left)
                 return True
             return False
@@ -238,9 +242,10 @@ class Graph:
         return self._unused(f"{self._layer.name if self._layer else self.name}/{hint}")
 
     def _unused(self, wanted: str) -> str:
-        name, number = wanted, 2
+        name = wanted
         while name in self.tensors or name in self._reserved:
-            name, number = f"{wanted}.{number}", number + 1
+            self._numbers[wanted] += 1
+            name = f"{wanted}.{self._numbers[wanted] + 1}"
         return name
 
     def _node_name(self, op: str, outputs: Iterable[str]) -> str:
@@ -248,9 +253,10 @@ class Graph:
         layer = self._layer
         is_main = layer is not None and bool(set(outputs).intersection(layer.tops))
         wanted = (layer.name if is_main else f"{layer.name}/{op}") if layer else op
-        name, number = wanted, 2
+        name = wanted
         while name in self._node_names:
-            name, number = f"{wanted}.{number}", number + 1
+            self._node_numbers[wanted] += 1
+            name = f"{wanted}.{self._node_numbers[wanted] + 1}"
         self._node_names.add(name)
         return name
 

@@ -23,7 +23,7 @@ from converters.graph import Graph, Node
 from converters.shape import Free, Shape
 
 SMALL = 1024  # bytes; initializers up to here (shapes, axes) are needed to infer shapes and stay inside the graph
-MAX_MODEL = 2**31 - 1  # bytes; Protocol Buffers' limit for one message
+MAX_MODEL = 2**31 - 2**24  # bytes; Protocol Buffers' limit for one message is 2**31, and metadata come on top
 _EXTERNAL_ALIGNMENT = 4096  # so that a runtime can map each tensor
 _GRAPH_FIELD, _INITIALIZER_FIELD, _RAW_DATA_FIELD = 7, 5, 9  # of ModelProto, GraphProto, TensorProto
 
@@ -98,7 +98,7 @@ def in_memory(draft: Draft, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """
     model = draft.checked_header()
     for name, array in draft.large():
-        model.graph.initializer.append(_tensor(name, array))
+        _fill(model.graph.initializer.add(), name, array)
     helper.set_model_props(model, dict(metadata))
     return model
 
@@ -131,6 +131,7 @@ def write(
         raise ConversionError(f"{what}, expected the name of a file in a folder that exists", file=str(path))
     header = draft.checked_header()
     size = header.ByteSize() + sum(array.nbytes + len(name) + 64 for name, array in draft.large())
+    beside = path.with_name(path.name + ".data")
     try:
         with contextlib.ExitStack() as stack:
             if size <= limit:
@@ -142,15 +143,15 @@ def write(
             else:
                 # The data comes into place first (the stack unwinds from the last): no model without its weights.
                 stream = stack.enter_context(replacing(path))
-                data = stack.enter_context(replacing(path.with_name(path.name + ".data")))
-                header.graph.initializer.extend(_write_external(data, draft, path.name + ".data", advance))
+                data = stack.enter_context(replacing(beside))
+                header.graph.initializer.extend(_write_external(data, draft, beside.name, advance))
                 stream.write(header.SerializeToString())
             properties = onnx.ModelProto()
             helper.set_model_props(properties, dict(metadata()))
             stream.write(properties.SerializeToString())
     except OSError as error:
         raise ConversionError(f"cannot be written: {error.strerror or error}", file=str(path)) from error
-    return sum(file.stat().st_size for file in (path, path.with_name(path.name + ".data")) if file.exists())
+    return path.stat().st_size + (beside.stat().st_size if size > limit else 0)
 
 
 def _write_fragment(stream: IO[bytes], name: str, array: np.ndarray) -> None:
@@ -181,8 +182,17 @@ def _write_external(
 
 
 def _tensor(name: str, array: np.ndarray) -> TensorProto:
-    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-    return TensorProto(name=name, dims=array.shape, data_type=kind, raw_data=np.ascontiguousarray(array).tobytes())
+    tensor = TensorProto()
+    _fill(tensor, name, array)
+    return tensor
+
+
+def _fill(tensor: TensorProto, name: str, array: np.ndarray) -> None:
+    """Fill a tensor where it stands: Protocol Buffers would copy one that was made elsewhere."""
+    tensor.name = name
+    tensor.dims.extend(array.shape)
+    tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+    tensor.raw_data = array.tobytes()
 
 
 def _node(node: Node) -> onnx.NodeProto:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -503,6 +504,13 @@ def _show(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) if shape else "()"
 
 
+def _sizes(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(size) for size in shape)
+    except TypeError:
+        raise ConversionError(f"found the shape {shape!r} for the input {name!r}, expected whole numbers") from None
+
+
 def with_shapes(net: Net, input_shapes: Mapping[str, Sequence[int]] | None) -> Net:
     """The network with the inputs' shapes changed.
 
@@ -522,7 +530,7 @@ def with_shapes(net: Net, input_shapes: Mapping[str, Sequence[int]] | None) -> N
             raise ConversionError(
                 f"found a shape for {name!r}, expected one of the inputs: {', '.join(known) or 'none'}"
             )
-    chosen = {name: tuple(int(size) for size in shape) for name, shape in wanted.items()}
+    chosen = {name: _sizes(name, shape) for name, shape in wanted.items()}
     inputs = tuple(replace(data, shape=chosen.get(data.name, data.shape)) for data in net.inputs)
     for data in inputs:
         if data.shape is None:

@@ -155,9 +155,11 @@ def convolution(layer: Layer, graph: Graph) -> None:
     _each_bottom(layer, graph, depthwise=False)
 
 
-@handles("ConvolutionDepthwise", operators="Conv Reshape", origin="BVLC pull request 5665 and its forks")
+@handles("ConvolutionDepthwise", operators="Conv", origin="BVLC pull request 5665 and its forks")
 def convolution_depthwise(layer: Layer, graph: Graph) -> None:
     """Convolution with one filter a channel, whatever the layer says of groups and outputs."""
+    if layer.params.convolution_param.axis != 1:
+        raise layer.error(f"found axis {layer.params.convolution_param.axis}, expected 1: channels after the batch")
     _each_bottom(layer, graph, depthwise=True)
 
 

@@ -223,7 +223,7 @@ def _stochastic(
 
 @handles(
     "SPP",
-    operators="MaxPool AveragePool GlobalMaxPool GlobalAveragePool Mul Pad Flatten Concat",
+    operators="MaxPool AveragePool GlobalMaxPool GlobalAveragePool Mul Div Max Flatten Concat",
     restrictions="STOCHASTIC as in Pooling",
 )
 def spatial_pyramid_pooling(layer: Layer, graph: Graph) -> None:

@@ -27,7 +27,7 @@ def concat(layer: Layer, graph: Graph) -> None:
         graph.concat(layer.bottoms, axis, layer.tops)
 
 
-@handles("Slice", operators="Split Slice Identity")
+@handles("Slice", operators="Split Identity")
 def slice_(layer: Layer, graph: Graph) -> None:
     """A blob cut along an axis, at given points or into equal parts."""
     layer.expect(bottoms=1, tops=range(1, MANY))
@@ -59,7 +59,7 @@ def split(layer: Layer, graph: Graph) -> None:
         graph.node("Identity", [layer.bottoms[0]], [top])
 
 
-@handles("Flatten", operators="Reshape Flatten Identity")
+@handles("Flatten", operators="Reshape Flatten")
 def flatten(layer: Layer, graph: Graph) -> None:
     """Several neighbouring axes as one."""
     bottom, top = layer.ends()

@@ -1,0 +1,462 @@
+"""Layers of detectors: SSD's (Liu et al. 2016) and Fast R-CNN's (Girshick 2015)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from converters.graph import Graph
+from converters.net import Layer
+from converters.registry import handles
+from converters.schema.caffe_pb2 import PriorBoxParameter
+from converters.shape import Dim, Free, show
+
+MAX_PRIORS = 1_000_000  # SSD512 has 24,564: more are a mistake, and would be a model of that many numbers
+MAX_SCORES = 10_000_000  # an image, for the same reason: SSD512 has 1,989,684 for the 80 classes of COCO
+
+_LOWEST = float(np.finfo(np.float32).min)  # stands for "not a detection" where scores are
+
+
+@handles("Permute", operators="Transpose", origin="SSD")
+def permute(layer: Layer, graph: Graph) -> None:
+    """Axes in another order; those not named follow in theirs."""
+    bottom, top = layer.ends()
+    named = list(layer.params.permute_param.order)
+    rank = graph.rank(bottom)
+    if len(set(named)) != len(named) or any(axis >= rank for axis in named):
+        raise layer.error(f"found the order {named}, expected different axes below {rank}")
+    graph.transpose(bottom, [*named, *(axis for axis in range(rank) if axis not in named)], top)
+
+
+@handles("Normalize", operators="ReduceSumSquare Add Sqrt Div Mul", origin="SSD")
+def normalize(layer: Layer, graph: Graph) -> None:
+    """Each position, or each item, divided by its Euclidean norm, times learned factors (Liu et al. 2015, ParseNet)."""
+    bottom, top = layer.ends()
+    param = layer.params.norm_param
+    rank = graph.rank(bottom)
+    if rank < 2:
+        raise layer.error(f"found {show(graph.shape(bottom))} for the blob {bottom!r}, expected channels at axis 1")
+    squares = graph.reduce("SumSquare", bottom, range(1, rank) if param.across_spatial else [1])
+    norm = graph.node("Sqrt", [graph.node("Add", [squares, graph.constant(param.eps)])])
+    channels = graph.fixed(graph.shape(bottom)[1], "the number of channels")
+    (scale,) = layer.weights(_scale_shape(layer, channels))
+    factors = graph.weight("scale", scale.reshape(-1, *(1,) * (rank - 2)))
+    graph.node("Mul", [graph.node("Div", [bottom, norm]), factors], top)
+
+
+def _scale_shape(layer: Layer, channels: int) -> tuple[int, ...]:
+    """One factor a channel, or one for all, for which files have () as well as (1,)."""
+    if not layer.params.norm_param.channel_shared:
+        return (channels,)
+    return layer.blobs[0].shape if layer.blobs and layer.blobs[0].size == 1 else ()
+
+
+# --------------------------------------------------------------------------------------------------------- prior boxes
+
+
+@handles(
+    "PriorBox",
+    operators="Identity",
+    restrictions="a constant: it depends on the sizes of its bottoms only",
+    origin="SSD",
+)
+def prior_box(layer: Layer, graph: Graph) -> None:
+    """Boxes of given sizes and aspect ratios around each position of a feature map, and their variances."""
+    layer.expect(bottoms=2, tops=1)
+    param = layer.params.prior_box_param
+    grid, sizes = _image_size(layer, graph, layer.bottoms[0]), _box_sizes(layer)
+    count = grid[0] * grid[1] * len(sizes)
+    if count > MAX_PRIORS:
+        raise layer.error(f"found {count:,} prior boxes, expected at most {MAX_PRIORS:,}")
+    image = np.array(_pair(layer, "img", "img_size") or _image_size(layer, graph, layer.bottoms[1]), np.float32)
+    step = _pair(layer, "step", "step")
+    steps = np.array(step, np.float32) if step else image / np.array(grid, np.float32)
+    boxes = _boxes_around(grid, sizes, image, steps, np.float32(param.offset))
+    if param.clip:
+        boxes = boxes.clip(0, 1)
+    variances = np.broadcast_to(np.array(_variances(layer), np.float32), boxes.shape)
+    values = np.stack([boxes.ravel(), variances.ravel()])[None]
+    graph.node("Identity", [graph.constant(values)], layer.tops)
+
+
+def _image_size(layer: Layer, graph: Graph, tensor: str) -> tuple[int, int]:
+    if graph.rank(tensor) != 4:
+        raise layer.error(f"found {show(graph.shape(tensor))} for the blob {tensor!r}, expected N x C x H x W")
+    height, width = graph.fixed_shape(tensor, 2, "the image's size")
+    return height, width
+
+
+def _box_sizes(layer: Layer) -> np.ndarray:
+    """The boxes of one position: (boxes, 2) float32 heights and widths in pixels."""
+    param = layer.params.prior_box_param
+    smallest, largest = list(param.min_size), list(param.max_size)
+    if not smallest or min(smallest) <= 0 or len(largest) not in (0, len(smallest)):
+        raise layer.error(
+            f"found {smallest} for min_size and {largest} for max_size, expected one min_size or more, all positive, "
+            "and as many max_size, or none"
+        )
+    if any(large <= small for small, large in zip(smallest, largest, strict=False)):
+        raise layer.error(
+            f"found {smallest} for min_size and {largest} for max_size, expected each max_size the larger"
+        )
+    ratios = _aspect_ratios(layer)
+    sizes: list[tuple[float, float]] = []
+    for index, small in enumerate(map(int, smallest)):  # Caffe keeps whole pixels
+        sizes.append((small, small))
+        if largest:
+            sizes.append((math.sqrt(small * int(largest[index])),) * 2)
+        sizes.extend((small / np.sqrt(ratio), small * np.sqrt(ratio)) for ratio in ratios)
+    return np.array(sizes, np.float32)
+
+
+def _aspect_ratios(layer: Layer) -> list[np.float32]:
+    """The aspect ratios other than 1, each once, with their inverses where flip says so."""
+    param = layer.params.prior_box_param
+    ratios = [np.float32(1)]
+    for given in param.aspect_ratio:
+        if given <= 0:
+            raise layer.error(f"found the aspect_ratio {given}, expected a positive one")
+        ratio = np.float32(given)
+        if all(abs(ratio - other) >= 1e-6 for other in ratios):
+            ratios += [ratio, np.float32(1 / given)] if param.flip else [ratio]
+    return ratios[1:]
+
+
+def _variances(layer: Layer) -> list[float]:
+    variances = list(layer.params.prior_box_param.variance) or [0.1]
+    if len(variances) not in (1, 4) or min(variances) <= 0:
+        raise layer.error(f"found the variances {variances}, expected none, one or four, all positive")
+    return variances
+
+
+def _pair(layer: Layer, name: str, both: str) -> tuple[float, float] | None:
+    """``<name>_h`` and ``<name>_w``, or ``both`` for the two; None where neither is given."""
+    param = layer.params.prior_box_param
+    given = {key: getattr(param, key) for key in (both, f"{name}_h", f"{name}_w") if param.HasField(key)}
+    if not given:
+        return None
+    pair = [given[both]] * 2 if list(given) == [both] else [given.get(f"{name}_h", 0), given.get(f"{name}_w", 0)]
+    if (both in given and len(given) > 1) or min(pair) <= 0:
+        raise layer.error(f"found {given}, expected either {both}, or {name}_h and {name}_w, positive")
+    return pair[0], pair[1]
+
+
+def _boxes_around(
+    grid: tuple[int, int], sizes: np.ndarray, image: np.ndarray, step: np.ndarray, offset: np.float32
+) -> np.ndarray:
+    """The boxes as fractions of the image, with Caffe's roundings.
+
+    Args:
+        grid: The feature map's height and width.
+        sizes: (boxes, 2) float32: heights and widths in pixels.
+        image: (2,) float32: the image's height and width in pixels.
+        step: (2,) float32: from one position to the next, down and across, in pixels.
+        offset: Of the first position, in steps.
+
+    Returns:
+        (height, width, boxes, 4) float32: xmin, ymin, xmax, ymax.
+    """
+    down, across = ((np.arange(count, dtype=np.float32) + offset) * one for count, one in zip(grid, step, strict=True))
+    centers = np.stack(np.broadcast_arrays(across[None, :, None], down[:, None, None]), axis=-1).astype(np.float64)
+    half = sizes[:, ::-1].astype(np.float64) / 2
+    corners: np.ndarray = np.concatenate([centers - half, centers + half], axis=-1) / np.tile(image[::-1], 2)
+    return corners.astype(np.float32)
+
+
+# ----------------------------------------------------------------------------------------------------------- detections
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a DetectionOutput layer is asked for.
+
+    Attributes:
+        images: N.
+        priors: P, the number of prior boxes.
+        classes: The number of classes, the background included.
+        labels: The K classes that are looked for: all but the background.
+        shared: One box a prior for all classes, not one for each.
+        candidates: k, how many boxes of a class go into the suppression.
+        keep: How many detections of an image are kept at most.
+    """
+
+    images: Dim
+    priors: int
+    classes: int
+    labels: tuple[int, ...]
+    shared: bool
+    candidates: int
+    keep: int
+
+    @property
+    def columns(self) -> int:
+        """K * k, the number of an image's candidates."""
+        return len(self.labels) * self.candidates
+
+    @property
+    def lists(self) -> Dim:
+        """N * K, the number of lists of candidates."""
+        dim, count = self.images, len(self.labels)
+        return Free(dim.input, dim.size, dim.factor * count) if isinstance(dim, Free) else dim * count
+
+
+@handles(
+    "DetectionOutput",
+    operators="Reshape Transpose Split Sub Add Mul Exp Concat Gather TopK GatherND Max NonMaxSuppression Shape "
+    "ConstantOfShape ScatterND ScatterElements Greater NonZero Div Cast Equal Range Pad",
+    restrictions="no nms_param.eta below 1 with an nms_threshold above 0.5; of equal scores, keep_top_k keeps those of "
+    "lower class and higher rank; nothing is written to disk (save_output_param, visualize)",
+    origin="SSD",
+)
+def detection_output(layer: Layer, graph: Graph) -> None:
+    """Boxes decoded, the best of each class without the overlapping, the best of each image.
+
+    The rows, (1, 1, detections, 7), are image, label, score, xmin, ymin, xmax, ymax, ordered by image, label and
+    falling score. Where no image of the batch has a detection, there is one row an image: its number, six times -1.
+
+    Candidates stay in a dense (N, K, k) until the end, so that neither a loop nor the order of NonMaxSuppression's
+    answers, which ONNX leaves open, is needed.
+    """
+    task = _task(layer, graph)
+    scores, priors = _candidates(graph, task, layer.bottoms[1])
+    boxes = _gathered(graph, task, _decoded(layer, graph, task), priors)
+    kept = _suppressed(layer, graph, task, boxes, scores)
+    if task.keep < task.columns:
+        kept = _best(graph, task, kept)
+    rows, count = _or_placeholders(graph, _rows(graph, task, boxes, kept), boxes)
+    graph.reshape(rows, (1, 1, count, 7), layer.tops)
+
+
+def _task(layer: Layer, graph: Graph) -> Task:
+    """Read and check the layer's parameters and the shapes of its bottoms."""
+    param = layer.params.detection_output_param
+    nms = param.nms_param
+    layer.expect(bottoms=3, tops=1)
+    if param.num_classes <= (0 <= param.background_label_id < param.num_classes):
+        raise layer.error(f"found num_classes {param.num_classes}, expected a class beside the background")
+    if nms.nms_threshold < 0 or not 0 < nms.eta <= 1:
+        raise layer.error(f"found nms_threshold {nms.nms_threshold} and eta {nms.eta}, expected >= 0 and > 0 to 1")
+    if nms.eta < 1 and nms.nms_threshold > 0.5:  # only there does Caffe lower the threshold from box to box
+        raise layer.error(f"found eta {nms.eta}, expected 1: ONNX's NonMaxSuppression has no threshold that falls")
+    if (nms.HasField("top_k") and nms.top_k == 0) or param.keep_top_k == 0:
+        raise layer.error("found top_k or keep_top_k 0, expected -1 (all) or a number from 1 on: 0 finds nothing")
+    locations, confidences, priors = layer.bottoms
+    if graph.fixed_shape(priors, 0, "the number of prior boxes")[:2] != (1, 2) or graph.rank(priors) < 3:
+        raise layer.error(f"found {show(graph.shape(priors))} for the prior boxes, expected 1 x 2 x (4 for each box)")
+    count = math.prod(graph.fixed_shape(priors, 2, "the number of prior boxes")) // 4
+    _check_width(layer, graph, locations, "locations", count * 4 * (1 if param.share_location else param.num_classes))
+    _check_width(layer, graph, confidences, "confidences", count * param.num_classes)
+    images = graph.shape(locations)[0]
+    if not graph.same(images, graph.shape(confidences)[0]):
+        raise layer.error(
+            f"found {show(graph.shape(confidences))} for the confidences, expected {show((images,))} images"
+        )
+    if count * param.num_classes > MAX_SCORES:
+        raise layer.error(
+            f"found {count:,} prior boxes of {param.num_classes:,} classes, expected {MAX_SCORES:,} scores"
+        )
+    labels = tuple(label for label in range(param.num_classes) if label != param.background_label_id)
+    top_k = nms.top_k if nms.HasField("top_k") and nms.top_k > 0 else count
+    keep = param.keep_top_k if param.keep_top_k > 0 else count * len(labels)
+    return Task(images, count, param.num_classes, labels, param.share_location, min(top_k, count), keep)
+
+
+def _check_width(layer: Layer, graph: Graph, tensor: str, what: str, expected: int) -> None:
+    found = math.prod(graph.fixed_shape(tensor, 1, "the number of prior boxes"))
+    if found != expected:
+        raise layer.error(f"found {found:,} {what} an image, expected {expected:,} for the prior boxes and classes")
+
+
+def _candidates(graph: Graph, task: Task, confidences: str) -> tuple[str, str]:
+    """Of each class the k best: scores and indices of the priors, (N, K, k) each, best first."""
+    by_prior = graph.reshape(confidences, (task.images, task.priors, task.classes))
+    by_class = graph.transpose(by_prior, (0, 2, 1))
+    if len(task.labels) < task.classes:
+        by_class = graph.node(
+            "Gather",
+            [by_class, graph.constant(task.labels, np.int64)],
+            shape=(task.images, len(task.labels), task.priors),
+            axis=1,
+        )
+    # Among equal scores TopK keeps the order, as Caffe does.
+    shape = (task.images, len(task.labels), task.candidates)
+    scores, priors = graph.new_name("scores"), graph.new_name("priors")
+    graph.node("TopK", [by_class, graph.constant([task.candidates], np.int64)], [scores, priors], shapes=[shape, shape])
+    graph.set_dtype(priors, np.int64)
+    return scores, priors
+
+
+def _decoded(layer: Layer, graph: Graph, task: Task) -> str:
+    """The predicted boxes as corners: (N, P, 1 or classes, 4). Decode: src/caffe/util/bbox_util.cpp of the SSD fork."""
+    param = layer.params.detection_output_param
+    sets = 1 if task.shared else task.classes
+    deltas = graph.reshape(layer.bottoms[0], (task.images, task.priors, sets, 4))
+    shape = (1, task.priors, 1, 4)
+    stacked = graph.reshape(layer.bottoms[2], (2, task.priors, 1, 4))
+    priors, variances = _parts(graph, stacked, 0, [1, 1])
+    if not param.variance_encoded_in_target:
+        deltas = graph.node("Mul", [variances, deltas], shape=graph.shape(deltas))
+    if param.code_type == PriorBoxParameter.CORNER:
+        return graph.node("Add", [priors, deltas])
+    low, high = _parts(graph, priors, 3, [2, 2])
+    size = graph.node("Sub", [high, low])
+    if param.code_type == PriorBoxParameter.CORNER_SIZE:
+        scaled = graph.node("Mul", [deltas, graph.node("Concat", [size, size], shape=shape, axis=3)])
+        return graph.node("Add", [priors, scaled])
+    center = graph.node("Mul", [graph.node("Add", [low, high]), graph.constant(0.5)])
+    shift, stretch = _parts(graph, deltas, 3, [2, 2])
+    center = graph.node("Add", [graph.node("Mul", [shift, size]), center])
+    half = graph.node("Mul", [graph.node("Mul", [graph.node("Exp", [stretch]), size]), graph.constant(0.5)])
+    return graph.concat([graph.node("Sub", [center, half]), graph.node("Add", [center, half])], 3)
+
+
+def _parts(graph: Graph, tensor: str, axis: int, sizes: Sequence[int]) -> list[str]:
+    """Cut a tensor along an axis."""
+    names = [graph.new_name(f"part{index}") for index in range(len(sizes))]
+    whole = graph.shape(tensor)
+    shapes = [(*whole[:axis], size, *whole[axis + 1 :]) for size in sizes]
+    graph.node("Split", [tensor, graph.constant(sizes, np.int64)], names, shapes=shapes, axis=axis)
+    return names
+
+
+def _gathered(graph: Graph, task: Task, boxes: str, priors: str) -> str:
+    """The candidates' boxes: (N, K, k, 4)."""
+    count = len(task.labels)
+    shape = (task.images, count, task.candidates, 4)
+    if task.shared:  # the classes choose from the same boxes
+        boxes = graph.reshape(boxes, (task.images, task.priors, 4))
+        indices = graph.reshape(priors, (task.images, task.columns, 1))
+        chosen = (task.images, task.columns, 4)
+        return graph.reshape(graph.node("GatherND", [boxes, indices], shape=chosen, batch_dims=1), shape)
+    by_class = graph.transpose(boxes, (0, 2, 1, 3))
+    if count < task.classes:
+        labels = graph.constant(task.labels, np.int64)
+        by_class = graph.node("Gather", [by_class, labels], shape=(task.images, count, task.priors, 4), axis=1)
+    indices = graph.reshape(priors, (*shape[:3], 1))
+    return graph.node("GatherND", [by_class, indices], shape=shape, batch_dims=2)
+
+
+def _suppressed(layer: Layer, graph: Graph, task: Task, boxes: str, scores: str) -> str:
+    """The candidates' scores, (N, K * k), the lowest float where a better box overlaps or the score is too small."""
+    param = layer.params.detection_output_param
+    flat = graph.reshape(scores, (task.images, task.columns))
+    lists = graph.reshape(scores, (task.lists, 1, task.candidates))
+    inputs = [
+        graph.reshape(_unflipped(layer, graph, boxes), (task.lists, task.candidates, 4)),
+        lists,
+        graph.constant([task.candidates], np.int64),
+        graph.constant([min(param.nms_param.nms_threshold, 1.0)]),  # no overlap is above 1
+        graph.constant([param.confidence_threshold if param.HasField("confidence_threshold") else _LOWEST]),
+    ]
+    found = _counted(graph, "kept")
+    kept = graph.node("NonMaxSuppression", inputs, shape=(found, 3), dtype=np.int64)
+    # Each list was a batch of one class: the columns are list, 0, candidate.
+    places = graph.node("Gather", [kept, graph.constant([0, 2], np.int64)], shape=(found, 2), axis=1)
+    matrix = graph.reshape(flat, (task.lists, task.candidates))
+    values = graph.node("GatherND", [matrix, places], shape=(found,))
+    nothing = graph.reshape(_lowest_like(graph, flat), (task.lists, task.candidates))
+    scattered = graph.node("ScatterND", [nothing, places, values], shape=graph.shape(matrix))
+    return graph.reshape(scattered, (task.images, task.columns))
+
+
+def _unflipped(layer: Layer, graph: Graph, boxes: str) -> str:
+    """Boxes with corners the wrong way round, as boxes of no size: to Caffe they overlap nothing, to ONNX they do."""
+    if layer.params.detection_output_param.code_type == PriorBoxParameter.CENTER_SIZE:
+        return boxes  # their sizes are powers of e
+    low, high = _parts(graph, boxes, 3, [2, 2])
+    return graph.concat([low, graph.node("Max", [low, high])], 3)
+
+
+def _best(graph: Graph, task: Task, scores: str) -> str:
+    """The scores (N, K * k) with all but each image's ``keep`` highest set to the lowest float."""
+    shape = (task.images, task.keep)
+    values, places = graph.new_name("values"), graph.new_name("places")
+    graph.node("TopK", [scores, graph.constant([task.keep], np.int64)], [values, places], shapes=[shape, shape])
+    graph.set_dtype(places, np.int64)
+    nothing = _lowest_like(graph, scores)
+    return graph.node("ScatterElements", [nothing, places, values], shape=graph.shape(scores), axis=1)
+
+
+def _lowest_like(graph: Graph, tensor: str) -> str:
+    size = graph.node("Shape", [tensor], shape=(graph.rank(tensor),), dtype=np.int64)
+    value = np.array([_LOWEST], np.float32)
+    return graph.node("ConstantOfShape", [size], shape=graph.shape(tensor), dtype=np.float32, value=value)
+
+
+def _rows(graph: Graph, task: Task, boxes: str, scores: str) -> str:
+    """The detections, (M, 7): whatever has a score above the lowest float."""
+    found = _counted(graph, "found")
+    is_found = graph.node("Greater", [scores, graph.constant(_LOWEST)], shape=graph.shape(scores), dtype=np.bool_)
+    # NonZero walks row by row: by image, label and rank.
+    places = graph.node("NonZero", [is_found], shape=(2, found), dtype=np.int64)
+    places = graph.transpose(places, (1, 0))
+    columns = [
+        graph.reshape(scores, (task.images, task.columns, 1)),
+        graph.reshape(boxes, (task.images, task.columns, 4)),
+    ]
+    values = graph.node("GatherND", [graph.concat(columns, 2), places], shape=(found, 5))
+    image, column = _parts(graph, places, 1, [1, 1])
+    row = graph.node("Div", [column, graph.constant(task.candidates, np.int64)], shape=(found, 1))
+    label = graph.node("Gather", [graph.constant(task.labels), row], shape=(found, 1))
+    return graph.node("Concat", [graph.cast(image, np.float32), label, values], shape=(found, 7), axis=1)
+
+
+def _or_placeholders(graph: Graph, rows: str, boxes: str) -> tuple[str, Free]:
+    """The rows and their number; where there is none, a row (i, -1, -1, -1, -1, -1, -1) for each image i."""
+    zero, one = graph.constant(0, np.int64), graph.constant(1, np.int64)
+    is_empty = graph.cast(graph.node("Equal", [_size(graph, rows), zero], dtype=np.bool_), np.int64)
+    missing = _counted(graph, "missing")
+    images = graph.node("Mul", [is_empty, _size(graph, boxes)])
+    numbers = graph.cast(graph.node("Range", [zero, images, one], shape=(missing,)), np.float32)
+    column = graph.reshape(numbers, (missing, 1))
+    pads = graph.constant([0, 0, 0, 6], np.int64)
+    placeholders = graph.node("Pad", [column, pads, graph.constant(-1.0)], shape=(missing, 7), mode="constant")
+    total = _counted(graph, "detections")
+    return graph.node("Concat", [rows, placeholders], shape=(total, 7), axis=0), total
+
+
+def _counted(graph: Graph, what: str) -> Free:
+    """A size that only the data tells."""
+    return Free(graph.new_name(what), 1)
+
+
+def _size(graph: Graph, tensor: str) -> str:
+    """The size of a tensor's first axis, as a scalar."""
+    sizes = graph.node("Shape", [tensor], shape=(graph.rank(tensor),), dtype=np.int64)
+    return graph.node("Gather", [sizes, graph.constant(0, np.int64)], shape=(), axis=0)
+
+
+# -------------------------------------------------------------------------------------------------------------- regions
+
+
+@handles(
+    "ROIPooling",
+    operators="MaxRoiPool Reshape",
+    restrictions="opset 21 at most: ONNX Runtime has no MaxRoiPool of opset 22",
+    origin="Fast R-CNN",
+)
+def roi_pooling(layer: Layer, graph: Graph) -> None:
+    """Each region's pixels, pooled to one size by maxima."""
+    layer.expect(bottoms=2, tops=1)
+    if graph.opset >= 22:
+        raise layer.error(f"found opset {graph.opset}, expected 21 at most: ONNX Runtime has no newer MaxRoiPool")
+    features, regions = layer.bottoms
+    param = layer.params.roi_pooling_param
+    if not param.pooled_h or not param.pooled_w:
+        raise layer.error(f"found pooled_h {param.pooled_h} and pooled_w {param.pooled_w}, expected both, from 1 on")
+    if graph.rank(features) != 4:
+        raise layer.error(f"found {show(graph.shape(features))} for the blob {features!r}, expected N x C x H x W")
+    count, *rest = graph.shape(regions)
+    if math.prod(graph.fixed(dim, "the numbers of a region") for dim in rest) != 5:
+        raise layer.error(f"found {show(graph.shape(regions))} for the blob {regions!r}, expected 5 numbers a region")
+    graph.node(
+        "MaxRoiPool",
+        [features, regions if len(rest) == 1 else graph.reshape(regions, (count, 5))],
+        layer.tops,
+        shape=(count, graph.shape(features)[1], param.pooled_h, param.pooled_w),
+        pooled_shape=[param.pooled_h, param.pooled_w],
+        spatial_scale=param.spatial_scale,
+    )

@@ -1,0 +1,243 @@
+"""Layers with a state that goes from one time step to the next, written out step by step.
+
+The blobs are (T, N, ...): T time steps of N streams. What does not depend on the state is computed for all steps at
+once; a step holds only the rest. Tensors are matrices throughout, with a step's streams as rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from converters.graph import Graph
+from converters.net import Layer
+from converters.registry import handles
+from converters.shape import Dim, Free, Pinned, Shape, show
+
+MAX_STEPS = 10_000  # a step of an LSTM is a dozen nodes: beyond this no runtime loads the graph in reasonable time
+
+_RESTRICTIONS = (
+    "unrolled over the description's time steps (axis 0; at most 10,000), axis 1 is the batch; each run starts from a "
+    "state of zeros, where Caffe goes on from its last one, unless expose_hidden hands the state in and out"
+)
+
+State = tuple[str, ...]
+Unit = Callable[[Graph, str, State, int], State]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """A recurrent layer's blobs, told apart.
+
+    Attributes:
+        steps: T, the number of time steps.
+        streams: N, the number of streams.
+        units: H, the number of hidden units (num_output).
+        inputs: (T, N, ...).
+        continues: (T, N): the state is multiplied by it, 0 where a sequence begins, 1 where it goes on.
+        static: (N, ...), an input that is the same at every step; None without.
+        state: (1, N, H) each, what the state begins with; empty where it begins with zeros.
+        last: The tops (1, N, H) for the state after the last step; empty without expose_hidden.
+    """
+
+    steps: int
+    streams: Dim
+    units: int
+    inputs: str
+    continues: str
+    static: str | None
+    state: State
+    last: tuple[str, ...]
+
+    @property
+    def rows(self) -> Dim:
+        """T * N."""
+        dim = self.streams
+        return Free(dim.input, dim.size, dim.factor * self.steps) if isinstance(dim, Free) else dim * self.steps
+
+    @property
+    def step(self) -> Shape:
+        """(N, H), the shape of a step's hidden values."""
+        return (self.streams, self.units)
+
+
+@handles("LSTM", operators="Reshape Gemm Add Split Sigmoid Tanh Mul Concat", restrictions=_RESTRICTIONS)
+def lstm(layer: Layer, graph: Graph) -> None:
+    """Long short-term memory without peepholes: c = f * c + i * g, h = o * tanh(c) (Zaremba and Sutskever 2014)."""
+    sequences = _sequences(layer, graph, states=2)
+    first, hidden = _weight_shapes(graph, sequences, rows=4 * sequences.units)
+    weights = layer.weights(*first, hidden)
+    units = sequences.units
+    widths = [graph.constant([3 * units, units], np.int64), graph.constant([units] * 3, np.int64)]
+    states = _unrolled(graph, sequences, weights, partial(_lstm_unit, widths=widths))
+    graph.reshape(states, (sequences.steps, *sequences.step), [layer.tops[0]])
+
+
+def _lstm_unit(graph: Graph, sums: str, state: State, step: int, *, widths: Sequence[str]) -> State:
+    """One step: the gates i, f, o and the candidate values g stand side by side in ``sums``, (N, 4 H)."""
+    gates, candidate = _split(graph, sums, widths[0], f"sums_{step}")
+    enter, keep, leave = _split(graph, graph.node("Sigmoid", [gates]), widths[1], f"gates_{step}")
+    shape = graph.shape(candidate)
+    cell = graph.node("Mul", [enter, graph.node("Tanh", [candidate])], shape=shape)
+    if state:
+        cell = graph.node("Add", [graph.node("Mul", [keep, state[1]], shape=shape), cell], shape=shape)
+    return graph.node("Mul", [leave, graph.node("Tanh", [cell])], shape=shape), cell
+
+
+@handles("RNN", operators="Reshape Gemm Add Split Tanh Mul Concat", restrictions=_RESTRICTIONS)
+def rnn(layer: Layer, graph: Graph) -> None:
+    """The plain recurrent network: h = tanh(W_hh h + W_xh x + b_h), o = tanh(W_ho h + b_o)."""
+    sequences = _sequences(layer, graph, states=1)
+    units = sequences.units
+    first, hidden = _weight_shapes(graph, sequences, rows=units)
+    *weights, out, bias = layer.weights(*first, hidden, (units, units), (units,))
+    states = _unrolled(graph, sequences, weights, _tanh_unit)
+    summed = graph.node(
+        "Gemm",
+        [states, graph.weight("weight_output", out), graph.weight("bias_output", bias)],
+        shape=graph.shape(states),
+        transB=1,
+    )
+    graph.reshape(graph.node("Tanh", [summed]), (sequences.steps, *sequences.step), [layer.tops[0]])
+
+
+def _tanh_unit(graph: Graph, sums: str, state: State, step: int) -> State:
+    return (graph.node("Tanh", [sums]),)
+
+
+# ------------------------------------------------------------------------------------------------------------ the blobs
+
+
+def _sequences(layer: Layer, graph: Graph, states: int) -> Sequences:
+    """Tell the blobs of a layer with ``states`` states apart, and check their shapes."""
+    param = layer.params.recurrent_param
+    exposed = states if param.expose_hidden else 0
+    layer.expect(bottoms=range(2 + exposed, 4 + exposed), tops=1 + exposed)
+    if not param.num_output:
+        raise layer.error("found no num_output, expected the number of hidden units, from 1 on")
+    inputs, continues, *others = layer.bottoms
+    static = others.pop(0) if len(others) > exposed else None
+    if graph.rank(inputs) < 3 or graph.rank(continues) != 2:
+        raise layer.error(
+            f"found the bottoms {show(graph.shape(inputs))} and {show(graph.shape(continues))}, expected T x N x ... "
+            "and T x N (time steps, streams)"
+        )
+    for tensor in (inputs, continues, *others):
+        _fixed_steps(layer, graph, tensor)
+    shape = graph.shape(inputs)
+    steps, streams, units = int(shape[0]), shape[1], param.num_output
+    if steps > MAX_STEPS:
+        raise layer.error(f"found {steps:,} time steps, expected at most {MAX_STEPS:,}: each becomes nodes of its own")
+    for tensor, expected in [(continues, (steps, streams)), *((tensor, (1, streams, units)) for tensor in others)]:
+        _check_shape(layer, graph, tensor, expected)
+    if static is not None:
+        _check_shape(layer, graph, static, (streams, *graph.shape(static)[1:]))
+    return Sequences(steps, streams, units, inputs, continues, static, tuple(others), layer.tops[1:])
+
+
+def _fixed_steps(layer: Layer, graph: Graph, tensor: str) -> None:
+    """Time steps must be known. Where they are an input's free axis, its next one is free instead: the streams."""
+    shape = graph.shape(tensor)
+    dim = shape[0] if shape else 1
+    if isinstance(dim, Free) and dim.factor == 1 and dim.input in graph.inputs:
+        source = graph.shape(dim.input)
+        if len(source) > 1 and len(shape) > 1 and int(source[1]) == int(shape[1]):
+            reason = f"the layer {layer.name!r} ({layer.type}) is unrolled over its time steps"
+            raise Pinned(dim.input, reason, free_axis=1)
+    graph.fixed(dim, "the number of time steps to unroll them")
+
+
+def _check_shape(layer: Layer, graph: Graph, tensor: str, expected: Shape) -> None:
+    shape = graph.shape(tensor)
+    if len(shape) != len(expected) or not all(map(graph.same, expected, shape)):
+        raise layer.error(f"found {show(shape)} for the blob {tensor!r}, expected {show(expected)}")
+
+
+def _weight_shapes(graph: Graph, sequences: Sequences, rows: int) -> tuple[list[tuple[int, ...]], tuple[int, int]]:
+    """The shapes of what works on the inputs (weight, bias, perhaps the static input's weight), and on the state."""
+    shapes: list[tuple[int, ...]] = [(rows, _width(graph, sequences.inputs, 2)), (rows,)]
+    if sequences.static is not None:
+        shapes.append((rows, _width(graph, sequences.static, 1)))
+    return shapes, (rows, sequences.units)
+
+
+def _width(graph: Graph, tensor: str, axis: int) -> int:
+    return math.prod(graph.fixed_shape(tensor, axis, "the number of a step's values"))
+
+
+# -------------------------------------------------------------------------------------------------------- the unrolling
+
+
+def _unrolled(graph: Graph, sequences: Sequences, weights: Sequence[np.ndarray], unit: Unit) -> str:
+    """Run ``unit`` step by step.
+
+    Args:
+        graph: The graph.
+        sequences: The layer's blobs.
+        weights: Weight and bias of the inputs, perhaps the static input's weight, the state's weight.
+        unit: Gets a step's weighted sums and the state before it (empty: zeros), gives the state after it. The hidden
+            values are the first of the state.
+
+    Returns:
+        The hidden values of all steps: (T * N, H).
+    """
+    inputs = _input_sums(graph, sequences, weights[:-1])
+    marks = graph.reshape(sequences.continues, (sequences.rows, 1))
+    continues = _steps(graph, marks, sequences, "continues")
+    state = tuple(graph.reshape(tensor, sequences.step) for tensor in sequences.state)
+    hidden = []
+    for step, sums in enumerate(inputs):
+        if state:  # else zeros, which add nothing
+            state = tuple(graph.node("Mul", [tensor, continues[step]], shape=sequences.step) for tensor in state)
+            weight = graph.weight("weight_hidden", weights[-1])
+            sums = graph.node("Gemm", [state[0], weight, sums], shape=graph.shape(sums), transB=1)
+        state = unit(graph, sums, state, step)
+        hidden.append(state[0])
+    for tensor, top in zip(state, sequences.last, strict=False):
+        graph.reshape(tensor, (1, *sequences.step), [top])
+    return hidden[0] if len(hidden) == 1 else graph.concat(hidden, 0)
+
+
+def _input_sums(graph: Graph, sequences: Sequences, weights: Sequence[np.ndarray]) -> list[str]:
+    """What inputs and static input add to the sums of each step, (N, rows of the weight) each."""
+    weight, bias, *static_weight = weights
+    count = weight.shape[0]
+    flat = graph.reshape(sequences.inputs, (sequences.rows, weight.shape[1]))
+    inputs = [flat, graph.weight("weight", weight), graph.weight("bias", bias)]
+    sums = graph.node("Gemm", inputs, shape=(sequences.rows, count), transB=1)
+    if sequences.static is not None:
+        flat = graph.reshape(sequences.static, (sequences.streams, static_weight[0].shape[1]))
+        static = graph.node(
+            "Gemm",
+            [flat, graph.weight("weight_static", static_weight[0])],
+            shape=(sequences.streams, count),
+            transB=1,
+        )
+        cube = graph.reshape(sums, (sequences.steps, sequences.streams, count))
+        sums = graph.reshape(graph.node("Add", [cube, static]), (sequences.rows, count))
+    return _steps(graph, sums, sequences, "sums")
+
+
+def _steps(graph: Graph, tensor: str, sequences: Sequences, name: str) -> list[str]:
+    """Cut (T * N, width) into its T steps (N, width)."""
+    steps = sequences.steps
+    if steps == 1:
+        return [tensor]
+    parts = [graph.new_name(f"{name}_{step}") for step in range(steps)]
+    # Equal parts, of a size that may be free: said by their number from opset 18 on, by nothing before.
+    number = steps if graph.opset >= 18 else None
+    shape = (sequences.streams, graph.shape(tensor)[1])
+    graph.node("Split", [tensor], parts, shapes=[shape] * steps, axis=0, num_outputs=number)
+    return parts
+
+
+def _split(graph: Graph, tensor: str, widths: str, name: str) -> list[str]:
+    """Cut the columns of a matrix into parts of constant widths."""
+    shapes = [(graph.shape(tensor)[0], int(width)) for width in graph.initializers[widths]]
+    parts = [graph.new_name(f"{name}.{part}") for part in range(len(shapes))]
+    graph.node("Split", [tensor, widths], parts, shapes=shapes, axis=1)
+    return parts

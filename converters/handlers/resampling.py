@@ -1,0 +1,176 @@
+"""Layers that make images larger or smaller."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from converters.graph import Graph
+from converters.net import Layer
+from converters.registry import handles
+from converters.shape import Free, show
+
+
+@handles(
+    "Interp",
+    operators="Resize Slice Shape Concat Identity",
+    restrictions="pad_beg and pad_end only crop (0 or less), as in Caffe; a second bottom gives the size where the "
+    "parameters do not",
+    origin="DeepLab, PSPNet",
+)
+def interp(layer: Layer, graph: Graph) -> None:
+    """Bilinear interpolation that leaves the centres of the corner pixels where they are; before it, a crop."""
+    layer.expect(bottoms=range(1, 3), tops=1)
+    bottom = _cropped(layer, graph)
+    size = _image_size(layer, graph, bottom)
+    wanted = (_wanted(layer, graph, size[0], axis=2), _wanted(layer, graph, size[1], axis=3))
+    shape = (*graph.shape(bottom)[:2], *wanted)
+    if wanted == size:
+        graph.node("Identity", [bottom], layer.tops)
+        return
+    some_axes = graph.opset >= 18  # before, the sizes of all axes are needed, the batch's too
+    sizes = graph.constant(wanted, np.int64) if some_axes else _with_sizes(graph, bottom, wanted)
+    graph.node(
+        "Resize",
+        [bottom, "", "", sizes],
+        layer.tops,
+        shape=shape,
+        axes=[2, 3] if some_axes else None,
+        mode="linear",
+        coordinate_transformation_mode="align_corners",
+    )
+
+
+def _cropped(layer: Layer, graph: Graph) -> str:
+    """The bottom without -pad_beg pixels above and left and -pad_end below and right."""
+    param = layer.params.interp_param
+    bottom = layer.bottoms[0]
+    size = _image_size(layer, graph, bottom)
+    if param.pad_beg > 0 or param.pad_end > 0 or min(size) + param.pad_beg + param.pad_end < 1:
+        raise layer.error(
+            f"found pad_beg {param.pad_beg} and pad_end {param.pad_end} for an image of {size[0]} x {size[1]}, "
+            "expected 0 or less (they crop), and something left"
+        )
+    if param.pad_beg or param.pad_end:
+        for axis in (2, 3):
+            bottom = graph.slice(bottom, axis, -param.pad_beg, size[axis - 2] + param.pad_end)
+    return bottom
+
+
+def _wanted(layer: Layer, graph: Graph, size: int, axis: int) -> int:
+    """The output's size along an axis. A single factor goes before a given size, that before both factors together."""
+    param = layer.params.interp_param
+    shrinks, zooms = param.HasField("shrink_factor"), param.HasField("zoom_factor")
+    if min(param.shrink_factor, param.zoom_factor) < 1:
+        raise layer.error(
+            f"found shrink_factor {param.shrink_factor} and zoom_factor {param.zoom_factor}, expected 1 or more"
+        )
+    if shrinks == zooms and param.HasField("height") and param.HasField("width"):
+        wanted = param.height if axis == 2 else param.width
+    elif shrinks or zooms:
+        wanted = (size - 1) // param.shrink_factor + 1
+        wanted += (wanted - 1) * (param.zoom_factor - 1)
+    elif len(layer.bottoms) == 2:
+        wanted = _image_size(layer, graph, layer.bottoms[1])[axis - 2]
+    else:
+        raise layer.error("found no size, expected height and width, zoom_factor or shrink_factor, or a second bottom")
+    if wanted < 1:
+        raise layer.error(f"found the {'height' if axis == 2 else 'width'} {wanted}, expected 1 or more")
+    return wanted
+
+
+def _image_size(layer: Layer, graph: Graph, tensor: str) -> tuple[int, int]:
+    if graph.rank(tensor) != 4:
+        raise layer.error(f"found {show(graph.shape(tensor))} for the blob {tensor!r}, expected N x C x H x W")
+    height, width = graph.fixed_shape(tensor, 2, "the image's size")
+    return height, width
+
+
+def _with_sizes(graph: Graph, tensor: str, sizes: tuple[int, ...]) -> str:
+    """The first two sizes of a tensor and the given ones, as a tensor."""
+    images = graph.shape(tensor)[:2]
+    if not any(isinstance(dim, Free) for dim in images):
+        return graph.constant([*images, *sizes], np.int64)
+    shape = graph.node("Shape", [tensor], shape=(graph.rank(tensor),), dtype=np.int64)
+    return graph.concat([graph.slice(shape, 0, 0, 2), graph.constant(sizes, np.int64)], 0)
+
+
+@handles(
+    "Upsample",
+    operators="Reshape Cast Shape Slice Concat ConstantOfShape ScatterElements Resize",
+    restrictions="with one bottom: each pixel repeated `scale` or `stride` times, as Darknet; with a mask: where "
+    "pooling windows overlap, a pixel can be written twice, and the last value counts on ONNX Runtime's CPU provider, "
+    "but ONNX gives no guarantee",
+    origin="SegNet, Darknet",
+)
+def upsample(layer: Layer, graph: Graph) -> None:
+    """Values put back where the mask of a MAX pooling says that they were, zeros elsewhere; or pixels repeated."""
+    layer.expect(bottoms=range(1, 3), tops=1)
+    if len(layer.bottoms) == 1:
+        _repeated(layer, graph)
+    else:
+        _unpooled(layer, graph)
+
+
+def _repeated(layer: Layer, graph: Graph) -> None:
+    bottom = layer.bottoms[0]
+    height, width = _image_size(layer, graph, bottom)
+    down, across = _repetitions(layer)
+    shape = (*graph.shape(bottom)[:2], height * down, width * across)
+    graph.node(
+        "Resize",
+        [bottom, "", graph.constant([1, 1, down, across])],
+        layer.tops,
+        shape=shape,
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
+
+
+def _repetitions(layer: Layer) -> tuple[int, int]:
+    """How often a pixel is repeated, down and across. `stride` is Darknet's word for `scale`."""
+    param = layer.params.upsample_param
+    fork = layer.extra.get("upsample_param", {})
+    stride = fork.get("stride") if isinstance(fork, dict) else None
+    if param.HasField("scale_h") and param.HasField("scale_w"):
+        down, across = param.scale_h, param.scale_w
+    else:
+        down = across = param.scale if param.HasField("scale") else stride if isinstance(stride, int) else 0
+    if min(down, across) < 1:
+        raise layer.error(
+            "found one bottom and no scale, expected upsample_param with scale (or stride) from 1 on, or the mask of a "
+            "MAX pooling as a second bottom"
+        )
+    return down, across
+
+
+def _unpooled(layer: Layer, graph: Graph) -> None:
+    graph.same_shape(layer.bottoms)
+    values, mask = layer.bottoms
+    height, width = _image_size(layer, graph, values)
+    size = _unpooled_size(layer, height, width)
+    images = graph.shape(values)[:2]
+    flat, area = (*images, height * width), size[0] * size[1]
+    places = graph.cast(graph.reshape(mask, flat), np.int64)
+    updates = graph.reshape(values, flat)
+    whole = (*images, area)
+    zeros = graph.node("ConstantOfShape", [_with_sizes(graph, updates, (area,))], shape=whole, dtype=np.float32)
+    scattered = graph.node("ScatterElements", [zeros, places, updates], shape=whole, axis=2)
+    graph.reshape(scattered, (*images, *size), layer.tops)
+
+
+def _unpooled_size(layer: Layer, height: int, width: int) -> tuple[int, int]:
+    """The size given, or that of the bottom times a scale, less a pixel where pad_out_h or pad_out_w says so."""
+    param = layer.params.upsample_param
+    both = [param.HasField("upsample_h"), param.HasField("upsample_w")]
+    if all(both):
+        if min(param.upsample_h, param.upsample_w) < 2:
+            raise layer.error(f"found upsample {param.upsample_h} x {param.upsample_w}, expected 2 or more each")
+        return param.upsample_h, param.upsample_w
+    apart = [param.HasField("scale_h"), param.HasField("scale_w")]
+    if any(both) or any(apart) != all(apart) or (any(apart) and param.HasField("scale")):
+        raise layer.error("found one of a pair, or two forms, expected upsample_h and _w, scale_h and _w, or scale")
+    down, across = (param.scale_h, param.scale_w) if all(apart) else (param.scale, param.scale)
+    if min(down, across) < 2 or (param.pad_out_h and down != 2) or (param.pad_out_w and across != 2):
+        raise layer.error(f"found scale {down} x {across}, expected 2 or more, and 2 where pad_out is set")
+    return height * down - param.pad_out_h, width * across - param.pad_out_w

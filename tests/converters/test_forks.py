@@ -1,0 +1,105 @@
+"""BN, Axpy, ShuffleChannel and ReLU6, against their formulas. Caffe's own answers are in test_layers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from converters import ConversionError, convert
+from tests.converters.one_layer import OneLayer, assert_close, run
+
+RNG = np.random.default_rng(0)
+PER_CHANNEL = (1, 3, 1, 1)
+SCALE, SHIFT, MEAN = (RNG.normal(size=PER_CHANNEL).astype(np.float32) for _ in range(3))
+VARIANCE = RNG.uniform(0.5, 2, PER_CHANNEL).astype(np.float32)
+IMAGE = {"x": (2, 3, 4, 5)}
+
+
+def images(batch: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(batch).normal(size=(batch, channels, 4, 5)).astype(np.float32)
+
+
+def test_segnets_bn_with_statistics_in_its_blobs() -> None:
+    model = OneLayer('type: "BN" top: "y" bn_param { bn_mode: INFERENCE }', IMAGE, (SCALE, SHIFT)).model()
+    for batch in (1, 2, 3):
+        x = images(batch)
+        assert_close(run(model, {"x": x})[0], x * SCALE + SHIFT)
+
+
+def test_segnets_bn_with_the_statistics_of_the_batch() -> None:
+    model = OneLayer('type: "BN" top: "y" top: "mean" top: "variance"', IMAGE, (SCALE, SHIFT)).model()
+    for batch in (1, 2, 3):
+        x = images(batch)
+        mean, variance = np.zeros(PER_CHANNEL, np.float32), np.zeros(PER_CHANNEL, np.float32)
+        expected = np.zeros_like(x)
+        for channel in range(3):
+            values = x[:, channel].astype(np.float64)
+            mean[0, channel], variance[0, channel] = values.mean(), (values**2).mean() - values.mean() ** 2
+            normalized = (values - values.mean()) / np.sqrt(values.var() + 1e-9)
+            expected[:, channel] = normalized * SCALE[0, channel] + SHIFT[0, channel]
+        for found, wanted in zip(run(model, {"x": x}), (expected, mean, variance), strict=True):
+            assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("param", "eps"), [("", 1e-5), ("bn_param { eps: 0.1 }", 0.1), ("bn_param { frozen: true }", 1e-5)]
+)
+def test_pspnets_bn(param: str, eps: float) -> None:
+    model = OneLayer(f'type: "BN" top: "y" {param}', IMAGE, (SCALE, SHIFT, MEAN, VARIANCE)).model()
+    for batch in (1, 2, 3):
+        x = images(batch)
+        assert_close(run(model, {"x": x})[0], (x - MEAN) / np.sqrt(VARIANCE + np.float32(eps)) * SCALE + SHIFT)
+
+
+@pytest.mark.parametrize("rank", [2, 4])
+def test_axpy(rank: int) -> None:
+    trailing = (1,) * (rank - 2)
+    model = OneLayer('type: "Axpy" top: "out"', {"a": (1, 3, *trailing), "x": (1, 3, 4, 5), "y": (1, 3, 4, 5)}).model()
+    for batch in (1, 2, 3):
+        a = np.random.default_rng(9).normal(size=(batch, 3, *trailing)).astype(np.float32)
+        x, y = images(batch), images(batch)[::-1].copy()
+        expected = np.zeros_like(x)
+        for n, c in np.ndindex(batch, 3):
+            expected[n, c] = a[n, c] * x[n, c] + y[n, c]
+        assert_close(run(model, {"a": a, "x": x, "y": y})[0], expected)
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 6])
+def test_shuffle_channel(group: int) -> None:
+    one = OneLayer(f'type: "ShuffleChannel" top: "y" shuffle_channel_param {{ group: {group} }}', {"x": (1, 6, 4, 5)})
+    model = one.model()
+    order = [first + step * (6 // group) for first in range(6 // group) for step in range(group)]
+    for batch in (1, 3):
+        x = images(batch, 6)
+        np.testing.assert_array_equal(run(model, {"x": x})[0], x[:, order])
+
+
+def test_relu6() -> None:
+    x = np.array([[-7, -0.5, 0, 0.5, 6, 6.5, 100]], np.float32)
+    (found,) = OneLayer('type: "ReLU6" top: "y"', {"x": x.shape}).run({"x": x})
+    np.testing.assert_array_equal(found, [[0, 0, 0, 0.5, 6, 6, 6]])
+
+
+TRIPLE = {"a": (2, 3), "x": (2, 3, 4, 5), "y": (2, 3, 4, 5)}
+ERRORS = {
+    "no blobs": ('type: "BN"', IMAGE, "found no weights"),
+    "flat": ('type: "BN"', {"x": (2, 3)}, "expected N x C x H x W"),
+    "statistics of none": ('type: "BN" top: "mean" bn_param { bn_mode: INFERENCE }', IMAGE, "found 2 tops"),
+    "two blobs": ('type: "Axpy"', {"a": (2, 3), "x": (2, 3, 4, 5)}, "bottom"),
+    "another y": ('type: "Axpy"', {**TRIPLE, "y": (2, 3, 4, 4)}, "for the blob 'y'"),
+    "other factors": ('type: "Axpy"', {**TRIPLE, "a": (2, 4)}, "found factors"),
+    "large factors": ('type: "Axpy"', {**TRIPLE, "a": (2, 3, 4, 1)}, "found factors"),
+    "group": ('type: "ShuffleChannel" shuffle_channel_param { group: 2 }', IMAGE, "group 2 for 3 channels"),
+    "group 0": ('type: "ShuffleChannel" shuffle_channel_param { group: 0 }', IMAGE, "group 0"),
+    "slope": ('type: "ReLU6" relu6_param { negative_slope: 0.1 }', IMAGE, "negative_slope 0.1"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_error_names_the_layer(name: str) -> None:
+    layer, shapes, message = ERRORS[name]
+    blobs = (SCALE, SHIFT) if name == "statistics of none" else ()
+    with pytest.raises(ConversionError, match=message) as raised:
+        convert(OneLayer(f'{layer} top: "out"', shapes, blobs).net())
+    assert raised.value.layer
+    assert raised.value.layer.startswith("l (")
