@@ -21,6 +21,7 @@ from converters.reader import Network, parse_prototxt, read_prototxt, read_weigh
 from tests.seeded import SeededModel
 
 SEED = 20160627
+DATA = Path(__file__).resolve().parents[1] / "data" / "caffe"
 RELEASED = {
     "googlenetCAM": "deploy_googlenetCAM.prototxt",
     "googlenetCAM_places205": "deploy_googlenetCAM_places205.prototxt",
@@ -142,9 +143,24 @@ def test_ten_crops_as_caffe(name: str, folder: str, reference: Path, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["googlenetCAM", "bvlc_googlenet"])
+def test_googlenet_as_caffe(name: str, tmp_path: Path) -> None:
+    """Samples of five blobs along the network, two random images, against real Caffe's (tests/data/caffe)."""
+    stored = np.load(DATA / "googlenet.npz")
+    blobs = [key.removeprefix(f"{name}:") for key in stored.files if key.startswith(f"{name}:") and key.count(":") == 1]
+    assert len(blobs) == 5
+    caffemodel = SeededModel.of_network(ours(name).message, SEED).write(tmp_path / "net.caffemodel")
+    images = np.random.default_rng(SEED).uniform(-120, 130, (2, 3, 224, 224)).astype(np.float32)
+    for blob, values in zip(blobs, run(converted(ours(name), caffemodel, outputs=blobs), images), strict=True):
+        key = f"{name}:{blob}"
+        sampled = values.reshape(-1)[stored[f"{key}:index"]]
+        assert np.abs(sampled - stored[key]).max() < 1e-5 * stored[f"{key}:largest"], blob
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOOGLENETS)
 def test_googlenet_as_opencv(name: str, reference: Path, tmp_path: Path) -> None:
-    """There are no answers of Caffe's for GoogLeNet, so OpenCV's importer is asked."""
+    """A second opinion, on the released prototxts."""
     released = reference / "nets" / "prototxt" / RELEASED[name]
     caffemodel = SeededModel.of_network(ours(name).message, SEED).write(tmp_path / "net.caffemodel")
     model = converted(ours(name), caffemodel, outputs=["CAM_conv", "prob"])
