@@ -28,10 +28,10 @@ from rich.table import Table
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from converters import zoo  # noqa: E402
-from converters.conversion import weight_shapes  # noqa: E402
-from converters.net import read_net  # noqa: E402
-from converters.writer import write_caffemodel  # noqa: E402
+from converters import zoo
+from converters.conversion import weight_shapes
+from converters.net import read_net
+from converters.writer import write_caffemodel
 
 OPENCV = """
 import sys, time

@@ -105,7 +105,10 @@ def merge(builder: Builder, maps: str, crops: Sequence[Crop], size: int, height:
     wide = builder.node("MatMul", [maps, builder.constant(columns.transpose(0, 2, 1)[:, None], "columns")])
     large = builder.node("MatMul", [builder.constant(times * rows[:, None], "rows"), wide])
     magnitude = builder.node("Abs", [large])
-    builder.node("Identity", [builder.reduce("Sum", magnitude, [1])], output)
+    if len(crops) == 1:
+        builder.node("Squeeze", [magnitude, builder.shape(1)], output)
+    else:
+        builder.node("ReduceSum", [magnitude, builder.shape(1)], output, keepdims=0)
 
 
 def _placed(matrix: np.ndarray, start: int, size: int) -> np.ndarray:
