@@ -260,7 +260,7 @@ def _with_free_axes(net: Net, wanted: tuple[str, ...], opset: int) -> Converted:
             what = "has no free batch" if free[pinned.input] is None else f"has its batch at axis {free[pinned.input]}"
             notes[pinned.input] = f"the input {pinned.input!r} of shape {shape} {what}: {pinned.reason}"
             continue
-        return Converted(Draft(graph, wanted), net, tuple(notes.values()))
+        return Converted(Draft(graph, wanted), net, (*notes.values(), *graph.notes))
 
 
 def _build_once(net: Net, free: Mapping[str, int | None], opset: int) -> Graph:

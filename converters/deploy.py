@@ -135,9 +135,12 @@ def _meets(state: State, rule: caffe_pb2.NetStateRule) -> bool:
 def was_filtered(layers: Iterable[Draft]) -> bool:
     """Whether Caffe filtered the network before it was saved.
 
-    Caffe saves a network as it ran, with the rules still in it; applying them for another phase would tear it. Where
-    all layers can be there in one phase, it did so.
+    Caffe saves a network as it ran, with the rules still in it; applying them for another phase would tear it. It also
+    notes the phase in every layer; in older files all layers can be there in one phase.
     """
+    layers = list(layers)
+    if any(layer.params.HasField("phase") for layer in layers):
+        return True
     included = [{rule.phase for rule in layer.params.include if rule.HasField("phase")} for layer in layers]
     return any(all(not phases or phase in phases for phases in included) for phase in caffe_pb2.Phase.values())
 
@@ -282,7 +285,7 @@ def _prune(layers: list[Draft], inputs: Sequence[DraftInput], targets: set[str],
     uses = Counter(bottom for layer in layers for bottom in layer.bottoms)
     kept: list[Draft] = []
     for layer in reversed(layers):
-        if layer.tops and all(top in targets and not uses[top] for top in layer.tops):
+        if layer.tops and all(top in targets and uses[top] == layer.bottoms.count(top) for top in layer.tops):
             uses.subtract(layer.bottoms)
             targets.update(layer.bottoms)
         else:

@@ -54,6 +54,7 @@ class Graph:
         tensors: Shape and type of every tensor.
         initializers: Constant tensors: weights and small constants.
         inputs: The names of the model's inputs.
+        notes: What the user should know of the conversion.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Graph:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     initializers: dict[str, Array] = field(default_factory=dict)
     inputs: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     _layer: Layer | None = None
     _node_names: set[str] = field(default_factory=set)
     _reserved: set[str] = field(default_factory=set)
@@ -97,7 +99,8 @@ class Graph:
         """
         rank = self.rank(tensor)
         if not -rank <= axis < rank + end:
-            raise self._error(f"found axis {axis} for the blob {tensor!r} of shape {show(self.shape(tensor))}")
+            shape, last = show(self.shape(tensor)), rank - 1 + end
+            raise self._error(f"found axis {axis} for the blob {tensor!r} of shape {shape}, expected {-rank} to {last}")
         return axis + rank if axis < 0 else axis
 
     def fixed(self, dim: Dim, reason: str) -> int:
@@ -260,6 +263,10 @@ class Graph:
         self._node_names.add(name)
         return name
 
+    def note(self, message: str) -> None:
+        """Tell the user something of the current layer: a warning of the conversion."""
+        self.notes.append(f"{self._layer_name()}: {message}")
+
     def begin_layer(self, layer: Layer) -> None:
         """What is added from now on belongs to this layer."""
         self._layer = layer
@@ -292,7 +299,9 @@ class Graph:
         """
         old = self.shape(tensor)
         if count(old) != count(shape):
-            raise self._error(f"found {show(old)} for the blob {tensor!r}, which cannot become {show(shape)}")
+            raise self._error(
+                f"found {show(old)} for the blob {tensor!r}, which cannot become {show(shape)}: expected as many values"
+            )
         free = [axis for axis, dim in enumerate(shape) if isinstance(dim, Free)]
         before, after = product(old), product(shape)
         if before is None or after is None or not self._same_count(before, after):

@@ -203,12 +203,13 @@ class _Parser:
     def listed(self, element: Callable[[], object]) -> None:
         """``[a, b, c]``, calling ``element`` at each."""
         self.advance()
-        while self.token != "]":
+        if self.token != "]":
             element()
-            if self.token == ",":
+            while self.token == ",":
                 self.advance()
-            elif self.token != "]":
-                raise self.error(f"{self.found()} in a list, expected ',' or ']'")
+                element()
+        if self.token != "]":
+            raise self.error(f"{self.found()} in a list, expected ',' or ']'")
         self.advance()
 
     # ------------------------------------------------------------------------------------------------------ values

@@ -132,6 +132,8 @@ def _layer(walk: _Walk, start: int, end: int, *, is_v1: bool) -> LayerRecord:
         arrays = tuple(_blob(walk, *span) for span in blobs)
     except ConversionError as error:
         raise ConversionError(error.message, layer=name) from None
+    except _Malformed as error:
+        raise _Malformed(f"layer {name!r}: {error}") from None
     return LayerRecord(name, is_v1, arrays, b"".join(rest))
 
 

@@ -14,7 +14,7 @@ from converters.shape import Shape, show
 
 @handles(
     "LRN",
-    operators="LRN Mul AveragePool GlobalAveragePool Add Pow Div",
+    operators="LRN Mul AveragePool GlobalAveragePool Add Pow Div Reshape",
     restrictions="as Caffe: WITHIN_CHANNEL does not use k",
 )
 def lrn(layer: Layer, graph: Graph) -> None:
@@ -25,16 +25,31 @@ def lrn(layer: Layer, graph: Graph) -> None:
         raise layer.error(f"found local_size {param.local_size}, expected an odd number")
     if graph.rank(bottom) != 4:
         raise layer.error(f"found a blob of {graph.rank(bottom)} axes, expected 4: N x C x H x W")
-    if param.norm_region == LRNParameter.ACROSS_CHANNELS:
+    is_across = param.norm_region == LRNParameter.ACROSS_CHANNELS
+    if is_across and param.alpha > 0 and param.beta > 0:
         graph.node("LRN", [bottom], top, size=param.local_size, alpha=param.alpha, beta=param.beta, bias=param.k)
         return
-    sizes = graph.fixed_shape(bottom, 2, "the image's size")
-    border = (param.local_size - 1) // 2
-    windows = windows_of(sizes, [param.local_size] * 2, (1, 1), [border] * 2)
-    squares = pool(layer, graph, PoolingParameter.AVE, graph.node("Mul", [bottom, bottom]), windows)
-    scaled = graph.node("Mul", [squares, graph.constant(param.alpha)])
-    norm = graph.node("Pow", [graph.node("Add", [scaled, graph.constant(1.0)]), graph.constant(param.beta)])
-    graph.node("Div", [bottom, norm], top)
+    squares = graph.node("Mul", [bottom, bottom])
+    mean = (_mean_across if is_across else _mean_within)(layer, graph, squares, param.local_size)
+    scaled = graph.node("Mul", [mean, graph.constant(param.alpha)])
+    shifted = graph.node("Add", [scaled, graph.constant(param.k if is_across else 1.0)])
+    graph.node("Div", [bottom, graph.node("Pow", [shifted, graph.constant(param.beta)])], top)
+
+
+def _mean_within(layer: Layer, graph: Graph, tensor: str, size: int) -> str:
+    """The mean of each pixel's neighbours in its channel."""
+    sizes = graph.fixed_shape(tensor, 2, "the image's size")
+    windows = windows_of(sizes, [size] * 2, (1, 1), [(size - 1) // 2] * 2)
+    return pool(layer, graph, PoolingParameter.AVE, tensor, windows)
+
+
+def _mean_across(layer: Layer, graph: Graph, tensor: str, size: int) -> str:
+    """The mean of neighbouring channels, zeros beyond the first and last; ONNX Runtime's LRN wants positive factors."""
+    shape = graph.shape(tensor)
+    channels, *image = graph.fixed_shape(tensor, 1, "the number of channels and the image's size")
+    stacked = graph.reshape(tensor, (shape[0], 1, channels, image[0] * image[1]))
+    windows = windows_of((channels, image[0] * image[1]), (size, 1), (1, 1), ((size - 1) // 2, 0))
+    return graph.reshape(pool(layer, graph, PoolingParameter.AVE, stacked, windows), shape)
 
 
 @handles(
@@ -52,6 +67,7 @@ def batch_norm(layer: Layer, graph: Graph) -> None:
     channels = graph.fixed(graph.shape(bottom)[1], "the number of channels")
     scale, bias = _scale_after(layer, channels)
     if param.HasField("use_global_stats") and not param.use_global_stats:
+        graph.note("use_global_stats is false, so it normalizes by the statistics of each batch, as Caffe does")
         _by_own_statistics(layer, graph, bottom, channels, scale, bias)
         return
     mean, variance, factor = layer.weights((channels,), (channels,), (1,))

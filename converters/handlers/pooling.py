@@ -126,7 +126,9 @@ def _windows(layer: Layer, graph: Graph) -> list[Window]:
         )
     windows = windows_of(sizes, kernel, stride, pad, floor=param.round_mode == PoolingParameter.FLOOR)
     if any(window.out < 1 for window in windows):
-        raise layer.error(f"found an image of {sizes[0]} x {sizes[1]} for a window of {kernel}, which leaves no output")
+        raise layer.error(
+            f"found an image of {sizes[0]} x {sizes[1]}, expected one that a window of {kernel} fits into"
+        )
     return windows
 
 

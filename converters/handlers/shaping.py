@@ -67,7 +67,7 @@ def flatten(layer: Layer, graph: Graph) -> None:
     first, last = graph.axis(bottom, param.axis), graph.axis(bottom, param.end_axis)
     shape = graph.shape(bottom)
     if first > last + 1:
-        raise layer.error(f"found axis {param.axis} after end_axis {param.end_axis} for {show(shape)}")
+        raise layer.error(f"found axis {param.axis} for {show(shape)}, expected it before end_axis {param.end_axis}")
     if first == 1 and last == len(shape) - 1:
         graph.flatten(bottom, 1, top)
         return
@@ -113,7 +113,9 @@ def _inferred(layer: Layer, graph: Graph, shape: tuple[Dim, ...], target: list[D
     known = math.prod(graph.fixed(dim, "its size to infer another") for dim in others)
     total = product(rest)
     if total is None or known < 1 or int(total) % known:
-        raise layer.error(f"found {show(shape)}, which cannot become {show(target)} with one size to infer")
+        raise layer.error(
+            f"found {show(shape)}, which cannot become {show(target)} with one size to infer: expected divisors"
+        )
     if isinstance(total, int):
         return total // known
     if total.factor % known:
