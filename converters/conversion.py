@@ -264,6 +264,8 @@ def _with_free_axes(net: Net, wanted: tuple[str, ...], opset: int) -> Converted:
 
 
 def _build_once(net: Net, free: Mapping[str, int | None], opset: int) -> Graph:
+    from converters.model import node_proto
+
     graph = Graph(net.name, opset)
     graph.reserve(top for layer in net.layers for top in layer.tops)
     for data in net.inputs:
@@ -273,8 +275,11 @@ def _build_once(net: Net, free: Mapping[str, int | None], opset: int) -> Graph:
         entry = registry.find(layer.type, layer.params)
         assert entry is not None  # _check_supported saw to it
         graph.begin_layer(layer)
+        first = len(graph.nodes)
         try:
             entry.handler(layer, graph)
+            for node in graph.nodes[first:]:
+                node_proto(node)  # an attribute that ONNX cannot hold is found here, where the layer is known
         except (ConversionError, Pinned):
             raise
         except Exception as error:  # a plugin's mistake, or ours: say which layer it was

@@ -52,7 +52,7 @@ class Draft:
         written = [name for node in graph.nodes for name in node.outputs if name]
         outputs = set(self.outputs)
         proto = helper.make_graph(
-            [_node(node) for node in graph.nodes],
+            [node_proto(node) for node in graph.nodes],
             graph.name or "caffe",
             [info(name) for name in graph.inputs],
             [info(name) for name in self.outputs],
@@ -74,10 +74,7 @@ class Draft:
         Raises:
             ConversionError: The checker refuses the model.
         """
-        try:
-            header = self.header()
-        except (ValueError, TypeError) as error:  # of onnx's helpers: an attribute or a size that ONNX cannot hold
-            raise ConversionError(f"the graph cannot be written as ONNX: {error}") from error
+        header = self.header()
         skeleton = onnx.ModelProto()
         skeleton.CopyFrom(header)
         for name, array in self.large():  # types and shapes are enough for the checker
@@ -195,7 +192,13 @@ def _fill(tensor: TensorProto, name: str, array: np.ndarray) -> None:
     tensor.raw_data = array.tobytes()
 
 
-def _node(node: Node) -> onnx.NodeProto:
+def node_proto(node: Node) -> onnx.NodeProto:
+    """A node as ONNX writes it.
+
+    Raises:
+        ValueError: An attribute that ONNX cannot hold.
+        TypeError: Likewise.
+    """
     attributes = {key: _attribute(value) for key, value in node.attributes.items()}
     return helper.make_node(node.op, node.inputs, node.outputs, name=node.name, **attributes)
 

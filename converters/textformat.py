@@ -233,7 +233,7 @@ class _Parser:
         if number is None:
             raise self.error(f"found {shortened(word)} for {field.name}, expected a number", start)
         try:
-            return float(number)
+            return -0.0 if number == 0 and word.startswith("-") else float(number)
         except OverflowError:
             raise self.error(f"found {shortened(word)} for {field.name}, which is too large", start) from None
 
