@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import signal
-import sys
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +14,7 @@ import typer
 
 from converters.errors import ConversionError, ConversionWarning
 from converters.provenance import Provenance
+from converters.terminal import amount, bar, reporting, say
 
 if TYPE_CHECKING:
     from converters.conversion import Converted
@@ -96,13 +93,13 @@ def convert(
 ) -> None:
     """Convert a Caffe network to an ONNX model that answers as Caffe does."""
     began = time.perf_counter()
-    with _reporting():
+    with reporting():
         task = _task(source, caffemodel, weights, output)
         shapes = _shapes(input_shape or [])
         if any(Path(file).exists() and task.output.exists() and task.output.samefile(file) for file in task.files):
             raise typer.BadParameter(f"{task.output} is one of the files to convert", param_hint="--output")
         wanted = [name for group in outputs or [] for name in group.split(",") if name] or None
-        _say(f"converting {_described(task)}")
+        say(f"converting {_described(task)}")
         with Provenance(task.files, _memory()) as provenance:  # hashes beside everything that follows
             from converters import conversion, registry
 
@@ -163,7 +160,7 @@ def _named(name: str, weights: Path | None, output: Path | None) -> _Task:
     if labels:
         properties["camrt.labels"] = json.dumps(labels, ensure_ascii=False)
     else:
-        _say(
+        say(
             f"note: the names of the {model.labels} classes are not in the cache, so the model does not carry them; "
             "scripts/download_models.sh --reference brings them"
         )
@@ -193,7 +190,7 @@ def _shapes(given: list[str]) -> dict[str, tuple[int, ...]]:
 
 def _described(task: _Task) -> str:
     parts = [task.name] if task.name else []
-    parts += [f"{Path(file).name} ({_bytes(Path(file).stat().st_size)})" for file in task.files if Path(file).exists()]
+    parts += [f"{Path(file).name} ({amount(Path(file).stat().st_size)})" for file in task.files if Path(file).exists()]
     return " + ".join(parts) or str(task.description)
 
 
@@ -214,72 +211,25 @@ def _write(task: _Task, converted: Converted, provenance: Provenance) -> int:
     from converters import model
 
     total = converted.draft.graph.bytes_of_weights()
-    with _bar(f"writing {task.output.name}", total if total > LONG_WORK else 0) as advance:
-        return model.write(
-            converted.draft, task.output, lambda: {**provenance.properties(), **task.properties}, advance=advance
-        )
+    with bar(f"writing {task.output.name}", total if total > LONG_WORK else 0) as advance:
+
+        def properties() -> dict[str, str]:
+            import rich.console
+            import rich.table  # noqa: F401 - what the report needs, loaded while the hashing goes on
+
+            return {**provenance.properties(), **task.properties}
+
+        return model.write(converted.draft, task.output, properties, advance=advance)
 
 
 def _verified(task: _Task, converted: Converted) -> Report:
     from converters import verification
 
-    _say("verifying against OpenCV's importer")
+    say("verifying against OpenCV's importer")
     return verification.against_opencv(task.output, converted.net, task.description, task.weights)
 
 
 # ----------------------------------------------------------------------------------------------------------- reporting
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"
-
-
-@contextlib.contextmanager
-def _reporting() -> Iterator[None]:
-    """Errors and warnings as lines on stderr; an exit status for each way to end."""
-
-    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        _say(f"warning: {message}" if issubclass(category, ConversionWarning) else f"{category.__name__}: {message}")
-
-    def stop(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    previous = signal.signal(signal.SIGTERM, stop)  # unwinds, so that half a file does not stay
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", ConversionWarning)
-            warnings.showwarning = show
-            yield
-    except ConversionError as error:
-        _say(f"error: {error}")
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        _say("interrupted: nothing was written")
-        raise typer.Exit(130) from None
-    except MemoryError:
-        _say("error: not enough memory")
-        raise typer.Exit(1) from None
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@contextlib.contextmanager
-def _bar(title: str, total: int) -> Iterator[Any]:
-    """A progress bar on a terminal, for work of ``total`` bytes; nothing for 0."""
-    if not total or not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda count: progress.advance(task, count)
 
 
 def _show(
@@ -300,7 +250,7 @@ def _show(
     table.add_row("layers", f"{facts['layers']:,} as {facts['nodes']:,} nodes")
     table.add_row("parameters", f"{facts['parameters']:,}")
     table.add_row("opset", str(facts["opset"]))
-    table.add_row("size", _bytes(size))
+    table.add_row("size", amount(size))
     table.add_row("time", f"{seconds:.2f} s")
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(table)

@@ -59,7 +59,7 @@ def reporting(*errors: type[Exception], interrupted: str | Callable[[], str] = "
         say(f"interrupted: {interrupted if isinstance(interrupted, str) else interrupted()}")
         raise typer.Exit(130) from None
     except ModuleNotFoundError as error:
-        say(f"error: {error.name} is not installed: pip install 'camrt[cpu]', or 'camrt[gpu]' for NVIDIA GPUs")
+        say(f"error: {error.name or error} is not installed: pip install 'camrt[cpu]', or 'camrt[gpu]' for NVIDIA GPUs")
         raise typer.Exit(1) from None
     except MemoryError:
         say("error: not enough memory")

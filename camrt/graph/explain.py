@@ -20,6 +20,7 @@ from camrt.preprocess import KEY, Preprocess, preprocess_of
 OLDEST_OPSET = 13
 METHODS = ("cam",)
 IMAGE, SCORES, CLASSES, HEATMAPS = "image", "scores", "classes", "heatmaps"
+MAPS = "camrt/maps"  # inside the graph: the map of each crop and class before enlarging, (N, crops, top, h, w)
 _log = logging.getLogger(__name__)
 
 
@@ -157,7 +158,8 @@ def _maps(builder: Builder, head: Head, classes: str, size: tuple[int, int, int,
     weights = head.initializer or builder.constant(head.weights, "weights")
     chosen = builder.unsqueeze(builder.node("Gather", [weights, classes], axis=0), 1)
     flat = builder.reshape(head.features, -1, crops, head.weights.shape[1], height * width)
-    return builder.reshape(builder.node("MatMul", [chosen, flat]), -1, crops, top, height, width)
+    maps = builder.node("MatMul", [chosen, flat])
+    return builder.node("Reshape", [maps, builder.shape(-1, crops, top, height, width)], MAPS)
 
 
 def _assembled(network: onnx.ModelProto, head: Head, before: list[onnx.NodeProto], builder: Builder) -> onnx.ModelProto:
