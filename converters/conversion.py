@@ -88,7 +88,10 @@ def convert(
         converted = build(net, outputs=outputs, opset=opset, input_shapes=input_shapes)
         for note in converted.notes:
             warnings.warn(note, ConversionWarning, stacklevel=2)
-        return model.in_memory(converted.draft, provenance.properties())
+        try:
+            return model.in_memory(converted.draft, provenance.properties())
+        except ConversionError as error:
+            raise (error.in_file(net.files[0]) if net.files else error) from error.__cause__
 
 
 def build(
@@ -199,11 +202,11 @@ def _check_supported(net: Net) -> None:
             missing.setdefault(registry.describe(layer.type, layer.params), []).append(layer.name)
     if not missing:
         return
-    known = [type for entry in registry.entries() for type in entry.types]
+    known = {type.lower(): type for entry in registry.entries() for type in entry.types}
     lines = []
     for type, names in missing.items():
-        near = difflib.get_close_matches(type, known, n=1, cutoff=0.75)
-        lines.append(f"  {type}: {', '.join(names)}" + (f" (did you mean {near[0]}?)" if near else ""))
+        near = difflib.get_close_matches(type.lower(), known, n=1, cutoff=0.75)
+        lines.append(f"  {type}: {', '.join(names)}" + (f" (did you mean {known[near[0]]}?)" if near else ""))
     example = next(iter(missing))
     how = f'handles("{example}")'
     if example.startswith("Python "):

@@ -8,14 +8,15 @@ the mapped caffemodel to the file without ever being held in memory as a message
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from converters.encoding import contents, length_delimited, replacing
 from converters.errors import ConversionError
@@ -123,59 +124,174 @@ def write(
     Raises:
         ConversionError: onnx's checker refuses the model, or the file cannot be written.
     """
+    _check_place(path)
+    header = draft.checked_header()
+    large = [_Large.of_array(name, array) for name, array in draft.large()]
+
+    def properties() -> bytes:
+        message = onnx.ModelProto()
+        helper.set_model_props(message, dict(metadata()))
+        return message.SerializeToString()
+
+    return _write(path, header, large, limit, advance, last=properties)
+
+
+def save(model: onnx.ModelProto, path: Path, *, limit: int = MAX_MODEL) -> int:
+    """Write a model that is a message already, in the way of `write`.
+
+    Args:
+        model: Its weights are in the message; it is not changed, and not copied. It may be larger than Protocol Buffers
+            serializes.
+        path: Where to. Weights beyond ``limit`` go to ``<path>.data`` beside it, in ONNX's external format.
+        limit: The largest model in bytes that is written as one file.
+
+    Returns:
+        The bytes written.
+
+    Raises:
+        ConversionError: The file cannot be written.
+    """
+    _check_place(path)
+    header, tensors = split(model)
+    return _write(path, header, [_Large.of_tensor(tensor) for tensor in tensors], limit)
+
+
+def split(model: onnx.ModelProto, small: int = SMALL) -> tuple[onnx.ModelProto, list[TensorProto]]:
+    """A model without its large initializers, and these: the model's own messages, which are not copied.
+
+    Args:
+        model: Not changed.
+        small: Initializers of up to so many bytes stay.
+
+    Returns:
+        A model with the small initializers, and the others, in their order.
+    """
+    header = onnx.ModelProto()
+    _merge(model, header, but="graph")
+    _merge(model.graph, header.graph, but="initializer")
+    large = []
+    for tensor in model.graph.initializer:
+        if bytes_of(tensor) <= small:
+            header.graph.initializer.append(tensor)
+        else:
+            large.append(tensor)
+    return header, large
+
+
+# --------------------------------------------------------------------------------------------------------- on the disk
+
+
+@dataclass(frozen=True)
+class _Large:
+    """An initializer that is written apart from the header.
+
+    Attributes:
+        head: Name, shape and type.
+        nbytes: How many bytes its numbers are, at most.
+        data: Gives them, as `TensorProto.raw_data` holds them; asked once, as they may have to be copied.
+    """
+
+    head: TensorProto
+    nbytes: int
+    data: Callable[[], memoryview]
+
+    @classmethod
+    def of_array(cls, name: str, array: np.ndarray) -> _Large:
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        head = TensorProto(name=name, dims=array.shape, data_type=kind)
+        return cls(head, array.nbytes, lambda: contents(array))
+
+    @classmethod
+    def of_tensor(cls, tensor: TensorProto) -> _Large:
+        def data() -> memoryview:
+            if tensor.HasField("raw_data"):
+                return memoryview(tensor.raw_data)
+            return memoryview(numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data)
+
+        head = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+        return cls(head, bytes_of(tensor), data)
+
+
+def _check_place(path: Path) -> None:
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
         raise ConversionError(f"{what}, expected the name of a file in a folder that exists", file=str(path))
-    header = draft.checked_header()
-    size = header.ByteSize() + sum(array.nbytes + len(name) + 64 for name, array in draft.large())
+
+
+def _write(
+    path: Path,
+    header: onnx.ModelProto,
+    large: Sequence[_Large],
+    limit: int,
+    advance: Callable[[int], object] = lambda count: None,
+    last: Callable[[], bytes] = bytes,
+) -> int:
+    """Write the header, the large initializers and what comes last. Returns the bytes."""
+    size = header.ByteSize() + sum(one.nbytes + one.head.ByteSize() + 64 for one in large)
     beside = path.with_name(path.name + ".data")
     try:
         with contextlib.ExitStack() as stack:
+            # The data comes into place first (the stack unwinds from the last): no model without its weights.
+            stream = stack.enter_context(replacing(path))
             if size <= limit:
-                stream = stack.enter_context(replacing(path))
                 stream.write(header.SerializeToString())
-                for name, array in draft.large():
-                    _write_fragment(stream, name, array)
-                    advance(array.nbytes)
+                for one in large:
+                    _write_fragment(stream, one)
+                    advance(one.nbytes)
             else:
-                # The data comes into place first (the stack unwinds from the last): no model without its weights.
-                stream = stack.enter_context(replacing(path))
                 data = stack.enter_context(replacing(beside))
-                header.graph.initializer.extend(_write_external(data, draft, beside.name, advance))
+                header.graph.initializer.extend(_write_external(data, large, beside.name, advance))
                 stream.write(header.SerializeToString())
-            properties = onnx.ModelProto()
-            helper.set_model_props(properties, dict(metadata()))
-            stream.write(properties.SerializeToString())
+            stream.write(last())
     except OSError as error:
         raise ConversionError(f"cannot be written: {error.strerror or error}", file=str(path)) from error
     return path.stat().st_size + (beside.stat().st_size if size > limit else 0)
 
 
-def _write_fragment(stream: IO[bytes], name: str, array: np.ndarray) -> None:
-    """One initializer as a `ModelProto{graph{initializer}}` of its own, its data straight from the array."""
-    data = contents(array)
-    head = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
-    tensor = head.SerializeToString() + length_delimited(_RAW_DATA_FIELD, data.nbytes)
+def _write_fragment(stream: IO[bytes], one: _Large) -> None:
+    """One initializer as a `ModelProto{graph{initializer}}` of its own, its data straight from where it lies."""
+    data = one.data()
+    tensor = one.head.SerializeToString() + length_delimited(_RAW_DATA_FIELD, data.nbytes)
     initializer = length_delimited(_INITIALIZER_FIELD, len(tensor) + data.nbytes) + tensor
     stream.write(length_delimited(_GRAPH_FIELD, len(initializer) + data.nbytes) + initializer)
     stream.write(data)
 
 
 def _write_external(
-    stream: IO[bytes], draft: Draft, location: str, advance: Callable[[int], object]
-) -> list[TensorProto]:
-    tensors = []
-    for name, array in draft.large():
+    stream: IO[bytes], large: Iterable[_Large], location: str, advance: Callable[[int], object]
+) -> Iterator[TensorProto]:
+    for one in large:
         stream.write(bytes(-stream.tell() % _EXTERNAL_ALIGNMENT))
-        tensor = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
-        tensor.data_location = TensorProto.EXTERNAL
-        entries = {"location": location, "offset": str(stream.tell()), "length": str(array.nbytes)}
+        data = one.data()
+        entries = {"location": location, "offset": str(stream.tell()), "length": str(data.nbytes)}
+        stream.write(data)
+        advance(one.nbytes)
+        tensor = TensorProto(data_location=TensorProto.EXTERNAL)
+        tensor.MergeFrom(one.head)
         for key, value in entries.items():
             tensor.external_data.add(key=key, value=value)
-        tensors.append(tensor)
-        stream.write(contents(array))
-        advance(array.nbytes)
-    return tensors
+        yield tensor
+
+
+# --------------------------------------------------------------------------------------------------------- as messages
+
+
+def _merge(source: Any, target: Any, *, but: str) -> None:
+    """Copy all fields of a message but one."""
+    for field, value in source.ListFields():
+        if field.name == but:
+            continue
+        if hasattr(value, "MergeFrom"):  # a message, or several of something
+            getattr(target, field.name).MergeFrom(value)
+        else:
+            setattr(target, field.name, value)
+
+
+def bytes_of(tensor: TensorProto) -> int:
+    """The size of a tensor's numbers; a message's own ByteSize serializes it. 0 for texts."""
+    if tensor.data_type in (TensorProto.UNDEFINED, TensorProto.STRING):
+        return 0
+    return math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
 def _tensor(name: str, array: np.ndarray) -> TensorProto:

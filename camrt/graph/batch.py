@@ -54,7 +54,11 @@ def _free_reshapes(view: GraphView, graph: onnx.GraphProto, batch: int) -> None:
         target, shape = view.constant(node.input[1]), view.shapes.get(node.input[0])
         if target is None or not target.size or target[0] != batch or not shape or shape[0] != batch:
             continue
+        if 0 in target:
+            continue  # an empty tensor, or a size that is copied already: not an exporter's frozen batch
         freed = np.concatenate([[0], target[1:]]).astype(np.int64)
+        for attribute in [each for each in node.attribute if each.name == "allowzero"]:
+            node.attribute.remove(attribute)  # with it, a 0 would not copy but be a size
         name = f"{node.output[0]}/free_shape"
         graph.initializer.append(numpy_helper.from_array(freed, name))
         node.input[1] = name

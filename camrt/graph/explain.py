@@ -14,6 +14,7 @@ from camrt.graph.batch import with_free_batch
 from camrt.graph.builder import Builder
 from camrt.graph.crops import crops_of, cut, merge
 from camrt.graph.head import Head, find_head
+from camrt.graph.rename import without_clashes
 from camrt.graph.view import GraphView, metadata_of, opset_of, shape_of, skeleton
 from camrt.preprocess import KEY, Preprocess, preprocess_of
 
@@ -61,9 +62,11 @@ def explain_graph(
     if "camrt.explainer" in metadata:
         raise CamrtError("the model is an explainer already, expected a classifier")
     wanted = preprocess_of(preprocess, metadata)
-    model = _upgraded(model)
+    model, renamed = without_clashes(_upgraded(model), (IMAGE, SCORES, CLASSES, HEATMAPS, MAPS))
     view = GraphView(model)
-    head = find_head(view, features or metadata.get("camrt.features"), classifier or metadata.get("camrt.classifier"))
+    features = features or metadata.get("camrt.features")
+    classifier = classifier or metadata.get("camrt.classifier")
+    head = find_head(view, renamed.get(features or "", features), renamed.get(classifier or "", classifier))
     _log.info("class activation maps from %s", head.describe())
     classes = head.weights.shape[0]
     if not 1 <= top <= classes:

@@ -175,6 +175,22 @@ def test_interface_and_metadata() -> None:
     assert json.loads(properties["camrt.labels"]) == ["a", "b", "c", "d"]
 
 
+def test_names_of_the_network_step_aside() -> None:
+    """A network that calls its own tensors image, scores, classes, heatmaps."""
+    model = classifier("gemm")
+    plain = run(explain_graph(model, top=2, preprocess=PREPROCESS), {"image": images(2)})
+    for old, new in (("data", "image"), ("prob", "scores"), ("features", "heatmaps"), ("flat", "classes")):
+        for value in (*model.graph.input, *model.graph.output):
+            value.name = new if value.name == old else value.name
+        for node in model.graph.node:
+            node.input[:] = [new if name == old else name for name in node.input]
+            node.output[:] = [new if name == old else name for name in node.output]
+    for features in (None, "heatmaps"):
+        explainer = explain_graph(model, top=2, preprocess=PREPROCESS, features=features)
+        for one, other in zip(run(explainer, {"image": images(2)}), plain, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_mean_image_takes_the_place_of_the_mean() -> None:
     mean = np.broadcast_to(np.reshape(PREPROCESS.mean, (3, 1, 1)), (3, SIZE, SIZE)).astype(np.float32)
     model = classifier("gemm")
