@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from converters.errors import ConversionError
 from converters.net import MAX_BLOB, Layer
-from converters.shape import Dim, Free, Pinned, Shape, count, product, show, sizes
+from converters.shape import MAX_AXES, Dim, Free, Pinned, Shape, count, product, show, sizes
 
 Array = NDArray[Any]
 INT64 = np.dtype(np.int64)
@@ -200,6 +200,8 @@ class Graph:
                 continue
             if name in self.tensors:
                 raise self._error(f"its handler writes the tensor {name!r}, which exists: expected a new name")
+            if len(one) > MAX_AXES:
+                raise self._error(f"found {len(one):,} axes for {name!r}, expected at most {MAX_AXES}")
             if count(one) > MAX_BLOB:
                 raise self._error(
                     f"found the shape {show(sizes(one))} for {name!r}, expected at most {MAX_BLOB:,} values"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 import warnings
 from collections import Counter
@@ -17,6 +18,7 @@ from converters.deploy import Draft, DraftInput, State
 from converters.errors import ConversionError, ConversionWarning
 from converters.reader import Network, PathLike, Weights, holds_weights, read_prototxt, read_weights
 from converters.schema import caffe_pb2
+from converters.shape import MAX_AXES, show
 from converters.textformat import UnknownField, add_unknown, shortened
 
 MAX_BLOB = 2**31 - 1  # elements; Caffe counts them in an int
@@ -93,12 +95,12 @@ class Layer:
         """
         if not self.blobs and self.filler is not None:
             return list(self.filler(self, [tuple(shape) for shape in shapes]))
-        expected = ", ".join(_show(shape) for shape in shapes)
+        expected = ", ".join(show(shape) for shape in shapes)
         if not self.blobs and shapes:
             where = f"in {self.source}" if self.source else "because no .caffemodel was given"
             raise self.error(f"found no weights {where}, expected {len(shapes)} blob(s) of shape {expected}")
         if len(self.blobs) != len(shapes):
-            found = ", ".join(_show(blob.shape) for blob in self.blobs)
+            found = ", ".join(show(blob.shape) for blob in self.blobs)
             raise self.error(
                 f"found {len(self.blobs)} blob(s) of shape {found} in {self.source}, expected {len(shapes)} of shape "
                 f"{expected}: the prototxt and the weights do not belong together"
@@ -110,7 +112,7 @@ class Layer:
         legacy = (1,) * (4 - len(shape)) + shape
         if blob.shape not in (shape, legacy):
             raise self.error(
-                f"found shape {_show(blob.shape)} for blob {index} in {self.source}, expected {_show(shape)}: "
+                f"found shape {show(blob.shape)} for blob {index} in {self.source}, expected {show(shape)}: "
                 "the prototxt and the weights do not belong together, or the input has another size"
             )
         return blob.reshape(shape)
@@ -500,10 +502,6 @@ def _few(names: Iterable[str], most: int = 8) -> str:
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
-def _show(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape)) if shape else "()"
-
-
 def _sizes(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     try:
         return tuple(operator.index(size) for size in shape)
@@ -538,9 +536,10 @@ def with_shapes(net: Net, input_shapes: Mapping[str, Sequence[int]] | None) -> N
                 f"the description does not say the shape of the input {data.name!r}: give it, as "
                 f"--input-shape {data.name}=1,3,224,224 (input_shapes={{{data.name!r}: (1, 3, 224, 224)}} in Python)"
             )
-        if any(size < 1 for size in data.shape) or int(np.prod(data.shape, dtype=object)) > MAX_BLOB:
+        is_sized = len(data.shape) <= MAX_AXES and all(size >= 1 for size in data.shape)
+        if not is_sized or math.prod(data.shape) > MAX_BLOB:
             raise ConversionError(
-                f"found the shape {_show(data.shape)} for the input {data.name!r}, expected sizes from 1 on, "
-                f"with a product of at most {MAX_BLOB:,}"
+                f"found the shape {show(data.shape)} for the input {data.name!r}, expected at most {MAX_AXES} sizes, "
+                f"from 1 on, with a product of at most {MAX_BLOB:,}"
             )
     return replace(net, inputs=inputs)

@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MAX_AXES = 32  # Caffe's kMaxBlobAxes
+
 
 @dataclass(frozen=True)
 class Free:
@@ -70,4 +72,5 @@ def product(shape: Sequence[Dim]) -> Dim | None:
 
 def show(shape: Sequence[Dim]) -> str:
     """As ``N x 3 x 224 x 224``, for messages."""
-    return " x ".join("N" if isinstance(dim, Free) else str(dim) for dim in shape) or "()"
+    dims = ["N" if isinstance(dim, Free) else str(dim) for dim in shape[:MAX_AXES]]
+    return " x ".join(dims) + (" x ..." if len(shape) > MAX_AXES else "") or "()"

@@ -16,12 +16,12 @@ from google.protobuf.message import DecodeError
 
 from converters.errors import ConversionError
 from converters.schema import caffe_pb2
+from converters.shape import MAX_AXES, show
 
 Array = np.ndarray
 Buffer = memoryview
 
 MAX_FIELDS = 400_000  # the largest networks have some ten thousand layers of some ten fields
-MAX_AXES = 32  # Caffe's kMaxBlobAxes
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _NET_LAYERS_V1, _NET_LAYER = 2, 100
@@ -159,17 +159,13 @@ def _blob(walk: _Walk, start: int, end: int) -> Array:
 
 def _shaped(data: Array, shape: tuple[int, ...]) -> Array:
     if len(shape) > MAX_AXES or any(dim < 0 or dim >= 2**31 for dim in shape):
-        raise ConversionError(f"found a blob of shape {_show(shape)}, expected at most {MAX_AXES} sizes below 2**31")
+        raise ConversionError(f"found a blob of shape {show(shape)}, expected at most {MAX_AXES} sizes below 2**31")
     if math.prod(shape) != data.size:
         raise ConversionError(
-            f"found {data.size:,} numbers in a blob of shape {_show(shape)}, expected {math.prod(shape):,}: "
+            f"found {data.size:,} numbers in a blob of shape {show(shape)}, expected {math.prod(shape):,}: "
             "the file is damaged, or its weights are in a format that BVLC Caffe does not write"
         )
     return data.reshape(shape)
-
-
-def _show(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape[:8])) + (" x ..." if len(shape) > 8 else "") or "()"
 
 
 def _numbers(data: Buffer, dtype: str) -> Array:

@@ -65,12 +65,12 @@ def batch_norm(layer: Layer, graph: Graph) -> None:
     if graph.rank(bottom) < 2:
         raise layer.error(f"found a blob of {graph.rank(bottom)} axis, expected channels at axis 1")
     channels = graph.fixed(graph.shape(bottom)[1], "the number of channels")
-    scale, bias = _scale_after(layer, channels)
     if param.HasField("use_global_stats") and not param.use_global_stats:
         graph.note("use_global_stats is false, so it normalizes by the statistics of each batch, as Caffe does")
-        _by_own_statistics(layer, graph, bottom, channels, scale, bias)
+        _by_own_statistics(layer, graph, bottom, channels)
         return
     mean, variance, factor = layer.weights((channels,), (channels,), (1,))
+    scale, bias = _scale_after(layer, channels)
     # The file holds sums over the training's batches and what they must be divided by; an untrained layer has 0.
     correction = np.float32(0 if factor[0] == 0 else 1 / factor[0])
     owner = layer.scale or layer
@@ -91,25 +91,23 @@ def batch_norm(layer: Layer, graph: Graph) -> None:
 
 def _scale_after(layer: Layer, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """The factors and offsets of the Scale layer that was merged into this one; ones and zeros without."""
-    ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
     if layer.scale is None:
-        return ones, zeros
+        return np.ones(channels, np.float32), np.zeros(channels, np.float32)
     if layer.scale.params.scale_param.bias_term:
         scale, bias = layer.scale.weights((channels,), (channels,))
         return scale, bias
     (scale,) = layer.scale.weights((channels,))
-    return scale, zeros
+    return scale, np.zeros(channels, np.float32)
 
 
-def _by_own_statistics(
-    layer: Layer, graph: Graph, bottom: str, channels: int, scale: np.ndarray, bias: np.ndarray
-) -> None:
+def _by_own_statistics(layer: Layer, graph: Graph, bottom: str, channels: int) -> None:
     axes = [axis for axis in range(graph.rank(bottom)) if axis != 1]
     centred = graph.node("Sub", [bottom, graph.reduce("Mean", bottom, axes)])
     variance = graph.reduce("Mean", graph.node("Mul", [centred, centred]), axes)
     shifted = graph.node("Add", [variance, graph.constant(layer.params.batch_norm_param.eps)])
     normal = graph.node("Div", [centred, graph.node("Sqrt", [shifted])], None if layer.scale else layer.tops)
     if layer.scale:
+        scale, bias = _scale_after(layer, channels)
         shape = (channels, *(1,) * (graph.rank(bottom) - 2))
         scaled = graph.node("Mul", [normal, graph.weight_of(layer.scale, "weight", scale.reshape(shape))])
         graph.node("Add", [scaled, graph.weight_of(layer.scale, "bias", bias.reshape(shape))], layer.tops)
