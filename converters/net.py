@@ -539,7 +539,7 @@ def with_shapes(net: Net, input_shapes: Mapping[str, Sequence[int]] | None) -> N
         is_sized = len(data.shape) <= MAX_AXES and all(size >= 1 for size in data.shape)
         if not is_sized or math.prod(data.shape) > MAX_BLOB:
             raise ConversionError(
-                f"found the shape {show(data.shape)} for the input {data.name!r}, expected at most {MAX_AXES} sizes, "
-                f"from 1 on, with a product of at most {MAX_BLOB:,}"
+                f"found the shape {show(data.shape)} for the input {data.name!r}, expected sizes from 1 on, "
+                f"at most {MAX_AXES}, with a product of at most {MAX_BLOB:,}"
             )
     return replace(net, inputs=inputs)
