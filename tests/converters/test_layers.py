@@ -62,6 +62,9 @@ FIXED_BATCH = {
 }
 NEWEST_OF_TYPE = {"ROIPooling": 21}  # ONNX Runtime has no newer MaxRoiPool
 OPSETS = (13, DEFAULT_OPSET, 18, onnx.defs.onnx_opset_version())  # where operators change their form
+Providers = list[str | tuple[str, dict[str, str]]]
+CPU: Providers = ["CPUExecutionProvider"]
+CUDA: Providers = [("CUDAExecutionProvider", {"use_tf32": "0"}), *CPU]  # the CPU for operators that CUDA has not
 RECURRENT = {"LSTM", "RNN"}  # their axes are time, batch, ...
 COUNTED = {"DetectionOutput"}  # how many values they give, only the data tell
 
@@ -141,19 +144,19 @@ def converted(case: Case, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
     return in_memory(build(read(case), opset=opset).draft, {})
 
 
-def session_of(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+def session_of(model: onnx.ModelProto, providers: Providers = CPU) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # threads take longer to start than these networks to run
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
 
 
-def check(case: Case, opset: int = DEFAULT_OPSET) -> None:
+def check(case: Case, opset: int = DEFAULT_OPSET, providers: Providers = CPU) -> None:
     """Convert, check and run a case at each of its batch sizes."""
     net, model = read(case), converted(case, opset)
     onnx.checker.check_model(model, full_check=True)
     assert [(one.domain, one.version) for one in model.opset_import] == [("", opset)]
-    session = session_of(model)
+    session = session_of(model, providers)
     inputs = {data.name for data in net.inputs}
     for answer in answers_of(case):
         if answer.batch and case.name in FIXED_BATCH:
@@ -193,6 +196,13 @@ def exact_tensors(net: Net) -> set[str]:
 @pytest.mark.parametrize("name", CONVERTED)
 def test_answers_as_caffe(name: str) -> None:
     check(CASES[name])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="no CUDA here")
+@pytest.mark.parametrize("name", CONVERTED)
+def test_answers_as_caffe_on_cuda(name: str) -> None:
+    check(CASES[name], providers=CUDA)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.name in REFUSED])
