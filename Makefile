@@ -1,6 +1,6 @@
 # Each target sets up what it needs in .venv first. Nothing outside this folder is touched.
 #
-#   make demo      set up, convert a network, run it on ONNX Runtime
+#   make demo      set up, explain a picture with a tiny network, write build/result.png
 #   make test      set up, run the tests          make test ARGS="-k zoo"
 #   make lint      format, lint and types
 #   make docs      write docs/layers.md from the registry of layers
@@ -34,7 +34,7 @@ help:
 	@sed -n '/^#   /s/^#   //p' Makefile
 
 demo: $(DEMO_READY)
-	$(BIN)/python scripts/demo.py
+	$(BIN)/camrt demo --output build/result.png
 
 test: $(TEST_READY)
 	$(BIN)/python -m pytest $(ARGS)

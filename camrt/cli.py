@@ -1,4 +1,7 @@
-"""The command `camrt`."""
+"""The command `camrt`: its commands are those of `camrt.commands`, and `convert` of `converters.cli`.
+
+What is imported here is imported for ``camrt --help`` too: no NumPy, no ONNX. Each command loads what it needs.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from converters.cli import EXAMPLES, convert
+from camrt.commands import bbox, demo, explain, export, models, validate
+from converters import cli as converters_cli
 
 app = typer.Typer(
     name="camrt",
@@ -16,7 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("convert", epilog=EXAMPLES)(convert)
 
 
 @app.callback()
@@ -29,6 +32,16 @@ def options(
 
         print(__version__)
         raise typer.Exit
+
+
+app.command("convert", epilog=converters_cli.EXAMPLES)(converters_cli.convert)
+app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
+app.command("bbox", epilog=bbox.EXAMPLES)(bbox.bbox)
+app.command("explain", epilog=explain.EXAMPLES)(explain.explain)
+app.command("models", epilog=models.MODELS_EXAMPLES)(models.models)
+app.command("download", epilog=models.DOWNLOAD_EXAMPLES)(models.download)
+app.command("export", epilog=export.EXAMPLES)(export.export)
+app.command("validate", epilog=validate.EXAMPLES)(validate.validate)
 
 
 def main() -> None:

@@ -96,7 +96,7 @@ def imresize(image: NDArray[Any], size: tuple[int, int], method: Method = "bicub
 
 def _resize_axis(image: NDArray[Any], axis: int, size: int, scale: float, method: Method) -> NDArray[Any]:
     """Resizes the image to ``size`` pixels along one axis; the result has its dtype."""
-    sources, weights = _contributions(image.shape[axis], size, scale, method)
+    sources, weights = contributions(image.shape[axis], size, scale, method)
     lines = np.moveaxis(image, axis, 0)
     resized = np.zeros((size, *lines.shape[1:]))
     for source, weight in zip(sources.T, weights.T, strict=True):
@@ -104,7 +104,7 @@ def _resize_axis(image: NDArray[Any], axis: int, size: int, scale: float, method
     return np.moveaxis(_cast(resized, image.dtype), 0, axis)
 
 
-def _contributions(size_in: int, size_out: int, scale: float, method: Method) -> tuple[NDArray[Any], NDArray[Any]]:
+def contributions(size_in: int, size_out: int, scale: float, method: Method) -> tuple[NDArray[Any], NDArray[Any]]:
     """Which input pixels each output pixel is made of, and with which weights: two arrays (size_out, pixels)."""
     kernel, support = _KERNELS[method]
     stretch = min(scale, 1.0)  # the kernel is made wider only where the axis shrinks

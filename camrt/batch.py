@@ -1,0 +1,388 @@
+"""Many images, explained into a folder by runs that may be stopped and started again."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, Self, TypeGuard
+
+from camrt import loading, results
+from camrt.errors import CamrtError
+from camrt.results import LINES, json_line
+
+if TYPE_CHECKING:
+    from camrt.explanation import Explanation
+    from camrt.session import Provider
+
+PAGE, LOCK, CARDS = "index.html", ".camrt-lock", ".cards"
+# What is looked for in folders. A file that is named is read whatever its ending.
+ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif",
+)  # fmt: skip
+
+Progress = Callable[[int], contextlib.AbstractContextManager[Callable[[int], Any]]]
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image to explain, as it was when it was looked at.
+
+    Attributes:
+        given: Its path, as it was given.
+        path: Its absolute path.
+        size: Its bytes.
+        mtime_ns: When it was changed.
+    """
+
+    given: str
+    path: str
+    size: int
+    mtime_ns: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What must not have changed since it was explained."""
+        return {"path": self.path, "size": self.size, "mtime_ns": self.mtime_ns}
+
+
+class Batch:
+    """Explains images into a folder, each once, and goes on there when it is started again.
+
+    The folder holds the files of `Explanation.save_files`, and a line of JSON for each image in ``explanations.jsonl``:
+    ``path`` (absolute), ``size`` and ``mtime_ns`` of the image, what `Explanation.as_dict` says, ``stem`` (what the
+    names of its files begin with: the image's name, with a part of a hash where another image has that name),
+    ``files`` (their names in the folder) and ``settings`` (what the results depend on beside the image: the model with
+    its file's size and time of change, and the arguments).
+
+    What holds, wherever a run was killed:
+
+    * A file is whole or not there. Where the line is, the files are, and they are those that the line says.
+    * An image is done when its line has its path, size and time of change and these settings, and its files are there.
+      What is done is not computed again; what is not, is, and files that it no longer has are removed.
+    * The last line of an image counts; a line that was torn is removed. Lines without ``settings`` (of
+      `Explanation.save`) stay as they are. Any other line that is not JSON is an error, and nothing is changed.
+    * One run at a time: a second one on the same folder is refused, where the system has locks.
+    * No name in a line leads out of the folder. Results are not taken for images.
+
+    Used in a ``with`` block, which holds the lock.
+
+    Args:
+        folder: Made if it is not there.
+        model: A name, or the path of an ONNX model, as for `camrt.Explainer`. It is loaded if an image is not done.
+        method: As for `camrt.Explainer`; so are ``protocol`` and ``top``.
+        protocol: What the network sees of an image.
+        top: How many classes are explained.
+        thresholds: Of the boxes in the lines and on the overlays; None for no boxes.
+        maps: How the maps are written; None for not at all.
+        cards: Whether what `page` needs is kept of each image.
+
+    Attributes:
+        total: How many images the run is about, once `explain` has begun.
+        skipped: How many of them were done before.
+        explained: How many were explained so far.
+
+    Example:
+        >>> images, missing = find_images(["photos"])  # doctest: +SKIP
+        >>> with Batch("explained", "googlenetCAM", maps="npz") as batch:  # doctest: +SKIP
+        ...     failed = batch.explain(images)
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        model: str,
+        *,
+        method: str | None = None,
+        protocol: str | None = None,
+        top: int | None = None,
+        thresholds: Sequence[int] | None = None,
+        maps: Literal["png", "npz"] | None = "png",
+        cards: bool = False,
+    ) -> None:
+        self.folder, self.model = Path(folder), model
+        self.method, self.protocol, self.top = method, protocol, top
+        self.thresholds, self.maps, self.cards = thresholds, maps, cards
+        self.total = self.skipped = self.explained = 0
+        self._lock: IO[str] | None = None
+        self._lines: dict[str, dict[str, Any]] = {}  # of the images, by path
+        self._others: list[str] = []  # of Explanation.save
+        self._owners: dict[str, str] = {}  # stem, without regard to case -> the image's path
+
+    def __enter__(self) -> Self:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / LOCK).open("a")
+        except OSError as error:
+            raise CamrtError(f"cannot be written to: {error.strerror or error}", file=str(self.folder)) from error
+        try:
+            if not _locked(lock):
+                raise CamrtError(
+                    "another camrt explain writes into this folder. Wait for it, or name another one with --out",
+                    file=str(self.folder),
+                )
+            self._read()
+        except BaseException:
+            lock.close()
+            raise
+        self._lock = lock
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def explain(
+        self,
+        images: Iterable[ImageFile],
+        *,
+        providers: str | Sequence[Provider] | None = None,
+        batch: int | None = None,
+        progress: Progress = lambda total: contextlib.nullcontext(lambda count: None),
+    ) -> list[tuple[str, str]]:
+        """Explains what is not done.
+
+        Args:
+            images: Results of earlier runs among them are left out.
+            providers: As for `camrt.Explainer`.
+            batch: How many images the session gets at once, as for `Explainer.map`.
+            progress: Called with the number of images once the model is loaded; the block's value is called with how
+                many more are done.
+
+        Returns:
+            The images that could not be explained, with the reasons.
+
+        Raises:
+            CamrtError: The model cannot be loaded or run, or the folder cannot be written to.
+            ConversionError: There is no model of that name, or its weights cannot be had.
+        """
+        if self._lock is None:
+            raise RuntimeError("a Batch is used in a with block, which holds its folder's lock")
+        settings = self._settings()
+        results_of_old = {self._absolute(name) for facts in self._lines.values() for name in facts["files"]}
+        wanted = [image for image in images if image.path not in results_of_old]
+        waiting = {image.given: image for image in wanted if not self._is_done(image, settings)}
+        self.total, self.skipped = len(wanted), len(wanted) - len(waiting)
+        failed: list[tuple[str, str]] = []
+        if not waiting:
+            return failed
+        from camrt.explainer import Explainer
+
+        explainer = Explainer(self.model, self.method, self.protocol, self.top, providers)
+        with contextlib.suppress(OSError):  # which is said when the first line is written
+            (self.folder / LINES).touch()
+        replaces = bool(self._lines.keys() & {image.path for image in waiting.values()})
+        with (
+            progress(self.total) as advance,
+            ThreadPoolExecutor(min(8, os.cpu_count() or 1), "camrt-draw") as threads,
+        ):
+            advance(self.skipped)
+
+            def refuse(name: str, error: CamrtError) -> None:
+                failed.append((name, str(error)))
+                advance(1)
+
+            for found in explainer.map(list(waiting), batch=batch, on_error=refuse):
+                self._keep(found, waiting[found.source], settings, threads)
+                self.explained += 1
+                advance(1)
+        if replaces:
+            self._read()  # which leaves one line for each image
+        return failed
+
+    def page(self, images: Iterable[ImageFile]) -> Path:
+        """Writes a page to look through, ``index.html``, of those of the images that are explained.
+
+        Args:
+            images: In the order of the page. They were explained with ``cards``.
+
+        Raises:
+            CamrtError: It cannot be written.
+        """
+        from camrt.render import html_document
+
+        cards = [self._card(self._lines[image.path]["stem"]) for image in images if image.path in self._lines]
+        note = " · ".join([self.model, *([self.protocol] if self.protocol else [])])
+        page = html_document((card.read_text(encoding="utf-8") for card in cards if card.exists()), note=note)
+        results.write(self.folder / PAGE, page.encode())
+        return self.folder / PAGE
+
+    # ------------------------------------------------------------------------------------------------------- the lines
+
+    def _read(self) -> None:
+        """Read the lines; the last one is left out if it is torn."""
+        self._lines, self._others = {}, []
+        file = self.folder / LINES
+        content = file.read_bytes() if file.exists() else b""
+        lines = content.split(b"\n")
+        for number, line in enumerate(lines, 1):
+            try:
+                facts = json.loads(line) if line.strip() else None
+            except ValueError:
+                if number == len(lines):  # a run was killed while it wrote it
+                    continue
+                raise CamrtError(
+                    "the line is not JSON. Mend or remove it, or name another folder with --out",
+                    file=f"{file}:{number}",
+                ) from None
+            if _is_ours(facts):
+                self._lines.pop(facts["path"], None)  # the last line of an image counts, and stands where it stood
+                self._lines[facts["path"]] = facts
+            elif facts is not None:
+                self._others.append(line.decode())
+        self._owners = {str(facts.get("stem", "")).casefold(): path for path, facts in self._lines.items()}
+        self._tidy(content)
+
+    def _tidy(self, content: bytes) -> None:
+        """Leave whole lines, and one for each image."""
+        lines = [*self._others, *map(json_line, self._lines.values())]
+        wanted = "".join(f"{line}\n" for line in lines).encode()
+        if wanted != content:
+            results.write(self.folder / LINES, wanted)
+
+    def _settings(self) -> dict[str, Any]:
+        """What the results depend on beside the image."""
+        return {
+            "model": loading.identity(self.model),
+            "method": self.method,
+            "protocol": self.protocol,
+            "top": self.top,
+            "boxes": list(self.thresholds) if self.thresholds else None,
+            "maps": self.maps or "none",
+        }
+
+    def _is_done(self, image: ImageFile, settings: Mapping[str, Any]) -> bool:
+        facts = self._lines.get(image.path)
+        if facts is None or facts["settings"] != settings or any(facts.get(k) != v for k, v in image.key.items()):
+            return False
+        files = [self.folder / name for name in facts["files"]]
+        return all(file.exists() for file in [*files, *([self._card(facts["stem"])] if self.cards else [])])
+
+    # ------------------------------------------------------------------------------------------------------- the files
+
+    def _keep(self, found: Explanation, image: ImageFile, settings: Mapping[str, Any], threads: Executor) -> None:
+        """Write the files of an image, and then its line: where the line is, the files are."""
+        stem = self._stem(image.path)
+        # Encoding PNG takes longer than the network on a GPU.
+        files = found.save_files(self.folder, stem=stem, maps=self.maps, thresholds=self.thresholds, threads=threads)
+        if self.cards:
+            from camrt.render import html_card
+
+            card = html_card(found, thresholds=self.thresholds)
+            results.write(self._card(stem), card.encode(errors="replace"))
+        else:
+            self._card(stem).unlink(missing_ok=True)  # of an earlier run
+        facts = {**image.key, **found.as_dict(self.thresholds), "stem": stem, "files": files, "settings": settings}
+        for name in set(self._lines.get(image.path, {}).get("files", ())) - set(files):
+            (self.folder / name).unlink(missing_ok=True)
+        results.append(self.folder / LINES, facts)
+        self._lines[image.path] = facts
+
+    def _stem(self, path: str) -> str:
+        """What the names of an image's files begin with: the image's name, with a number if that is taken."""
+        if path in self._lines:
+            return str(self._lines[path]["stem"])
+        stem = Path(path).stem
+        if Path(stem).name != stem:  # of "..png" it is "."
+            stem = Path(path).name
+        if self._owners.get(stem.casefold(), path) != path:
+            stem = f"{stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+        self._owners[stem.casefold()] = path
+        return stem
+
+    def _card(self, stem: str) -> Path:
+        return self.folder / CARDS / f"{stem}.html"
+
+    def _absolute(self, name: str) -> str:
+        return os.path.abspath(self.folder / name)  # noqa: PTH100 - links are not followed
+
+
+def _is_ours(facts: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a line is a Batch's; and its names are names, not paths that lead elsewhere."""
+    if not isinstance(facts, dict) or not isinstance(facts.get("path"), str) or "settings" not in facts:
+        return False
+    names = [facts.get("stem"), *(facts["files"] if isinstance(facts.get("files"), list) else [None])]
+    return all(isinstance(name, str) and name and Path(name).name == name for name in names)
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Take the lock, for as long as the file is open. Where the system has none, there is none."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems
+        return True
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------- the images
+
+
+def find_images(patterns: Iterable[str], *, but: Path | None = None) -> tuple[list[ImageFile], list[tuple[str, str]]]:
+    """The images that are named, each once, in order.
+
+    Args:
+        patterns: Files, whatever their endings; folders, for the images in them and below; globs. What is hidden is
+            not looked for.
+        but: A folder that is left out of those that are looked through: where results go.
+
+    Returns:
+        The images; and what was named and is not there, with the reason.
+    """
+    images: dict[str, ImageFile] = {}
+    missing = []
+    for pattern in patterns:
+        found = list(_found(pattern, but))
+        if not found:
+            missing.append((pattern, _why_nothing(pattern)))
+        for path in found:
+            try:
+                facts = path.stat()
+            except OSError as error:
+                missing.append((str(path), error.strerror or str(error)))
+                continue
+            absolute = os.path.abspath(path)  # noqa: PTH100 - a link to an image is an image of its own
+            images.setdefault(absolute, ImageFile(str(path), absolute, facts.st_size, facts.st_mtime_ns))
+    return list(images.values()), missing
+
+
+def _found(pattern: str, but: Path | None) -> Iterator[Path]:
+    """The files that a pattern names: itself, a folder's images, what a glob matches."""
+    path = Path(pattern)
+    if path.is_dir():
+        for folder, folders, files in os.walk(path, followlinks=False):
+            here = Path(folder)
+            folders[:] = sorted(
+                name
+                for name in folders
+                if not name.startswith(".") and not (but is not None and but.is_dir() and but.samefile(here / name))
+            )
+            yield from (
+                here / name
+                for name in sorted(files)
+                if not name.startswith(".") and Path(name).suffix.lower() in ENDINGS
+            )
+    elif path.exists():
+        yield path
+    elif glob.has_magic(pattern):
+        for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 - the pattern may begin anywhere
+            if not Path(match).is_dir():
+                yield Path(match)
+
+
+def _why_nothing(pattern: str) -> str:
+    if Path(pattern).is_dir():
+        return f"the folder holds no images ({', '.join(ENDINGS)})"
+    return "nothing matches" if glob.has_magic(pattern) else "there is no such file"

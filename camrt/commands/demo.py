@@ -1,0 +1,130 @@
+"""`camrt demo`: what demo.m shows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from camrt.batch import ENDINGS
+from camrt.commands.options import STATUS, Json, Provider, check_model, is_same_file, named
+from camrt.commands.output import reporting, write_picture
+from camrt.commands.reference import ReferenceDir, categories, hint_of_download, reference_folder
+from camrt.errors import CamrtError
+from camrt.loading import TINY, is_name
+from camrt.results import json_line
+from converters.terminal import say
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from camrt.explanation import Explanation
+
+EXAMPLES = f"""Examples:
+
+  camrt demo                                  a tiny network and its picture; nothing is downloaded
+
+  camrt demo googlenetCAM photo.jpg
+
+  camrt demo resnet50-explainer.onnx photo.jpg -o resnet50.png
+
+  camrt demo --cached 1                       the original's features of its image 1
+
+{STATUS}
+"""
+
+
+def demo(
+    model: Annotated[
+        str, typer.Argument(metavar="[MODEL]", help=f"A named model, {TINY}, or an ONNX model.", show_default=True)
+    ] = TINY,
+    image: Annotated[
+        Path | None, typer.Argument(metavar="[IMAGE]", help="By default the original's img1.jpg, or a drawn one.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")] = Path("result.png"),
+    cached: Annotated[
+        int | None,
+        typer.Option(min=1, max=2, help="Take the features that were released of image 1 or 2; no network runs."),
+    ] = None,
+    reference_dir: ReferenceDir = None,
+    provider: Provider = None,
+    as_json: Json = False,
+) -> None:
+    """Show what demo.m shows: the five best classes, and a picture of where the network sees them."""
+    if cached is not None and (model != TINY or image is not None):
+        raise typer.BadParameter(
+            "goes without a model and an image: the features are of the original's", param_hint="--cached"
+        )
+    if image is None and Path(model).suffix.lower() in ENDINGS:
+        raise typer.BadParameter(f"the model comes first: camrt demo {TINY} {model}", param_hint="MODEL")
+    if is_same_file(output, image):
+        raise typer.BadParameter(f"{output} is the image", param_hint="--output")
+    began = time.perf_counter()
+    with reporting():
+        if cached is not None:
+            facts, picture = _cached_demo(reference_folder(reference_dir), cached)
+        else:
+            facts, picture = _network_demo(model, image, reference_folder(reference_dir), provider)
+        line = "".join(f" --top{rank}:{one['label']}" for rank, one in enumerate(facts["top"], 1))
+        write_picture(output, picture)
+        facts |= {"line": line, "picture": str(output.absolute()), "seconds": round(time.perf_counter() - began, 3)}
+        print(json_line(facts) if as_json else f"{line}\n{facts['picture']}")
+
+
+def _network_demo(
+    name: str, image: Path | None, reference: Path, provider: str | None
+) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+    if name == TINY:
+        say(f"{TINY}: a network of a few filters, written by hand; here converted from Caffe's files and explained")
+    check_model(name)
+    from camrt.explainer import Explainer
+
+    found = Explainer(name, providers=provider)(_demo_image(name, image, reference))
+    labels = _labels(name, found, reference)
+    top = [{**one, "label": label} for one, label in zip(found.as_dict()["top"], labels, strict=True)]
+    return {"model": name, "image": found.source, "top": top}, found.picture(square=True)
+
+
+def _demo_image(name: str, image: Path | None, reference: Path) -> Any:
+    if image is not None:
+        return image
+    if name != TINY and (reference / "img1.jpg").is_file():
+        return reference / "img1.jpg"
+    if name != TINY:
+        say(f"note: no image is named, and img1.jpg is not in {reference}: it is shown a drawing, which no class fits")
+    from camrt.tiny import sample_image
+
+    return sample_image()
+
+
+def _labels(name: str, found: Explanation, reference: Path) -> Sequence[str]:
+    """The names as the original prints them, with WordNet's numbers, where its list is there."""
+    file = reference / "categories1000.mat"
+    if not is_name(name) or name == TINY or named(name).labels != "imagenet" or not file.is_file():
+        return found.labels
+    names = categories(file)
+    return [names[number] for number in found.classes.tolist()]
+
+
+def _cached_demo(folder: Path, number: int) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+    """demo.m with ``online = 0``. It differs in averaging image 1's scores over the crops, as it does for image 2."""
+    from camrt import images, matlab, validate
+
+    file = folder / f"img{number}.jpg"
+    with hint_of_download():
+        released = validate.released(folder, number)
+        image = matlab.imresize(images.decode(file), (matlab.SIDE, matlab.SIDE))
+        labels = categories(folder / "data_net.mat")
+    if released.features is None or released.weights is None or released.scores is None:
+        raise CamrtError("found no features, weights or scores, expected the original's data files", file=str(folder))
+    classes, scores = matlab.top_classes(released.scores)
+    maps = matlab.demo_maps(matlab.return_cam_map(released.features, released.weights[classes]))
+    top = [
+        {"class": int(k), "label": labels[k], "score": float(str(score))}
+        for k, score in zip(classes, scores, strict=True)
+    ]
+    return {"model": "released features", "image": str(file), "top": top}, matlab.demo_result(image, maps)

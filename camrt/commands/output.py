@@ -1,0 +1,60 @@
+"""How commands say what they found: errors and notes on stderr, tables and JSON on stdout, pictures in files."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from camrt.errors import CamrtError
+from converters.terminal import reporting as reporting_errors
+from converters.terminal import say
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@contextlib.contextmanager
+def reporting(interrupted: str | Callable[[], str] = "nothing was written") -> Iterator[None]:
+    """Errors as lines and exit statuses; and what the runtime says of itself (head, provider) on stderr.
+
+    Args:
+        interrupted: What is true after Ctrl-C, as a text or as what gives the text by then.
+    """
+    logger = logging.getLogger("camrt")
+    handler = _Saying()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with reporting_errors(CamrtError, interrupted=interrupted):
+            yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
+
+
+class _Saying(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def show(*parts: Any) -> None:
+    """Print text and tables; in a pipe as wide as they are."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+    for part in parts:
+        console.print(part)
+
+
+def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write a picture as PNG, whole or not at all."""
+    from camrt.render import png
+    from camrt.results import write
+
+    write(path, png(picture))

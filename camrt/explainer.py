@@ -1,0 +1,348 @@
+"""Images in, explanations out: a session over an explainer graph."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from camrt import images
+from camrt.errors import CamrtError
+from camrt.explanation import Explanation
+from camrt.loading import EXPLAINER, LABELS, NAME, Request, explainer_graph
+from camrt.session import CUDA, Provider, Session
+
+if TYPE_CHECKING:
+    import onnx
+
+    from camrt.images import ImageLike
+    from camrt.preprocess import Preprocess
+
+_INPUT, _OUTPUTS = "image", ("scores", "classes", "heatmaps")
+_WAITING_BYTES = 1 << 28  # of decoded images that wait for their turn
+
+OnError = Literal["warn", "raise"] | Callable[[str, CamrtError], object]
+
+
+class CamrtWarning(UserWarning):
+    """An image that was left out, and why."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """An image that waits for the session.
+
+    Attributes:
+        source: What it is called.
+        image: (H, W, 3) uint8 RGB.
+        square: (S, S, 3) uint8 RGB.
+    """
+
+    source: str
+    image: NDArray[np.uint8]
+    square: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """An image that cannot be explained."""
+
+    source: str
+    error: CamrtError
+
+
+class Explainer:
+    """Says what a network sees in images, and where. May be used from several threads at once.
+
+    Args:
+        model: The name of a named model (its weights are downloaded if need be) or ``"tinyCAM"``; the path of an ONNX
+            model, or a ModelProto: a classifier, or an explainer graph, which is told by its metadata.
+        method: How the maps come about, for `camrt.explain_graph`; ``"cam"`` if left out. An explainer graph has its
+            own: an argument that says something else is an error. The same goes for ``protocol`` and ``top``.
+        protocol: What the network sees of an image; ``"ten-crop"`` if left out.
+        top: How many classes are explained, the best first; 5 if left out, or as many as there are.
+        providers: Where it runs, as for `camrt.session.Session`: CUDA where ONNX Runtime has it, else the CPU. What is
+            asked for and not there is an error.
+        features: The tensor that the maps are made of, where it is to be another than the one that is found.
+        classifier: The linear layer behind it, likewise.
+        preprocess: What the network wants of an image, where the model does not say it.
+        labels: The names of the classes, where the model does not say them.
+        threads: How many threads compute on the CPU.
+        max_pixels: The largest height times width of an image file that is decoded.
+
+    Raises:
+        CamrtError: The model, or an argument, is not what is expected; ONNX Runtime or the provider is not there.
+        converters.ConversionError: There is no model of that name, or its weights cannot be had.
+
+    Attributes:
+        name: What the model calls itself; "" if it does not.
+        method: How the maps come about.
+        protocol: What the network sees of an image.
+        top: How many classes are explained.
+        size: The side in pixels of the square that images are resized to; the heatmaps' too.
+        labels: The names of all classes, or None.
+        provider: The provider that runs the graph, by ONNX Runtime's name.
+
+    Example:
+        >>> explainer = camrt.Explainer("googlenetCAM")  # doctest: +SKIP
+        >>> explainer("img1.jpg").labels[0]  # doctest: +SKIP
+        'cup'
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | onnx.ModelProto,
+        method: str | None = None,
+        protocol: str | None = None,
+        top: int | None = None,
+        providers: str | Sequence[Provider] | None = None,
+        *,
+        features: str | None = None,
+        classifier: str | None = None,
+        preprocess: Preprocess | str | None = None,
+        labels: Sequence[str] | None = None,
+        threads: int | None = None,
+        max_pixels: int = images.MAX_PIXELS,
+    ) -> None:
+        request = Request(method, protocol, top, features, classifier, preprocess)
+        graph = explainer_graph(model, request)
+        self._session = Session(graph, providers=providers, threads=threads)
+        del graph
+        file = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
+        try:
+            facts = _facts(self._session)
+            request.compare(facts)
+            self.method: str = facts["method"]
+            self.protocol: str = facts["protocol"]
+            self.top: int = facts["top"]
+            self.size: int = facts["size"]
+            self.labels = _labels(self._session, labels)
+        except CamrtError as error:
+            raise (error.in_file(file) if file else error) from error.__cause__
+        self.name = self._session.metadata.get(NAME, "")
+        self.provider = self._session.provider
+        self._max_pixels = max_pixels
+
+    def __repr__(self) -> str:
+        name = f"{self.name!r}, " if self.name else ""
+        return f"Explainer({name}{self.method}, {self.protocol}, top {self.top}, on {self.provider})"
+
+    def __call__(self, image: ImageLike) -> Explanation:
+        """Explains one image.
+
+        Args:
+            image: A path, the bytes of a file, a PIL image, or RGB uint8 (H, W, 3). See `camrt.images` for what becomes
+                of grey, palettes, alpha, 16 bits, CMYK and orientation.
+
+        Raises:
+            CamrtError: The image cannot be read, or ONNX Runtime fails.
+        """
+        return self._explain([self._prepare(image)])[0]
+
+    def map(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        batch: int | None = None,
+        workers: int | None = None,
+        on_error: OnError = "warn",
+    ) -> Iterator[Explanation]:
+        """Explains many images, in their order, one at a time.
+
+        Images are decoded in threads, a few ahead; the session computes while the caller looks at the results before.
+        What waits is bounded: two batches, and 256 MiB of decoded images.
+
+        Args:
+            images: As for a call. Asked for in the caller's thread, a few ahead of the results.
+            batch: How many images the session gets at once: 1 if left out, 4 on CUDA.
+            workers: How many threads decode: as many as there are processors, at most 8, if left out.
+            on_error: What becomes of an image that cannot be read: ``"warn"`` warns with a CamrtWarning and leaves it
+                out, ``"raise"`` raises its CamrtError, a function is called with its name and the CamrtError (in the
+                caller's thread, when its turn comes), and it is left out.
+
+        Returns:
+            An iterator of an `Explanation` for each image that can be read.
+
+        Raises:
+            CamrtError: At once, for an argument; when its turn comes, for an image (``on_error="raise"``), or where
+                ONNX Runtime fails.
+        """
+        batch = (4 if self.provider == CUDA else 1) if batch is None else batch
+        workers = min(8, os.cpu_count() or 1) if workers is None else workers
+        if batch < 1 or workers < 1:
+            raise CamrtError(f"found batch {batch} and workers {workers}, expected at least 1 of each")
+        if on_error not in ("warn", "raise") and not callable(on_error):
+            raise CamrtError(f"found on_error={on_error!r}, expected 'warn', 'raise' or a function")
+        if isinstance(images, (str, bytes, os.PathLike)):
+            raise CamrtError(f"found {str(images)[:80]!r} as images, expected several: a list of paths")
+        return self._mapped(iter(images), batch, workers, on_error)
+
+    # ------------------------------------------------------------------------------------------------------ the images
+
+    def _prepare(self, image: ImageLike) -> _Prepared:
+        decoded = images.decode(image, max_pixels=self._max_pixels)
+        return _Prepared(images.name_of(image), decoded, images.prepare(decoded, self.size))
+
+    def _attempt(self, image: ImageLike) -> _Prepared | _Refused:
+        try:
+            return self._prepare(image)
+        except CamrtError as error:
+            return _Refused(images.name_of(image), error)
+
+    def _explain(self, prepared: Sequence[_Prepared]) -> list[Explanation]:
+        if not prepared:
+            return []
+        try:
+            found = self._session.run({_INPUT: np.stack([one.square for one in prepared])})
+        except CamrtError as error:
+            raise (error.in_file(prepared[0].source) if len(prepared) == 1 else error) from error.__cause__
+        scores, classes, heatmaps = (found[name] for name in _OUTPUTS)
+        return [
+            Explanation(
+                image=one.image,
+                source=one.source,
+                classes=classes[n].copy(),  # copies: a result that is kept does not hold on to its batch
+                scores=scores[n, classes[n]],
+                labels=tuple(str(k) if self.labels is None else self.labels[k] for k in classes[n].tolist()),
+                heatmaps=heatmaps[n].copy(),
+                all_scores=scores[n].copy(),
+            )
+            for n, one in enumerate(prepared)
+        ]
+
+    def _mapped(
+        self, source: Iterator[ImageLike], batch: int, workers: int, on_error: OnError
+    ) -> Iterator[Explanation]:
+        with _pool(workers, "camrt-decode") as decoding, _pool(1, "camrt-session") as computing:
+            decoded = self._ahead(source, decoding, depth=batch + workers)
+            under_way: deque[tuple[list[_Prepared | _Refused], Future[list[Explanation]]]] = deque()
+            is_over = False
+            while under_way or not is_over:
+                while not is_over and len(under_way) < 2:
+                    entries = _next_batch(decoded, batch)
+                    is_over = not entries
+                    if entries:
+                        good = [entry for entry in entries if isinstance(entry, _Prepared)]
+                        under_way.append((entries, computing.submit(self._explain, good)))
+                if under_way:
+                    entries, result = under_way.popleft()
+                    explained = iter(result.result())
+                    for entry in entries:
+                        if isinstance(entry, _Prepared):
+                            yield next(explained)
+                        else:
+                            _report(entry, on_error)
+
+    def _ahead(
+        self, source: Iterator[ImageLike], pool: ThreadPoolExecutor, depth: int
+    ) -> Iterator[_Prepared | _Refused]:
+        """Prepares images in threads, in order, at most ``depth`` and some bytes ahead."""
+        waiting: deque[Future[_Prepared | _Refused]] = deque()
+        is_over = False
+        while waiting or not is_over:
+            while not is_over and (not waiting or (len(waiting) < depth and _bytes(waiting) < _WAITING_BYTES)):
+                try:
+                    waiting.append(pool.submit(self._attempt, next(source)))
+                except StopIteration:
+                    is_over = True
+            if waiting:
+                yield waiting.popleft().result()
+
+
+@contextlib.contextmanager
+def _pool(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are gone when the block is left, with what they had not begun."""
+    pool = ThreadPoolExecutor(workers, name)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _next_batch(decoded: Iterator[_Prepared | _Refused], batch: int) -> list[_Prepared | _Refused]:
+    """The next images, ``batch`` good ones, with the bad ones between them."""
+    entries: list[_Prepared | _Refused] = []
+    good = 0
+    for entry in decoded:
+        entries.append(entry)
+        good += isinstance(entry, _Prepared)
+        # Many bad ones in a row are reported before a good one turns up.
+        if good == batch or len(entries) >= 16 * batch:
+            break
+    return entries
+
+
+def _bytes(waiting: Iterable[Future[_Prepared | _Refused]]) -> int:
+    """Of the images that are decoded already."""
+    results = (one.result() for one in waiting if one.done() and one.exception() is None)
+    return sum(one.image.nbytes for one in results if isinstance(one, _Prepared))
+
+
+def _report(refused: _Refused, on_error: OnError) -> None:
+    if on_error == "raise":
+        raise refused.error
+    if on_error == "warn":
+        warnings.warn(f"left out: {refused.error}", CamrtWarning, stacklevel=3)
+    elif callable(on_error):
+        on_error(refused.source, refused.error)
+
+
+# ----------------------------------------------------------------------------------------------------------- the model
+
+
+def _facts(session: Session) -> dict[str, Any]:
+    """What an explainer graph says of itself, checked."""
+    anew = "Make the explainer anew: camrt export"
+    if set(session.inputs) != {_INPUT} or not set(_OUTPUTS) <= set(session.outputs):
+        raise CamrtError(
+            f"found the inputs {list(session.inputs)} and outputs {list(session.outputs)}, expected ['{_INPUT}'] and "
+            f"{list(_OUTPUTS)}. {anew}"
+        )
+    text = session.metadata.get(EXPLAINER, "")
+    try:
+        facts = json.loads(text)
+        facts |= {key: str(facts[key]) for key in ("method", "protocol")}
+        facts |= {key: int(facts[key]) for key in ("top", "size")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CamrtError(
+            f"found the metadata {EXPLAINER} {text[:200]!r}, which cannot be used ({error!r}). {anew}"
+        ) from None
+    shape, size = session.inputs[_INPUT], facts["size"]
+    if shape[1:] != (size, size, 3):
+        raise CamrtError(
+            f"found the input of shape {shape}, expected (N, {size}, {size}, 3) as its metadata say. {anew}"
+        )
+    return dict(facts)
+
+
+def _labels(session: Session, given: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The names of all classes: those that were given, else the model's."""
+    classes = session.outputs["scores"][1]
+    if given is not None:
+        labels, found = tuple(given), "labels"
+    elif (text := session.metadata.get(LABELS)) is not None:
+        labels, found = _names(text), f"names in the metadata {LABELS}"
+    else:
+        return None
+    if isinstance(classes, int) and len(labels) != classes:
+        raise CamrtError(f"found {len(labels)} {found}, expected one for each of the {classes} classes")
+    return labels
+
+
+def _names(text: str) -> tuple[str, ...]:
+    try:
+        names = json.loads(text)
+        if not isinstance(names, list):
+            raise ValueError("no list")
+    except ValueError as error:
+        raise CamrtError(f"found the metadata {LABELS} {text[:80]!r}, expected a JSON list of names") from error
+    return tuple(map(str, names))

@@ -1,0 +1,171 @@
+"""`camrt demo`: against the picture that the original .m files drew, and against OpenCV's importer."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import loadmat
+from typer.testing import CliRunner
+
+from camrt import matlab, tiny
+from camrt.cli import app
+from tests.camrt.test_tiny import opencv
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CAMRT_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    done = CliRunner().invoke(app, ["demo", *map(str, arguments)])
+    return done.exit_code, done.stdout, done.stderr
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_without_arguments_a_picture_lies_on_disk(tmp_path: Path) -> None:
+    status, out, err = run()
+    assert status == 0, err
+    line, path = out.splitlines()
+    labels = re.findall(r" --top\d:(.*?)(?= --|$)", line)
+    assert line == "".join(f" --top{rank}:{label}" for rank, label in enumerate(labels, 1))
+    assert len(set(labels)) == 5
+    assert set(labels) < set(tiny.LABELS)
+    assert path == str(tmp_path / "result.png")
+    # OpenCV's features and the MATLAB code in NumPy draw the same.
+    image = tiny.sample_image()
+    features, scores = opencv(tmp_path, matlab.prepare_image(image, np.full(3, tiny.GREY)))
+    classes, _ = matlab.top_classes(scores)
+    assert [tiny.LABELS[number] for number in classes] == labels
+    maps = matlab.demo_maps(matlab.return_cam_map(features, tiny.weights()["CAM_fc"][0][classes]))
+    expected = matlab.demo_result(image, maps)
+    difference = np.abs(pixels(Path(path)) - expected)
+    assert difference.shape == (256, 1576, 3)
+    # A value between two of the 256 colours may fall on either side: then they differ by a step of jet.
+    assert (difference <= 1).mean() > 0.995
+    assert difference.max() <= 4
+
+
+def test_it_runs_offline_in_an_environment_of_its_own(tmp_path: Path, repository: Path) -> None:
+    """As `make demo` does: a process without a network."""
+    block = "import socket\nsocket.socket.connect = socket.create_connection = None\n"
+    code = f"{block}from camrt.cli import main; main()"
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code, "demo", "-o", "deep/picture.png"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(repository), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - began < 30
+    assert Path(done.stdout.splitlines()[-1]) == tmp_path / "deep" / "picture.png"
+    assert pixels(tmp_path / "deep" / "picture.png").shape == (256, 1576, 3)
+
+
+@pytest.mark.parametrize("place", ["cache", "option"])
+def test_cached_features_give_the_originals_picture(place: str, reference: Path, home: Path, tmp_path: Path) -> None:
+    data = reference / "matlab_demo"
+    options: list[object] = ["--reference-dir", data]
+    if place == "cache":
+        (home / "reference").mkdir(parents=True)
+        (home / "reference" / "matlab_demo").symlink_to(data)
+        options = []
+    status, out, err = run("--cached", 1, *options)
+    assert status == 0, err
+    names = loadmat(data / "categories1000.mat")["categories"]
+    classes = np.load(data / "expected_img1.npz")["top5_index0"]
+    assert out.splitlines()[0] == "".join(f" --top{j}:{names[k][0][0]}" for j, k in enumerate(classes, 1))
+    assert out.startswith(" --top1:n07930864 cup --top2:")
+    with Image.open(data / "result_img1.png") as original:
+        difference = np.abs(pixels(tmp_path / "result.png") - np.asarray(original.convert("RGB")).astype(int))
+    assert difference.shape == (256, 1576, 3)
+    assert (difference <= 1).mean() >= 0.999
+
+
+def test_cached_image_2_as_json(reference: Path) -> None:
+    status, out, err = run("--cached", 2, "--reference-dir", reference / "matlab_demo", "--json")
+    assert status == 0, err
+    facts = json.loads(out)
+    data = loadmat(reference / "matlab_demo" / "data_img2.mat")
+    mean = data["scores"].mean(axis=1)
+    assert [one["class"] for one in facts["top"]] == np.argsort(-mean)[:5].tolist()
+    np.testing.assert_allclose([one["score"] for one in facts["top"]], np.sort(mean)[::-1][:5], rtol=1e-5)
+    assert facts["line"].startswith(" --top1:n03877845 palace")
+    assert Path(facts["picture"]).exists()
+
+
+def test_missing_reference_files_say_how_to_get_them(reference: Path, tmp_path: Path) -> None:
+    status, _, err = run("--cached", 1)
+    assert status == 1
+    assert "camrt download --reference" in err
+    assert "--reference-dir" in err
+    some = tmp_path / "some"
+    some.mkdir()
+    shutil.copy(reference / "matlab_demo" / "data_img1.mat", some)
+    shutil.copy(reference / "matlab_demo" / "data_net.mat", some)
+    (some / "data_net.mat").chmod(0o600)
+    (some / "data_net.mat").write_bytes(b"broken")
+    status, _, err = run("--cached", 1, "--reference-dir", some)
+    assert status == 1
+    assert "data_net.mat" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "result.png").exists()
+
+
+def test_an_explainer_and_an_image_of_ones_own(tmp_path: Path) -> None:
+    from camrt.cli import app as cli
+
+    assert CliRunner().invoke(cli, ["export", "tinyCAM", "-o", "mine.onnx"]).exit_code == 0
+    Image.fromarray(tiny.sample_image()).save("mine.png")
+    assert run("mine.onnx", "mine.png", "-o", "a.png")[0] == 0
+    assert run("-o", "b.png")[0] == 0
+    assert (pixels(tmp_path / "a.png") == pixels(tmp_path / "b.png")).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "word"),
+    [
+        (["--cached", "3"], 2, "--cached"),
+        (["tinyCAM", "a.png", "--cached", "1"], 2, "--cached"),
+        (["no-such-model"], 2, "Known:"),
+        (["googlenetCAMM"], 2, "Did you mean"),
+        (["photo.jpg"], 2, "the model comes first"),
+        (["--nonsense"], 2, "nonsense"),
+        (["tinyCAM", "missing.jpg"], 1, "missing.jpg: there is no such file"),
+        (["missing.onnx"], 1, "missing.onnx"),
+        (["--provider", "nonsense"], 1, "nonsense"),
+    ],
+)
+def test_what_is_wrong_is_a_line_and_a_status(arguments: list[str], status: int, word: str, tmp_path: Path) -> None:
+    found, out, err = run(*arguments)
+    assert found == status
+    assert word in err
+    assert not out
+    assert not (tmp_path / "result.png").exists()
+
+
+def test_the_image_is_not_overwritten(tmp_path: Path) -> None:
+    Image.fromarray(tiny.sample_image()).save("mine.png")
+    before = (tmp_path / "mine.png").read_bytes()
+    status, _, err = run("tinyCAM", "mine.png", "-o", "mine.png")
+    assert status == 2
+    assert "is the image" in err
+    assert (tmp_path / "mine.png").read_bytes() == before

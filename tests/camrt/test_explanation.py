@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from camrt import CamrtError, Explanation, explanation, render
+from camrt.explanation import LINES, THRESHOLDS
+from camrt.localize import boxes_from_heatmap
+from camrt.matlab import demo_result, imresize
+from tests.tiny_models import photo
+
+SIDE = 32
+
+
+def blob(y: float, x: float, spread: float) -> np.ndarray:
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    return (30 * np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * spread**2))).astype(np.float32)
+
+
+MAPS = np.stack([blob(10, 20, 4), blob(22, 8, 6) + blob(6, 26, 3), blob(16, 16, 9)])
+
+
+def example(image: np.ndarray | None = None, source: str = "photos/cat.jpg", maps: np.ndarray = MAPS) -> Explanation:
+    return Explanation(
+        image=photo(90, 140) if image is None else image,
+        source=source,
+        classes=np.array([4, 0, 2]),
+        scores=np.array([0.7, 0.1, 0.05], np.float32),
+        labels=("tabby, <cat>", "Katze mit Hüten", "2"),
+        heatmaps=maps,
+        all_scores=np.array([0.1, 0.03, 0.05, 0.02, 0.7], np.float32),
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- the value
+
+
+def test_it_is_frozen() -> None:
+    one = example()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.source = "other"  # type: ignore[misc]
+    for name in ("image", "classes", "scores", "heatmaps", "all_scores"):
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(one, name)[0] = 0
+    mine = photo(20, 20)
+    example(mine)
+    assert mine.flags.writeable
+
+
+def test_repr_is_short() -> None:
+    assert repr(example()) == "<Explanation of photos/cat.jpg (140 x 90): 'tabby, <cat>' 0.700 and 2 more>"
+    assert len(example()) == 3
+
+
+def test_it_pickles() -> None:
+    one = example()
+    other = pickle.loads(pickle.dumps(one))
+    for field in dataclasses.fields(Explanation):
+        np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))
+    assert not other.image.flags.writeable
+
+
+def test_what_does_not_belong_together() -> None:
+    with pytest.raises(CamrtError, match=r"found 3 classes, 3 scores, 3 labels and heatmaps of shape \(2, 32, 32\)"):
+        example(maps=MAPS[:2])
+    with pytest.raises(CamrtError, match="square heatmaps"):
+        example(maps=MAPS[:, :5])
+
+
+@pytest.mark.parametrize("i", [3, -4])
+def test_no_such_class(i: int) -> None:
+    one = example()
+    for method in (one.heatmap, one.boxes, one.overlay):
+        with pytest.raises(CamrtError, match=rf"photos/cat.jpg: found class {i}, expected 0 to 2"):
+            method(i)
+
+
+# ----------------------------------------------------------------------------------------------- maps, boxes, pictures
+
+
+@pytest.mark.parametrize("shape", [(90, 140), (32, 32), (20, 300)])
+def test_heatmaps_are_those_of_ilsvrc_generate_heatmap(shape: tuple[int, int]) -> None:
+    one = example(photo(*shape))
+    for i, raw in enumerate(MAPS):
+        heatmap = one.heatmap(i)
+        resized = imresize(raw, shape)
+        np.testing.assert_allclose(heatmap, np.clip(resized / resized.max(), 0, 1), atol=1e-7)
+        assert (heatmap.dtype, heatmap.shape, heatmap.max()) == (np.float32, shape, 1)
+        assert heatmap.min() >= 0
+
+
+@pytest.mark.parametrize("value", [0, -1, np.nan, np.inf])
+def test_a_map_without_a_maximum_is_nothing(value: float) -> None:
+    one = example(maps=np.full((3, SIDE, SIDE), value, np.float32))
+    assert not one.heatmap(0).any()
+    assert one.boxes(0).shape == (0, 4)
+    assert one.overlay(0).shape == (90, 140, 3)
+
+
+def test_boxes_are_those_of_the_heatmap() -> None:
+    one = example()
+    for i in range(3):
+        expected = boxes_from_heatmap(np.floor(one.heatmap(i) * 255 + 0.5).astype(np.uint8), (20, 100, 110))
+        np.testing.assert_array_equal(one.boxes(i), expected)
+    x, y, width, height = one.boxes(0)[0]
+    assert x < 20 / 32 * 140 < x + width
+    assert y < 10 / 32 * 90 < y + height
+    assert not np.array_equal(one.boxes(0, (10, 20, 200)), one.boxes(0))
+    with pytest.raises(CamrtError):
+        one.boxes(0, (110, 100, 20))
+
+
+def test_the_square_picture_is_the_demos() -> None:
+    image = photo(90, 140)
+    one = example(image)
+    expected = demo_result(imresize(image, (SIDE, SIDE)), MAPS)
+    np.testing.assert_array_equal(one.picture(square=True), expected)
+
+
+def test_the_demo_on_its_cached_features(reference: Path) -> None:
+    """demo.m's picture, as the original's .m files draw it under Octave."""
+    expected = np.load(reference / "matlab_demo" / "expected_img1.npz")
+    one = Explanation(
+        image=np.asarray(Image.open(reference / "matlab_demo" / "img1.jpg")),
+        source="img1.jpg",
+        classes=expected["top5_index0"],
+        scores=expected["top5_score"],
+        labels=tuple("abcde"),
+        heatmaps=expected["merged"],
+        all_scores=expected["top5_score"],
+    )
+    difference = np.abs(one.picture(square=True).astype(int) - expected["result"])
+    assert np.mean(difference <= 1) >= 0.999
+    np.testing.assert_array_equal(one.picture(), one.picture(square=True))  # img1.jpg has 256 x 256 pixels
+
+
+def test_pictures() -> None:
+    one = example()
+    assert one.picture().shape == (90, 4 * 140 + 3 * 8, 3)
+    np.testing.assert_array_equal(one.picture()[:, :140], one.image)
+    np.testing.assert_array_equal(one.picture()[:, 148:288], one.overlay(0))
+    assert (one.picture()[:, 140:148] == 255).all()
+    boxed = one.picture(thresholds=THRESHOLDS)
+    np.testing.assert_array_equal(boxed[:, 148:288], render.draw_boxes(one.overlay(0), one.boxes(0)))
+    plain = one.overlay(1, image_weight=1, map_weight=0)
+    np.testing.assert_array_equal(plain, one.image)
+
+
+# -------------------------------------------------------------------------------------------------------------- saving
+
+
+def test_as_dict_is_json() -> None:
+    facts = example().as_dict((20, 100, 110))
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+    assert facts["source"] == "photos/cat.jpg"
+    assert (facts["width"], facts["height"]) == (140, 90)
+    assert [one["score"] for one in facts["top"]] == [0.7, 0.1, 0.05]  # not 0.699999988079071
+    assert facts["top"][0] == {
+        "class": 4,
+        "label": "tabby, <cat>",
+        "score": 0.7,
+        "boxes": example().boxes(0).tolist(),
+    }
+    assert "boxes" not in example().as_dict()["top"][0]
+    broken = dataclasses.replace(example(), scores=np.array([np.nan, np.inf, 0.5], np.float32))
+    assert [one["score"] for one in broken.as_dict()["top"]] == [None, None, 0.5]
+
+
+def test_save(tmp_path: Path) -> None:
+    one = example()
+    facts = one.save(tmp_path / "new" / "out")
+    folder = tmp_path / "new" / "out"
+    names = [f"cat_{kind}{i}.png" for i in (1, 2, 3) for kind in ("top", "map")]
+    assert facts["files"] == names
+    assert sorted(file.name for file in folder.iterdir()) == sorted([*names, LINES])
+    np.testing.assert_array_equal(np.asarray(Image.open(folder / "cat_top2.png")), one.overlay(1))
+    with Image.open(folder / "cat_map2.png") as image:
+        grey = np.asarray(image)
+    assert grey.max() == 65535
+    np.testing.assert_allclose(grey / 65535, one.heatmap(1), atol=1e-5)
+    assert [json.loads(line) for line in (folder / LINES).read_text(encoding="utf-8").splitlines()] == [facts]
+    assert facts["top"][1]["boxes"] == one.boxes(1).tolist()
+    assert "Hüten" in (folder / LINES).read_text(encoding="utf-8")
+
+
+def test_save_what_is_wanted(tmp_path: Path) -> None:
+    one = example()
+    facts = one.save(tmp_path, stem="n02", overlays=False, maps="npz", thresholds=None)
+    assert facts["files"] == ["n02_maps.npz"]
+    assert "boxes" not in facts["top"][0]
+    with np.load(tmp_path / "n02_maps.npz") as saved:
+        for name in ("heatmaps", "classes", "scores", "all_scores"):
+            np.testing.assert_array_equal(saved[name], getattr(one, name))
+    assert one.save(tmp_path, maps=None, overlays=False)["files"] == []
+    assert len((tmp_path / LINES).read_text().splitlines()) == 2
+
+
+def test_boxes_on_the_overlays_and_files_without_a_line(tmp_path: Path) -> None:
+    one = example()
+    expected = [render.draw_boxes(one.overlay(i), one.boxes(i)) for i in range(3)]
+    one.save(tmp_path / "saved", maps=None, draw_boxes=True)
+    with ThreadPoolExecutor(2) as threads:
+        files = one.save_files(tmp_path / "files", maps=None, thresholds=THRESHOLDS, threads=threads)
+    assert files == ["cat_top1.png", "cat_top2.png", "cat_top3.png"]
+    assert sorted(file.name for file in (tmp_path / "files").iterdir()) == files
+    for folder in ("saved", "files"):
+        for name, drawn in zip(files, expected, strict=True):
+            np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / folder / name)), drawn)
+
+
+def test_names_that_are_not_text(tmp_path: Path) -> None:
+    facts = example(source=os.fsdecode(b"\xff.jpg")).save(tmp_path, stem="x")
+    assert json.loads((tmp_path / LINES).read_text()) == facts
+
+
+@pytest.mark.parametrize(
+    ("source", "stem"), [("a/b/x.tar.png", "x.tar"), ("<array>", "array"), ("<bytes>", "bytes"), ("", "image")]
+)
+def test_names_of_files(source: str, stem: str, tmp_path: Path) -> None:
+    facts = example(source=source).save(tmp_path, maps=None)
+    assert facts["files"][0] == f"{stem}_top1.png"
+
+
+def test_save_refuses(tmp_path: Path) -> None:
+    for wrong, message in (
+        ({"maps": "jpg"}, "found maps='jpg'"),
+        ({"stem": "a/b"}, "found the stem 'a/b'"),
+        ({"stem": ""}, "found the stem ''"),
+        ({"thresholds": (5, 4, 3)}, "5, 4, 3"),
+    ):
+        with pytest.raises(CamrtError, match=message):
+            example().save(tmp_path / "out", **wrong)  # type: ignore[arg-type]
+        assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CamrtError, match="cannot be written to"):
+        example().save(tmp_path / "file")
+
+
+def test_a_failure_leaves_no_half_file_and_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = example()
+    one.save(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    made = 0
+
+    def full(image: np.ndarray) -> bytes:
+        nonlocal made
+        made += 1
+        if made == 3:
+            raise OSError(28, "No space left on device")
+        return b"new"
+
+    monkeypatch.setattr(explanation.render, "png", full)
+    with pytest.raises(CamrtError, match="No space left on device"):
+        one.save(tmp_path)
+    after = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert after.keys() == before.keys()
+    assert after[LINES] == before[LINES]
+    assert all(after[name] in (before[name], b"new") for name in before)
+
+
+def test_a_line_that_was_cut_off_is_ended(tmp_path: Path) -> None:
+    one = example()
+    one.save(tmp_path, maps=None)
+    path = tmp_path / LINES
+    path.write_bytes(path.read_bytes() + b'{"source": "half')
+    one.save(tmp_path, maps=None)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 3
+    assert json.loads(lines[0]) == json.loads(lines[2])
+
+
+def test_lines_of_threads_do_not_mix(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: example(source=f"{n}.jpg").save(tmp_path, maps=None, overlays=False), range(60)))
+    found = [json.loads(line)["source"] for line in (tmp_path / LINES).read_text(encoding="utf-8").splitlines()]
+    assert sorted(found) == sorted(f"{n}.jpg" for n in range(60))

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from camrt import CamrtError, tiny
+from camrt.commands import options
+from camrt.explanation import THRESHOLDS
+from camrt.graph.explain import describe
+from camrt.loading import (
+    TINY,
+    Request,
+    explainer_graph,
+    identity,
+    is_name,
+    known_preprocess,
+    mean_image,
+    metadata_of_file,
+    named_classifier,
+    preprocess_of_named,
+)
+from converters import ConversionError, zoo
+from tests.tiny_models import tiny_classifier, tiny_explainer
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache without weights, and no way to download any."""
+    monkeypatch.setenv("CAMRT_HOME", str(tmp_path))
+    monkeypatch.setattr(zoo, "_download", lambda *_, **__: pytest.fail("asked the network"))
+    return tmp_path
+
+
+def test_names_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").write_bytes(b"")
+    assert [is_name(text) for text in ("vgg16CAM", "net.onnx", "a/b", "here")] == [True, False, False, False]
+
+
+def test_tiny_cam_is_a_name() -> None:
+    assert tiny.NAME == TINY
+    assert {output.name for output in named_classifier(TINY).graph.output} == {"CAM_conv", "prob"}
+    graph = explainer_graph(TINY, Request(top=2, protocol="center"))
+    assert {output.name for output in graph.graph.output} == {"scores", "classes", "heatmaps"}
+    with pytest.raises(CamrtError, match=r"tinyCAM: .*nothing"):
+        explainer_graph(TINY, Request(features="nothing", classifier="CAM_fc"))
+
+
+def test_an_explainer_is_left_as_it_is(tmp_path: Path) -> None:
+    model = tiny_explainer()
+    onnx.save(model, tmp_path / "explainer.onnx")
+    assert explainer_graph(model, Request()) is model
+    assert explainer_graph(tmp_path / "explainer.onnx", Request()) == tmp_path / "explainer.onnx"
+
+
+def test_models_that_are_not_the_same(cache: Path, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    assert identity(str(path)) == {"file": str(path)}
+    path.write_bytes(b"123")
+    assert identity(str(path)) == {"file": str(path), "size": 3, "mtime_ns": path.stat().st_mtime_ns}
+    assert identity("googlenet") == identity("bvlc_googlenet") == {"name": "bvlc_googlenet"}
+    assert identity(TINY)["name"] == TINY
+    with pytest.raises(ConversionError, match="no model named"):
+        identity("nothing")
+
+
+def test_what_is_known_of_a_model(cache: Path, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    model = tiny_classifier()
+    onnx.save(model, path)
+    wants = known_preprocess(str(path))
+    assert wants is not None
+    assert (wants.size, wants.crop) == (32, 28)
+    del model.metadata_props[:]
+    onnx.save(model, path)
+    assert known_preprocess(str(path)) is None
+    assert known_preprocess(str(tmp_path / "none.onnx")) is None
+    assert known_preprocess(TINY).as_json() == tiny.preprocess().as_json()
+    assert known_preprocess("alexnetplusCAM").crop == 227
+    path.write_bytes(b"\xff")
+    with pytest.raises(CamrtError, match=r"net\.onnx: is no ONNX model"):
+        known_preprocess(str(path))
+
+
+def test_what_the_command_line_says_without_numpy() -> None:
+    assert options.THRESHOLDS == THRESHOLDS
+    for protocol in options.PROTOCOLS:
+        assert describe(Request(protocol=protocol, top=2).graph(tiny_classifier()))["protocol"] == protocol
+
+
+def test_metadata_are_read_without_the_weights(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    model = tiny_explainer()
+    expected = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.save(model, path)
+    assert metadata_of_file(path) == expected
+    # As converters write it: the message in pieces, one after another.
+    graph = onnx.ModelProto()
+    graph.graph.CopyFrom(model.graph)
+    model.ClearField("graph")
+    path.write_bytes(model.SerializeToString() + graph.SerializeToString() * 3)
+    assert metadata_of_file(path) == expected
+
+
+def test_the_mean_image_is_turned_to_rows(reference: Path) -> None:
+    mean = mean_image(reference / "matlab_demo" / "ilsvrc_2012_mean.mat")
+    assert mean.shape == (3, 256, 256)
+    assert mean.mean(axis=(1, 2)) == pytest.approx([104, 117, 123], abs=1)  # BGR
+
+
+def test_a_broken_mean_image(tmp_path: Path) -> None:
+    path = tmp_path / "mean.mat"
+    path.write_bytes(b"nothing")
+    with pytest.raises(CamrtError, match=r"mean\.mat: no mean image can be read"):
+        mean_image(path)
+
+
+def test_what_a_named_model_wants(cache: Path) -> None:
+    wants = preprocess_of_named(zoo.find("alexnetplusCAM"))
+    assert (wants.size, wants.crop, wants.mean, wants.channels) == (256, 227, (104, 117, 123), "BGR")
+    assert wants.mean_image is None

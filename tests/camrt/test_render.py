@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import base64
+import io
+import re
+import weakref
+from collections.abc import Iterator
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from camrt import Explanation, render
+from camrt.matlab import demo_result, im2double, im2uint8, map2jpg
+from tests.tiny_models import photo
+
+
+def heatmap(height: int, width: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (photo(height, width, seed).mean(axis=2) + rng.normal(0, 1, (height, width))).astype(np.float32)
+
+
+# -------------------------------------------------------------------------------------------------------------- drawing
+
+
+@pytest.mark.parametrize("weights", [(0.2, 0.7), (0.5, 0.5), (1.0, 1.0), (0.0, 1.0)])
+def test_overlay_is_map2jpg_over_the_image(weights: tuple[float, float]) -> None:
+    """Looked up or computed, the pixels are the same."""
+    image, drawn_map = photo(60, 70), heatmap(60, 70)
+    drawn = render.overlay(image, drawn_map, image_weight=weights[0], map_weight=weights[1])
+    expected = im2uint8(im2double(image) * weights[0] + map2jpg(drawn_map) * weights[1])
+    np.testing.assert_array_equal(drawn, expected)
+
+
+def test_overlay_of_all_shades() -> None:
+    """Every value of the image with every colour of the map."""
+    image = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], (256, 256, 3)).copy()
+    drawn_map = np.broadcast_to(np.arange(256, dtype=np.float32), (256, 256))
+    expected = demo_result(image, drawn_map[None])[:, 264:]
+    np.testing.assert_array_equal(render.overlay(image, drawn_map), expected)
+
+
+def test_overlay_of_flat_maps_and_nan() -> None:
+    image = photo(8, 9)
+    for value in (0, 0.3, 7, -7, np.nan):
+        drawn_map = np.full((8, 9), value)
+        expected = im2uint8(im2double(image) * 0.2 + map2jpg(drawn_map) * 0.7)
+        np.testing.assert_array_equal(render.overlay(image, drawn_map), expected)
+
+
+def test_overlay_with_another_colormap() -> None:
+    grey = np.linspace(0, 1, 256)[:, None] * np.ones(3)
+    drawn = render.overlay(photo(8, 9), heatmap(8, 9), image_weight=0, map_weight=1, colormap=grey)
+    assert (drawn[..., 0] == drawn[..., 1]).all()
+    assert (drawn.min(), drawn.max()) == (0, 255)
+
+
+def test_sizes_must_agree() -> None:
+    with pytest.raises(ValueError, match=r"\(8, 9, 3\) for a heatmap of \(9, 8\)"):
+        render.overlay(photo(8, 9), heatmap(9, 8))
+
+
+def test_boxes() -> None:
+    image = np.full((40, 60, 3), 100, np.uint8)
+    drawn = render.draw_boxes(image, np.array([[10, 5, 20, 30]]), color=(255, 0, 0), edge=None, thickness=2)
+    red = (drawn == (255, 0, 0)).all(axis=2)
+    expected = np.zeros((40, 60), bool)
+    expected[5:35, 10:30] = True
+    expected[7:33, 12:28] = False
+    np.testing.assert_array_equal(red, expected)
+    assert (image == 100).all()
+    edged = render.draw_boxes(image, np.array([[10, 5, 20, 30]]), thickness=2)
+    assert (edged[4, 9:31] == 0).all()
+    assert (edged[5, 10:30] == 255).all()
+    assert (edged[7, 12:28] == 0).all()
+    assert (edged[8, 13:27] == 100).all()
+
+
+def test_boxes_beyond_the_image_are_cut_off() -> None:
+    image = np.full((40, 60, 3), 100, np.uint8)
+    for box in ([-10, -10, 200, 200], [50, 30, 100, 100], [200, 200, 5, 5], [-9, -9, 3, 3], [5, 5, 0, 0], [2, 2, 1, 1]):
+        drawn = render.draw_boxes(image, np.array([box]))
+        assert drawn.shape == image.shape
+    assert (render.draw_boxes(image, np.array([[200, 200, 5, 5]])) == 100).all()
+    np.testing.assert_array_equal(render.draw_boxes(image, np.zeros((0, 4), int)), image)
+    flipped, straight = ([30, 35, -20, -30], [10, 5, 20, 30])
+    np.testing.assert_array_equal(
+        render.draw_boxes(image, np.array([flipped])), render.draw_boxes(image, np.array([straight]))
+    )
+
+
+def test_row() -> None:
+    one, other = photo(20, 30), photo(20, 10)
+    drawn = render.row([one, other])
+    np.testing.assert_array_equal(drawn, np.hstack([one, np.full((20, 8, 3), 255, np.uint8), other]))
+    np.testing.assert_array_equal(render.row([one]), one)
+    for wrong in ([], [one, photo(21, 30)]):
+        with pytest.raises(ValueError, match="heights"):
+            render.row(wrong)
+
+
+def test_contact_sheet() -> None:
+    pictures = [photo(50, 100), photo(100, 50), photo(10, 10), photo(64, 64), photo(1, 300)]
+    sheet = render.contact_sheet(pictures, columns=3, cell=64, bar=4)
+    assert sheet.shape == (2 * 68 + 4, 3 * 68 + 4, 3)
+    np.testing.assert_array_equal(sheet[72:136, 4:68], pictures[3])
+    assert (sheet[:4] == 255).all()
+    assert render.contact_sheet(pictures[:1], columns=4, cell=64, bar=0).shape == (64, 64, 3)
+    with pytest.raises(ValueError, match="found 0 pictures"):
+        render.contact_sheet([])
+
+
+def test_fit() -> None:
+    assert render.fit(photo(300, 200), 30).shape == (30, 20, 3)
+    assert render.fit(photo(1, 3000), 30).shape == (1, 30, 3)
+    image = photo(20, 10)
+    assert render.fit(image, 30) is image
+    assert render.fit(image, 30, enlarge=True).shape == (30, 15, 3)
+
+
+def test_png_is_without_loss() -> None:
+    wide = np.random.default_rng(0).integers(0, 65536, (9, 8)).astype(np.uint16)
+    for picture in (photo(20, 30), wide, photo(9, 9)[:, :, 0], photo(20, 30)[:, ::2]):
+        found = np.asarray(Image.open(io.BytesIO(render.png(picture))))
+        np.testing.assert_array_equal(found, picture)
+    assert Image.open(io.BytesIO(render.png(wide))).mode in ("I;16", "I")  # "I" before Pillow 10.4
+
+
+# ----------------------------------------------------------------------------------------------------------------- page
+
+
+def explanation(source: str, label: str = "cup", image: np.ndarray | None = None) -> Explanation:
+    return Explanation(
+        image=photo(300, 400) if image is None else image,
+        source=source,
+        classes=np.array([1, 0]),
+        scores=np.array([0.75, np.nan], np.float32),
+        labels=(label, "tea & <b>biscuits</b>"),
+        heatmaps=np.stack([heatmap(32, 32, seed) for seed in (1, 2)]),
+        all_scores=np.array([0.25, 0.75], np.float32),
+    )
+
+
+class Outline(HTMLParser):
+    """Open tags, pictures, and text; complains where tags do not match."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip() and self.open[-1] != "style":
+            self.text.append(data.strip())
+
+
+def outline(page: str) -> Outline:
+    parser = Outline()
+    parser.feed(page)
+    parser.close()
+    assert not parser.open
+    return parser
+
+
+def test_page_stands_alone() -> None:
+    page = render.html_page([explanation("a.jpg"), explanation("b.jpg")], title="Cups", note="by us")
+    found = outline(page)
+    assert found.tags.count("article") == 2
+    assert found.tags.count("img") == 2 * 3 + 1
+    assert not {"script", "link", "iframe", "a"} & set(found.tags)
+    sources = [value for name, value in found.attributes if name in ("src", "href")]
+    assert all(value is not None and value.startswith("data:image/") for value in sources)
+    assert "url(" not in page
+    assert "2 images · by us" in found.text
+    assert {"a.jpg", "b.jpg", "400 × 300", "cup", "75.0%"} <= set(found.text)
+
+
+def test_text_is_escaped() -> None:
+    evil = '"><script>alert(1)</script>'
+    page = render.html_page([explanation(evil, evil)], title=evil, note=evil)
+    found = outline(page)
+    assert "script" not in found.tags
+    assert found.text.count(evil) >= 3
+    assert "tea & <b>biscuits</b>" in found.text
+    assert ("alt", evil) in found.attributes
+
+
+def test_pictures_of_the_page_are_small() -> None:
+    page = render.html_page([explanation("a.jpg", image=photo(900, 1200))], side=160)
+    pictures = [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"jpeg;base64,([^\"]+)", page)]
+    assert [picture.size for picture in pictures] == [(160, 120)] * 3
+    assert "width=160 height=120" in page
+    expected = render.fit(photo(900, 1200), 160)
+    assert np.abs(np.asarray(pictures[0]).astype(int) - expected).mean() < 6
+    small = render.html_page([explanation("a.jpg", image=photo(9, 12))], side=160)
+    assert "width=160 height=120" in small, "small images are enlarged: boxes keep their lines"
+    with_boxes = render.html_page([explanation("a.jpg")], thresholds=(20, 100, 110))
+    assert with_boxes != render.html_page([explanation("a.jpg")])
+
+
+def test_page_of_cards_and_of_nothing() -> None:
+    """Cards that were kept as text make the same page."""
+    both = [explanation("a.jpg"), explanation("b.jpg")]
+    assert render.html_document([render.html_card(one) for one in both]) == render.html_page(both)
+    assert "There is nothing to show." in outline(render.html_page([])).text
+    assert "1 image" in outline(render.html_page(both[:1])).text
+
+
+def test_page_holds_one_explanation_at_a_time() -> None:
+    alive: weakref.WeakSet[Explanation] = weakref.WeakSet()
+    most = 0
+
+    def source() -> Iterator[Explanation]:
+        nonlocal most
+        for number in range(6):
+            one = explanation(f"{number}.jpg")
+            alive.add(one)
+            most = max(most, len(alive))
+            yield one
+            del one
+
+    page = render.html_page(source())
+    assert page.index("0.jpg") < page.index("5.jpg")
+    assert most <= 2
