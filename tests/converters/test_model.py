@@ -224,7 +224,9 @@ def test_batch_that_a_layer_needs_is_kept_and_said(tmp_path: Path) -> None:
     input: "data" input_shape { dim: 4 dim: 6 }
     layer { name: "shape" type: "Reshape" bottom: "data" top: "out" reshape_param { shape { dim: 3 dim: 8 } } }
     """
-    with pytest.warns(ConversionWarning, match=r"the input 'data' of shape \(4, 6\) has no free batch.*the layer 'shape'"):
+    with pytest.warns(
+        ConversionWarning, match=r"the input 'data' of shape \(4, 6\) has no free batch.*the layer 'shape'"
+    ):
         model = converted(network, tmp_path)
     assert shape_of(model.graph.input[0]) == [4, 6]
 
