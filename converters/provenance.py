@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import mmap
 import os
 import secrets
 import sys
@@ -18,7 +17,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-_CHUNK = 16 << 20  # bytes mapped at a time
+from converters.mapping import mapped
+
+_CHUNK = 64 << 20  # bytes hashed at a time: so that it stops soon, and seldom waits for the interpreter
 _LARGE = 16 << 20  # bytes; below, hashing takes no time worth saving
 _MOST_REMEMBERED = 500
 
@@ -46,13 +47,12 @@ class _Hashing:
     def _run(self) -> None:
         digest = hashlib.sha256()
         with contextlib.suppress(OSError), open(self.file, "rb") as stream:  # noqa: PTH123 - a file named as text
-            size = os.fstat(stream.fileno()).st_size
-            for offset in range(0, size, _CHUNK):
-                if self._stop.is_set():
-                    return
-                length = min(_CHUNK, size - offset)
-                with mmap.mmap(stream.fileno(), length, access=mmap.ACCESS_READ, offset=offset) as chunk:
-                    digest.update(chunk)
+            if os.fstat(stream.fileno()).st_size:  # an empty file cannot be mapped
+                data = memoryview(mapped(stream))
+                for offset in range(0, len(data), _CHUNK):
+                    if self._stop.is_set():
+                        return
+                    digest.update(data[offset : offset + _CHUNK])
             self.digest = digest.hexdigest()
 
 

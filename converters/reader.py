@@ -6,7 +6,6 @@ is, its first bytes say, not its name.
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import numpy as np
 
 from converters import textformat, wire
 from converters.errors import ConversionError
+from converters.mapping import mapped
 from converters.schema import caffe_pb2
 from converters.textformat import UnknownField
 from converters.upgrade import upgrade
@@ -173,7 +173,7 @@ def _contents(file: str) -> memoryview:
         with path.open("rb") as stream:
             if os.fstat(stream.fileno()).st_size == 0:
                 raise ConversionError("is empty", file=file)
-            return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+            return memoryview(mapped(stream))
     except FileNotFoundError:
         raise ConversionError("does not exist", file=file) from None
     except (OSError, ValueError) as error:
