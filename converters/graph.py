@@ -6,7 +6,6 @@ Tensors keep their shape and type beside them, so that a handler can ask for the
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -439,15 +438,8 @@ class Graph:
         """The size of all initializers."""
         return sum(array.nbytes for array in self.initializers.values())
 
-    def count_parameters(self) -> int:
-        """The number of weights, small constants left aside."""
-        return sum(math.prod(self.initializers[name].shape) for name in set(self._by_memory.values()))
-
     def _layer_name(self) -> str:
         return f"the layer {self._layer.name!r} ({self._layer.type})" if self._layer else "the graph"
 
     def _error(self, message: str) -> ConversionError:
         return self._layer.error(message) if self._layer else ConversionError(message)
-
-
-__all__ = ["FLOAT", "INT64", "Array", "Free", "Graph", "Node", "Tensor", "sizes"]
