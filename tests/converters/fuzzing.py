@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from google.protobuf import text_format
@@ -69,7 +70,7 @@ def own_networks() -> list[Files]:
         layer("shape", "Reshape", "fc", params="reshape_param { shape { dim: 0 dim: -1 dim: 1 } }"),
         layer("loss", "SoftmaxWithLoss", "fc label", params="include { phase: TEST }"),
     )
-    shapes = {
+    shapes: dict[str, list[tuple[int, ...]]] = {
         "conv": [(4, 3, 3, 3), (4,)],
         "bn": [(4,), (4,), (1,)],
         "scale": [(4,), (4,)],
@@ -105,9 +106,12 @@ def cases() -> list[Files]:
 
 def with_network(files: Files) -> bytes:
     """The caffemodel with the description in it, as Caffe's solver saves it."""
-    net = text_format.Parse(files.prototxt, caffe_pb2.NetParameter(), allow_unknown_field=True)
-    saved = caffe_pb2.NetParameter.FromString(files.caffemodel or b"")
-    blobs = {one.name: [blob.SerializeToString() for blob in one.blobs] for one in (*saved.layer, *saved.layers)}
+    net = caffe_pb2.NetParameter()
+    text_format.Parse(files.prototxt, net, allow_unknown_field=True)
+    saved = caffe_pb2.NetParameter()
+    saved.ParseFromString(files.caffemodel or b"")
+    layers: list[Any] = [*saved.layer, *saved.layers]
+    blobs = {one.name: [blob.SerializeToString() for blob in one.blobs] for one in layers}
     return caffemodel(net, blobs)
 
 
@@ -305,6 +309,7 @@ def fuzz(kind: str, *, seed: int, count: int, keep: Path | None) -> dict[str, ob
     wrong: dict[str, str] = {}
     slowest = 0.0
     with tempfile.TemporaryDirectory() as name:
+        print(f"a crash leaves its input in {name}", file=sys.stderr, flush=True)
         for number in range(count):
             files = damaged_files(kind, damage, Path(name))
             started = time.process_time()

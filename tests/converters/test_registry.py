@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,7 +182,7 @@ def test_a_handler_that_invents_an_operator(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "attribute", [{"axes": []}, {"alpha": object()}, {"big": 2**70}], ids=["empty", "object", "big"]
 )
-def test_a_handler_whose_attributes_are_no_attributes(attribute: dict[str, object], tmp_path: Path) -> None:
+def test_a_handler_whose_attributes_are_no_attributes(attribute: dict[str, Any], tmp_path: Path) -> None:
     @handles("Odd")
     def odd(layer: Layer, graph: Graph) -> None:
         graph.node("Softmax", layer.bottoms, layer.tops, **attribute)
@@ -293,7 +294,13 @@ def test_plugin(tmp_path: Path) -> None:
 
 def test_plugin_on_the_command_line(tmp_path: Path, repository: Path) -> None:
     prototxt = written(tmp_path / "deploy.prototxt", INPUT + layer("s", "Square", "data"))
-    command = [sys.executable, repository / "scripts" / "convert.py", prototxt, "-o", tmp_path / "net.onnx"]
+    command: list[str | Path] = [
+        sys.executable,
+        repository / "scripts" / "convert.py",
+        prototxt,
+        "-o",
+        tmp_path / "net.onnx",
+    ]
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert "Square: s" in refused.stderr + refused.stdout

@@ -20,6 +20,7 @@ from converters.schema import caffe_pb2
 from converters.textformat import MAX_DEPTH, MAX_UNKNOWN, UnknownField, parse
 from tests.bounded import memory_below, within
 
+Field = Any  # Protocol Buffers' types know two unrelated descriptors
 NetParameter, LayerParameter = caffe_pb2.NetParameter, caffe_pb2.LayerParameter
 
 
@@ -60,11 +61,11 @@ def fill(draw: st.DrawFn, message: Message, depth: int) -> None:
             fill_field(draw, message, field, depth)
 
 
-def is_repeated(message: Message, field: FieldDescriptor) -> bool:
+def is_repeated(message: Message, field: Field) -> bool:
     return hasattr(getattr(message, field.name), "extend")
 
 
-def fill_field(draw: st.DrawFn, message: Message, field: FieldDescriptor, depth: int) -> None:
+def fill_field(draw: st.DrawFn, message: Message, field: Field, depth: int) -> None:
     if field.message_type is not None:
         inner = getattr(message, field.name)
         inner = inner.add() if is_repeated(message, field) else inner
@@ -76,7 +77,7 @@ def fill_field(draw: st.DrawFn, message: Message, field: FieldDescriptor, depth:
         setattr(message, field.name, draw(values_of(field)))
 
 
-def values_of(field: FieldDescriptor) -> st.SearchStrategy[Any]:
+def values_of(field: Field) -> st.SearchStrategy[Any]:
     if field.enum_type is not None:
         return st.sampled_from([value.number for value in field.enum_type.values])
     return {
@@ -214,7 +215,7 @@ def bias(term: bool) -> caffe_pb2.NetParameter:
     return NetParameter(layer=[LayerParameter(convolution_param=caffe_pb2.ConvolutionParameter(bias_term=term))])
 
 
-def pool(method: int) -> caffe_pb2.NetParameter:
+def pool(method: caffe_pb2.PoolingParameter.PoolMethod) -> caffe_pb2.NetParameter:
     return NetParameter(layer=[LayerParameter(pooling_param=caffe_pb2.PoolingParameter(pool=method))])
 
 
@@ -269,8 +270,8 @@ SYNTAX = {
     RELU.format("-Infinity"): relu(-math.inf),
     RELU.format("1e39"): relu(math.inf),  # no float32
     RELU.format("123456789012345678901234567890"): relu(123456789012345678901234567890),
-    POOL.format("AVE"): pool(1),
-    POOL.format("1"): pool(1),
+    POOL.format("AVE"): pool(caffe_pb2.PoolingParameter.AVE),
+    POOL.format("1"): pool(caffe_pb2.PoolingParameter.AVE),
     **{BIAS.format(word): bias(True) for word in ("true", "True", "t", "1")},
     **{BIAS.format(word): bias(False) for word in ("false", "False", "f", "0")},
 }
