@@ -19,7 +19,6 @@ from converters.net import MAX_BLOB, Layer
 from converters.shape import MAX_AXES, Dim, Free, Pinned, Shape, count, product, show, sizes
 
 Array = NDArray[Any]
-INT64 = np.dtype(np.int64)
 FLOAT = np.dtype(np.float32)
 
 

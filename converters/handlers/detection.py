@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from converters.graph import Graph
-from converters.net import Layer
+from converters.net import MAX_BLOB, Layer
 from converters.registry import handles
 from converters.schema.caffe_pb2 import PriorBoxParameter
 from converters.shape import Dim, Free, show
@@ -93,7 +93,8 @@ def _box_sizes(layer: Layer) -> np.ndarray:
     """The boxes of one position: (boxes, 2) float32 heights and widths in pixels."""
     param = layer.params.prior_box_param
     smallest, largest = list(param.min_size), list(param.max_size)
-    if not smallest or min(smallest) <= 0 or len(largest) not in (0, len(smallest)):
+    are_sizes = all(0 < size < MAX_BLOB for size in (*smallest, *largest))  # not for NaN either
+    if not smallest or not are_sizes or len(largest) not in (0, len(smallest)):
         raise layer.error(
             f"found {smallest} for min_size and {largest} for max_size, expected one min_size or more, all positive, "
             "and as many max_size, or none"

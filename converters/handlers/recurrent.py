@@ -18,10 +18,10 @@ from converters.net import Layer
 from converters.registry import handles
 from converters.shape import Dim, Free, Pinned, Shape, show
 
-MAX_STEPS = 10_000  # a step of an LSTM is a dozen nodes: beyond this no runtime loads the graph in reasonable time
+MAX_STEPS = 2_000  # a step of an LSTM is a dozen nodes: beyond this no runtime loads the graph in reasonable time
 
 _RESTRICTIONS = (
-    "unrolled over the description's time steps (axis 0; at most 10,000), axis 1 is the batch; each run starts from a "
+    "unrolled over the description's time steps (axis 0; at most 2,000), axis 1 is the batch; each run starts from a "
     "state of zeros, where Caffe goes on from its last one, unless expose_hidden hands the state in and out"
 )
 

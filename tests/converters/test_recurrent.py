@@ -207,7 +207,7 @@ ERRORS = {
     ),
     "many steps": (
         OneLayer('type: "LSTM" top: "o" recurrent_param { num_output: 3 }', {"x": (10_001, 1, 3), "cont": (10_001, 1)}),
-        "found 10,001 time steps, expected at most 10,000",
+        "found 10,001 time steps, expected at most 2,000",
     ),
     "no weights": (
         OneLayer('type: "LSTM" top: "o" recurrent_param { num_output: 3 }', {"x": (2, 1, 3), "cont": (2, 1)}),
