@@ -49,6 +49,7 @@ except ImportError:
     torch = CAM = None
 
 TOP = 5
+PAUSE = 0.3  # seconds; the threads of the contender before wait for work in a loop, and would take a core from the next
 Work = Callable[[], object]
 
 
@@ -81,6 +82,7 @@ def take_turns(contenders: dict[str, Work], runs: int) -> dict[str, list[float]]
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for run in range(runs + 1):
         for name, work in contenders.items():
+            time.sleep(PAUSE)
             began = time.perf_counter()
             work()
             if run:
@@ -188,9 +190,8 @@ def measure(name: str, runs: int, threads: int, console: Console) -> None:
         peer = torch_cam(net, model_facts.features, model_facts.classifier, threads) if CAM else None
 
         generator = np.random.default_rng(0)
-        table = Table(
-            title=f"{name}: seconds per image, median of {runs}, {threads} threads, {bare.get_providers()[0]}"
-        )
+        title = f"{name}: seconds an image, median of {runs}, {threads} threads, {bare.get_providers()[0]}"
+        table = Table(title=title, min_width=90)
         for column in ("", "batch 1", "batch 10"):
             table.add_column(column, justify="right" if column else "left")
         rows: dict[str, list[list[float]]] = {}

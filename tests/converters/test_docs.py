@@ -57,7 +57,19 @@ def test_readme_lists_the_named_models(repository: Path) -> None:
             assert f"`{alias}`" in row
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/layers.md", "docs/converting.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/layers.md",
+        "docs/converting.md",
+        "docs/benchmarks.md",
+        "docs/demo.md",
+        "docs/explain.md",
+        "docs/validate.md",
+    ],
+)
 def test_links_lead_somewhere(repository: Path, page: str) -> None:
     path = repository / page
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
