@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+
+STALE_S = 3600  # a file that is being written changes far more often than that
 
 
 def varint(value: int) -> bytes:
@@ -33,7 +37,14 @@ def contents(array: np.ndarray) -> memoryview:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes the place of ``path`` when the block ends without an exception, and vanishes otherwise."""
+    """A new file that takes the place of ``path`` when the block ends without an exception, and vanishes otherwise.
+
+    What an earlier one left that was killed outright is removed once it is an hour old.
+    """
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > STALE_S:
+                leftover.unlink()
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with draft.open("xb") as stream:

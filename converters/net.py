@@ -188,11 +188,14 @@ def read_net(
         raise ConversionError(f"found the stages {stages!r}, expected several strings, as ({stages!r},)")
     network, weights, carried = _read_files(prototxt, caffemodel)
     state = State(phase, level, frozenset((*stages, *network.message.state.stage)))  # as Caffe adds them up
+    unknown = _unknown_notes(network)
+    for note in unknown:  # first: a misspelt field may be why the network cannot be built
+        warnings.warn(note, ConversionWarning, stacklevel=2)
     try:
         net = _build(network, weights, state, carried=carried)
     except ConversionError as error:
         raise error.in_file(network.file) from None
-    for note in net.notes:
+    for note in net.notes[len(unknown) :]:
         warnings.warn(note, ConversionWarning, stacklevel=2)
     return net
 

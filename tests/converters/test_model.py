@@ -23,6 +23,7 @@ from onnx import TensorProto, numpy_helper
 from converters import ConversionError, ConversionWarning, Layer, convert, handles, read_net, registry
 from converters import model as writing
 from converters.conversion import build
+from converters.encoding import replacing
 from converters.graph import Graph
 from converters.writer import write_caffemodel
 
@@ -606,3 +607,17 @@ def test_peak_of_memory_is_little_more_than_the_file(tmp_path: Path, target: Pat
 
 def started(script: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
+    """A draft of an hour ago goes; one that may still be written, and one of another file, stay."""
+    target = tmp_path / "a[1].onnx"
+    old, young, other = (tmp_path / f".{name}.part" for name in ("a[1].onnx.00", "a[1].onnx.01", "b.onnx.00"))
+    for file in (old, young, other):
+        file.write_bytes(b"half")
+    for file in (old, other):
+        os.utime(file, (0, 0))
+    with replacing(target) as stream:
+        stream.write(b"whole")
+    assert target.read_bytes() == b"whole"
+    assert [file.exists() for file in (old, young, other)] == [False, True, True]
