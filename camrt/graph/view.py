@@ -12,8 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from camrt.errors import CamrtError
-
-SMALL = 1024  # bytes; initializers up to here (shapes, axes) are needed to infer shapes
+from converters.model import split
 
 Shape = tuple[int | str | None, ...]
 
@@ -35,27 +34,14 @@ def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with its large initializers as inputs: all that shape inference and the checker need, and small."""
-    light = onnx.ModelProto(ir_version=model.ir_version)
-    light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
-    graph, source = light.graph, model.graph
-    graph.name = source.name or "graph"
-    graph.node.extend(source.node)
-    graph.output.extend(source.output)
-    graph.value_info.extend(source.value_info)
-    sizes = {tensor.name: _size(tensor) for tensor in source.initializer}
-    graph.input.extend(value for value in source.input if value.name not in sizes)
-    for tensor in source.initializer:
-        if sizes[tensor.name] <= SMALL:
-            graph.initializer.append(tensor)
-        else:
-            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    light, large = split(model)
+    names = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in light.graph.input if value.name not in names]  # old models list weights there, too
+    inputs += [onnx.helper.make_tensor_value_info(one.name, one.data_type, list(one.dims)) for one in large]
+    del light.graph.input[:]
+    light.graph.input.extend(inputs)
+    light.graph.name = light.graph.name or "graph"
     return light
-
-
-def _size(tensor: onnx.TensorProto) -> int:
-    """An upper bound of a tensor's bytes."""
-    return 8 * int(np.prod(tensor.dims, dtype=object)) if tensor.dims else 8
 
 
 class GraphView:
