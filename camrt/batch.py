@@ -116,6 +116,8 @@ class Batch:
         self._owners: dict[str, str] = {}  # stem, without regard to case -> the image's path
 
     def __enter__(self) -> Self:
+        from converters.encoding import sweep
+
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = (self.folder / LOCK).open("a")
@@ -127,6 +129,7 @@ class Batch:
                     "another camrt explain writes into this folder. Wait for it, or name another one with --out",
                     file=str(self.folder),
                 )
+            sweep(self.folder)
             self._read()
         except BaseException:
             lock.close()

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from camrt.errors import CamrtError
 
@@ -291,38 +291,12 @@ def metadata_of_file(path: Path) -> dict[str, str]:
     """
     import onnx
 
-    kept = bytearray()
+    from converters.mapping import mapped
+    from converters.wire import Walk
+
     with path.open("rb") as stream:
-        end = os.fstat(stream.fileno()).st_size
-        while (start := stream.tell()) < end:
-            tag = _varint(stream)
-            kind = tag & 7
-            if kind == 2:
-                length = _varint(stream)
-            elif kind == 0:
-                _varint(stream)
-                length = 0
-            elif kind in (1, 5):
-                length = 8 if kind == 1 else 4
-            else:
-                raise ValueError("it is no Protocol Buffers message")
-            stop = stream.tell() + length
-            if stop > end:
-                raise ValueError("it is truncated")
-            if tag >> 3 == onnx.ModelProto.METADATA_PROPS_FIELD_NUMBER:
-                stream.seek(start)
-                kept += stream.read(stop - start)
-            stream.seek(stop)
-    return {entry.key: entry.value for entry in onnx.ModelProto.FromString(bytes(kept)).metadata_props}
-
-
-def _varint(stream: IO[bytes]) -> int:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = stream.read(1)
-        if not byte:
-            raise ValueError("it is truncated")
-        value |= (byte[0] & 127) << shift
-        if byte[0] < 128:
-            return value
-    raise ValueError("it is no Protocol Buffers message")
+        data = memoryview(mapped(stream))
+    fields = Walk(data).fields(0, len(data))
+    wanted = onnx.ModelProto.METADATA_PROPS_FIELD_NUMBER
+    kept = b"".join(data[begin:end] for number, _, begin, _, end in fields if number == wanted)
+    return {entry.key: entry.value for entry in onnx.ModelProto.FromString(kept).metadata_props}

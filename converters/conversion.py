@@ -166,15 +166,10 @@ def _wanted(net: Net, outputs: Sequence[str] | None) -> tuple[str, ...]:
     for name in dict.fromkeys(outputs):
         tensor = name if name in written else net.tensors.get(name, name)
         if tensor not in written:
-            is_input = any(tensor == data.name for data in net.inputs)
             near = difflib.get_close_matches(name, written, n=3, cutoff=0.5)
-            hint = (
-                "it is an input"
-                if is_input
-                else f"did you mean {', '.join(near)}?"
-                if near
-                else "see the prototxt's tops"
-            )
+            hint = f"did you mean {', '.join(near)}?" if near else "see the prototxt's tops"
+            if any(tensor == data.name for data in net.inputs):
+                hint = "it is an input"
             raise ConversionError(f"found the output {name!r}, expected a blob that a layer writes: {hint}")
         tensors.append(tensor)
     if not tensors:

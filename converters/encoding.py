@@ -39,12 +39,8 @@ def contents(array: np.ndarray) -> memoryview:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new file that takes the place of ``path`` when the block ends without an exception, and vanishes otherwise.
 
-    What an earlier one left that was killed outright is removed once it is an hour old.
+    A process that is killed outright leaves its draft: see `sweep`.
     """
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > STALE_S:
-                leftover.unlink()
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with draft.open("xb") as stream:
@@ -52,3 +48,18 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         os.replace(draft, path)  # noqa: PTH105 - atomic, and says so
     finally:
         draft.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove the drafts that killed processes left, once they are an hour old.
+
+    It looks at the whole folder: to be called once a run, not once a file.
+
+    Args:
+        folder: Where to look.
+        name: The file whose drafts they are; None for those of any file.
+    """
+    for leftover in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > STALE_S:
+                leftover.unlink()

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from converters.encoding import contents, length_delimited, replacing
+from converters.encoding import contents, length_delimited, replacing, sweep
 from converters.errors import ConversionError
 from converters.graph import Graph, Node
 from converters.shape import Free, Shape
@@ -231,6 +231,7 @@ def _write(
     beside = path.with_name(path.name + ".data")
     try:
         with contextlib.ExitStack() as stack:
+            sweep(path.parent, path.name)
             # The data comes into place first (the stack unwinds from the last): no model without its weights.
             stream = stack.enter_context(replacing(path))
             if size <= limit:

@@ -29,7 +29,7 @@ _BLOB_DATA, _BLOB_SHAPE, _BLOB_DOUBLES = 5, 7, 8
 _UNPACKED_FLOAT = _BLOB_DATA << 3 | _FIXED32
 
 
-class _Malformed(Exception):
+class Malformed(ValueError):
     """Bytes that are no Protocol Buffers message."""
 
 
@@ -99,7 +99,7 @@ def scan(data: Buffer, file: str) -> ModelRecord:
     Raises:
         ConversionError: The bytes are no caffemodel, or not all of one.
     """
-    walk = _Walk(data)
+    walk = Walk(data)
     layers: list[LayerRecord] = []
     rest: list[bytes] = []
     try:
@@ -108,7 +108,7 @@ def scan(data: Buffer, file: str) -> ModelRecord:
                 layers.append(_layer(walk, start, end, is_v1=number == _NET_LAYERS_V1))
             else:
                 rest.append(bytes(data[begin:end]))
-    except _Malformed as error:
+    except Malformed as error:
         last = f" (after layer {layers[-1].name!r})" if layers else ""
         raise ConversionError(f"{error}{last}: not a caffemodel, or a truncated one", file=file) from None
     except ConversionError as error:
@@ -116,7 +116,7 @@ def scan(data: Buffer, file: str) -> ModelRecord:
     return ModelRecord(tuple(layers), b"".join(rest))
 
 
-def _layer(walk: _Walk, start: int, end: int, *, is_v1: bool) -> LayerRecord:
+def _layer(walk: Walk, start: int, end: int, *, is_v1: bool) -> LayerRecord:
     name_field, blobs_field = (4, 6) if is_v1 else (1, 7)
     name = ""
     blobs: list[tuple[int, int]] = []
@@ -132,12 +132,12 @@ def _layer(walk: _Walk, start: int, end: int, *, is_v1: bool) -> LayerRecord:
         arrays = tuple(_blob(walk, *span) for span in blobs)
     except ConversionError as error:
         raise ConversionError(error.message, layer=name) from None
-    except _Malformed as error:
-        raise _Malformed(f"layer {name!r}: {error}") from None
+    except Malformed as error:
+        raise Malformed(f"layer {name!r}: {error}") from None
     return LayerRecord(name, is_v1, arrays, b"".join(rest))
 
 
-def _blob(walk: _Walk, start: int, end: int) -> Array:
+def _blob(walk: Walk, start: int, end: int) -> Array:
     """A BlobProto as an array of its shape."""
     legacy: dict[int, int] = {}  # num, channels, height, width
     shape: list[int] = []  # a single number has no axes, and Caffe writes no shape for it
@@ -170,11 +170,11 @@ def _shaped(data: Array, shape: tuple[int, ...]) -> Array:
 
 def _numbers(data: Buffer, dtype: str) -> Array:
     if len(data) % np.dtype(dtype).itemsize:
-        raise _Malformed(f"found {len(data)} bytes of packed {np.dtype(dtype).name}, which is no whole number of them")
+        raise Malformed(f"found {len(data)} bytes of packed {np.dtype(dtype).name}, which is no whole number of them")
     return np.frombuffer(data, dtype)
 
 
-def _dims(walk: _Walk, start: int, end: int) -> list[int]:
+def _dims(walk: Walk, start: int, end: int) -> list[int]:
     dims: list[int] = []
     for number, wire, _, value, after in walk.fields(start, end):
         if number == 1 and wire == _VARINT:
@@ -192,7 +192,7 @@ def _signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-class _Walk:
+class Walk:
     """Steps over the fields of encoded messages, and counts them."""
 
     def __init__(self, data: Buffer) -> None:
@@ -211,15 +211,15 @@ class _Walk:
                 return result & 0xFFFFFFFFFFFFFFFF, position
             shift += 7
             if shift > 63:
-                raise _Malformed(f"found a number of more than 10 bytes at byte {position:,}")
-        raise _Malformed(f"found the end in the middle of a number at byte {position:,}")
+                raise Malformed(f"found a number of more than 10 bytes at byte {position:,}")
+        raise Malformed(f"found the end in the middle of a number at byte {position:,}")
 
     def fields(self, position: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
         """(field number, wire type, begin of the field, begin of its value, end) for each field of a message."""
         while position < end:
             self.count += 1
             if self.count > MAX_FIELDS:
-                raise _Malformed(f"found more than {MAX_FIELDS:,} fields")
+                raise Malformed(f"found more than {MAX_FIELDS:,} fields")
             begin = position
             tag, start = self.varint(position, end)
             number, wire = tag >> 3, tag & 7
@@ -231,13 +231,11 @@ class _Walk:
             elif wire in (_FIXED32, _FIXED64):
                 after = start + (4 if wire == _FIXED32 else 8)
             else:
-                raise _Malformed(f"found wire type {wire} at byte {begin:,}")
+                raise Malformed(f"found wire type {wire} at byte {begin:,}")
             if number == 0 or number >= 2**29:
-                raise _Malformed(f"found field number {number} at byte {begin:,}")
+                raise Malformed(f"found field number {number} at byte {begin:,}")
             if after > end:
-                raise _Malformed(
-                    f"found {end - start:,} bytes at byte {start:,} where {after - start:,} were announced"
-                )
+                raise Malformed(f"found {end - start:,} bytes at byte {start:,} where {after - start:,} were announced")
             self.run_end = after
             yield number, wire, begin, start, after
             position = self.run_end

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.encoding import contents, length_delimited, replacing
+from converters.encoding import contents, length_delimited, replacing, sweep
 from converters.errors import ConversionError
 from converters.schema import caffe_pb2
 
@@ -39,6 +39,7 @@ def write_caffemodel(
     """
     file = Path(path)
     try:
+        sweep(file.parent, file.name)
         with replacing(file) as stream:
             stream.write(caffe_pb2.NetParameter(name=name).SerializeToString())
             for layer, blobs in layers.items():

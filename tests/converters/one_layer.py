@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 
-from converters import ConversionWarning, Net, convert, read_net
+from converters import ConversionError, ConversionWarning, Net, convert, read_net
 from converters.conversion import DEFAULT_OPSET
 from converters.reader import parse_prototxt
 
@@ -84,3 +85,11 @@ def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
     assert found.dtype == np.float32
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def assert_error_names_layer(layer: OneLayer, message: str) -> None:
+    """The layer is refused with this text, and the error says which layer it was."""
+    with pytest.raises(ConversionError, match=message) as raised:
+        convert(layer.net())
+    assert raised.value.layer
+    assert raised.value.layer.startswith("l (")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from converters import ConversionError, convert
-from tests.converters.one_layer import OneLayer, assert_close, run
+from converters import ConversionError
+from tests.converters.one_layer import OneLayer, assert_close, assert_error_names_layer, run
 
 # ------------------------------------------------------------------------------------------------- Permute, Normalize
 
@@ -432,10 +432,7 @@ ERRORS = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_error_names_the_layer(name: str) -> None:
     layer, shapes, message = ERRORS[name]
-    with pytest.raises(ConversionError, match=message) as raised:
-        convert(OneLayer(f'{layer} top: "y"', shapes).net())
-    assert raised.value.layer
-    assert raised.value.layer.startswith("l (")
+    assert_error_names_layer(OneLayer(f'{layer} top: "y"', shapes), message)
 
 
 def test_eta_without_effect_is_taken() -> None:

@@ -23,7 +23,7 @@ from onnx import TensorProto, numpy_helper
 from converters import ConversionError, ConversionWarning, Layer, convert, handles, read_net, registry
 from converters import model as writing
 from converters.conversion import build
-from converters.encoding import replacing
+from converters.encoding import replacing, sweep
 from converters.graph import Graph
 from converters.writer import write_caffemodel
 
@@ -617,6 +617,7 @@ def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
         file.write_bytes(b"half")
     for file in (old, other):
         os.utime(file, (0, 0))
+    sweep(tmp_path, target.name)
     with replacing(target) as stream:
         stream.write(b"whole")
     assert target.read_bytes() == b"whole"

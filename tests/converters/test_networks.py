@@ -18,17 +18,11 @@ from onnx import numpy_helper
 
 from converters import ConversionWarning, convert, zoo
 from converters.reader import Network, parse_prototxt, read_prototxt, read_weights
+from tests.converters.test_zoo import RELEASED
 from tests.seeded import SeededModel
 
 SEED = 20160627
 DATA = Path(__file__).resolve().parents[1] / "data" / "caffe"
-RELEASED = {
-    "googlenetCAM": "deploy_googlenetCAM.prototxt",
-    "googlenetCAM_places205": "deploy_googlenetCAM_places205.prototxt",
-    "vgg16CAM": "deploy_vgg16CAM.prototxt",
-    "alexnetplusCAM_imagenet": "deploy_alexnetplusCAM_imagenet.prototxt",
-    "alexnetplusCAM_places205": "deploy_alexnetplusCAM_places205.prototxt",
-}
 GOOGLENETS = [name for name in RELEASED if name.startswith("googlenet")]
 
 
