@@ -217,6 +217,8 @@ def _image_shape(layer: Draft, batch: int) -> tuple[int | None, ...] | None:
         channels = 1
     elif transform.force_color or layer.type in ("ImageData", "WindowData"):
         channels = 3
+    elif len(transform.mean_value) > 1:  # one a channel
+        channels = len(transform.mean_value)
     return (batch, channels, height, width)
 
 
@@ -238,11 +240,21 @@ def _image_size(layer: Draft) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Deployed:
-    """Layers and inputs that are left for inference, and the blobs that a Silence layer took."""
+    """Layers and inputs that are left, and the blobs that a Silence layer took."""
 
     layers: tuple[Draft, ...]
     inputs: tuple[DraftInput, ...]
     silenced: frozenset[str]
+
+
+def trainable(layers: Sequence[Draft], inputs: Sequence[DraftInput]) -> Deployed:
+    """All layers, as the solver runs them. A loss without a top gets one of its own name, as in Caffe."""
+    kept = [replace(layer, tops=(layer.name,)) if _is_nameless_loss(layer) else layer for layer in layers]
+    return Deployed(tuple(kept), tuple(inputs), frozenset())
+
+
+def _is_nameless_loss(layer: Draft) -> bool:
+    return not layer.tops and layer.type.endswith("Loss")
 
 
 def deployable(layers: Sequence[Draft], inputs: Sequence[DraftInput]) -> Deployed:

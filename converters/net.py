@@ -147,6 +147,8 @@ class Net:
         tensors: Blob name in the file -> name of the tensor that holds its last version.
         files: The files it was read from.
         notes: What was left aside: unknown fields, weights of other layers.
+        phase: ``"TRAIN"`` or ``"TEST"``: what it was read as.
+        data: The layers that the inputs stand for (Data, ImageData, Input and their like), with their parameters.
     """
 
     name: str
@@ -156,6 +158,8 @@ class Net:
     tensors: Mapping[str, str]
     files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    phase: str = "TEST"
+    data: tuple[Layer, ...] = ()
 
 
 def read_net(
@@ -165,6 +169,7 @@ def read_net(
     phase: str = "TEST",
     level: int = 0,
     stages: Iterable[str] = (),
+    training: bool = False,
 ) -> Net:
     """Read a Caffe network.
 
@@ -174,9 +179,11 @@ def read_net(
         phase: ``"TEST"`` or ``"TRAIN"``: layers of the other phase are left out, as Caffe does.
         level: Caffe's NetState.level.
         stages: Caffe's NetState.stage.
+        training: Read it as Caffe's solver runs it: labels, losses, Accuracy and Silence stay.
 
     Returns:
-        The network for inference: data layers are inputs, losses are what they compute, Accuracy and its like are gone.
+        The network; data layers are inputs. For inference (without ``training``) losses are what they compute, Accuracy
+        and its like are gone.
 
     Raises:
         ConversionError: Whatever is wrong with the files; with file, layer, found and expected.
@@ -192,7 +199,7 @@ def read_net(
     for note in unknown:  # first: a misspelt field may be why the network cannot be built
         warnings.warn(note, ConversionWarning, stacklevel=2)
     try:
-        net = _build(network, weights, state, carried=carried)
+        net = _build(network, weights, state, carried=carried, training=training)
     except ConversionError as error:
         raise error.in_file(network.file) from None
     for note in net.notes[len(unknown) :]:
@@ -211,20 +218,22 @@ def _read_files(prototxt: PathLike | Network, caffemodel: PathLike | None) -> tu
     return read_prototxt(prototxt), weights, False
 
 
-def _build(network: Network, weights: Weights | None, state: State, *, carried: bool) -> Net:
+def _build(network: Network, weights: Weights | None, state: State, *, carried: bool, training: bool) -> Net:
     described = _drafts(network)
     drafts = described
     if not (carried and deploy.was_filtered(drafts)):
         drafts = [draft for draft in drafts if deploy.keeps(draft, state)]
     inputs = _declared_inputs(network)
     layers: list[Draft] = []
+    data: list[Draft] = []
     for draft in drafts:
         given = _inputs_of(draft)
         if given is None:
             layers.append(draft)
         else:
             inputs += given
-    deployed = deploy.deployable(layers, inputs)
+            data.append(draft)
+    deployed = (deploy.trainable if training else deploy.deployable)(layers, inputs)
     if not deployed.layers:
         raise ConversionError(f"has no layers left in {state.describe()}, expected at least one that computes")
     blobs = _attached(deployed.layers, weights)
@@ -246,6 +255,8 @@ def _build(network: Network, weights: Weights | None, state: State, *, carried: 
         tensors=named.tensors,
         files=files,
         notes=notes,
+        phase=state.phase,
+        data=tuple(Layer(draft.name, draft.type, (), draft.tops, draft.params, (), draft.extra) for draft in data),
     )
 
 

@@ -111,7 +111,15 @@ def _windows(layer: Layer, graph: Graph) -> list[Window]:
     layer.expect(bottoms=1, tops=range(1, 3))
     if graph.rank(layer.bottoms[0]) != 4:
         raise layer.error(f"found a blob of {graph.rank(layer.bottoms[0])} axes, expected 4: N x C x H x W")
-    sizes = graph.fixed_shape(layer.bottoms[0], 2, "the image's size")
+    return layer_windows(layer, graph.fixed_shape(layer.bottoms[0], 2, "the image's size"))
+
+
+def layer_windows(layer: Layer, sizes: Sequence[int]) -> list[Window]:
+    """The windows of a Pooling layer over an image of a size (H, W).
+
+    Raises:
+        ConversionError: A window that cannot be, or that does not fit into the image.
+    """
     param = layer.params.pooling_param
     if param.global_pooling:
         if param.kernel_size or param.kernel_h or param.kernel_w:
@@ -239,13 +247,13 @@ def spatial_pyramid_pooling(layer: Layer, graph: Graph) -> None:
         raise layer.error(f"found pyramid_height {height}, expected 1 to 16")
     method = {SPPParameter.MAX: _MAX, SPPParameter.AVE: _AVE}.get(layer.params.spp_param.pool, _STOCHASTIC)
     if height == 1:  # Caffe pools straight into the top then, which keeps its four axes
-        pool(layer, graph, method, bottom, _bins(layer, sizes, 1), top)
+        pool(layer, graph, method, bottom, layer_bins(layer, sizes, 1), top)
         return
-    levels = [pool(layer, graph, method, bottom, _bins(layer, sizes, 2**level)) for level in range(height)]
+    levels = [pool(layer, graph, method, bottom, layer_bins(layer, sizes, 2**level)) for level in range(height)]
     graph.concat([graph.flatten(level, 1) for level in levels], 1, top)
 
 
-def _bins(layer: Layer, sizes: Sequence[int], bins: int) -> list[Window]:
+def layer_bins(layer: Layer, sizes: Sequence[int], bins: int) -> list[Window]:
     """The windows that cut an image into bins x bins. Caffe: src/caffe/layers/spp_layer.cpp."""
     kernel = [-(-size // bins) for size in sizes]
     pad = [(length * bins - size + 1) // 2 for length, size in zip(kernel, sizes, strict=True)]
