@@ -1,0 +1,21 @@
+"""What a network is trained on: sources of images, Caffe's transformation, batches. `loading` alone needs PyTorch."""
+
+from __future__ import annotations
+
+from camrt.train.data.feed import Batch, Feed, Order
+from camrt.train.data.sources import Clutters, Digits, ImageFiles, Source, from_layer, has_test_part, open_source
+from camrt.train.data.transform import Transform
+
+__all__ = [
+    "Batch",
+    "Clutters",
+    "Digits",
+    "Feed",
+    "ImageFiles",
+    "Order",
+    "Source",
+    "Transform",
+    "from_layer",
+    "has_test_part",
+    "open_source",
+]

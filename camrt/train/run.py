@@ -1,0 +1,459 @@
+"""A training from beginning to end: Caffe's `Solver::Solve`, with snapshots that a killed run goes on from.
+
+An iteration is a function of the weights, the solver's history and its number alone: images, crops and mirroring follow
+from the seed and the position in the data, dropout from the seed and the iteration. So a run that was killed and goes
+on from a snapshot computes, bit by bit, what an unbroken one does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from camrt import results
+from camrt.errors import CamrtError
+from camrt.train.data.loading import Feeding, Loading, usual_workers
+from camrt.train.log import LINES, Log
+from camrt.train.networks import Network
+from camrt.train.options import Options, Outcome, Reporter, Silent
+from camrt.train.parallel import Group, all_finite
+from camrt.train.policies import learning_rate
+from camrt.train.preparation import Job, prefix_of, prepare
+from camrt.train.snapshot import Snapshots, packed
+from camrt.train.solverfile import read_solver
+from camrt.train.weights import save_caffemodel
+
+LABELS = "_labels.txt"
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_CHECK = 100  # iterations at most between two looks at the losses: each waits for the device
+_AGREE = 10  # iterations between two questions to the other processes whether to stop
+_PATIENCE_S = 2.0  # after a signal, before one more is taken for impatience
+_LARGEST_OUTPUT = 100  # numbers of a test's output; more are no measure, but scores
+
+
+def train(options: Options, *, group: Group | None = None, reporter: Reporter | None = None) -> Outcome:
+    """Train a network as its solver file says.
+
+    Files are written under one prefix: snapshots, the log, its table, the curves, and the names of the classes where
+    they are known. SIGINT and SIGTERM end the training after the iteration, with a snapshot.
+
+    Args:
+        options: What is asked.
+        group: The processes that train together. The batch is then that of the prototxt times their number.
+        reporter: Who is told how it goes; only the first process tells.
+
+    Raises:
+        CamrtError: Something is wrong with the files or options; the loss is not a number; snapshots are there, and
+            nothing says what to do with them.
+    """
+    group = group or Group()
+    if reporter is None or not group.is_first:
+        reporter = Silent()
+    file = read_solver(options.solver)
+    saved = Snapshots(prefix_of(options, file.param.snapshot_prefix))
+    with saved.locked() if group.is_first else contextlib.nullcontext():
+        try:
+            job = prepare(options, file, saved, group, reporter)
+            return _Training(job, options, saved, group, reporter).run()
+        except torch.OutOfMemoryError as error:
+            raise CamrtError(
+                "there is not enough memory on the device: lower batch_size and raise iter_size as much, or use --amp",
+                file=str(options.solver),
+            ) from error
+
+
+class _Training:
+    """A training under way."""
+
+    def __init__(self, job: Job, options: Options, saved: Snapshots, group: Group, reporter: Reporter) -> None:
+        self.job, self.options, self.snapshots, self.group, self.reporter = job, options, saved, group, reporter
+        self.param, self.network, self.device = job.param, job.network, job.device
+        self.iteration = job.start.iteration if job.start is not None else 0
+        self.saved = self.iteration if job.start is not None else -1  # the iteration of the last snapshot
+        self.weights = job.start.weights if job.start is not None else None
+        self.position = int(job.facts.get("position", 0))  # in the data, over all processes and epochs
+        self.earlier_seconds = float(job.facts.get("seconds", 0))
+        self.recent: deque[float] = deque(job.facts.get("losses", ()), maxlen=max(1, self.param.average_loss))
+        self.losses = _Losses(min(self.param.display or _CHECK, _CHECK), self.device)
+        self.results: list[dict[str, float]] = [{} for _ in job.tests]
+        self.waiting = [
+            blob.parameter for blob in job.network.blobs if job.two_stage and blob.lr_mult and blob.layer in job.loaded
+        ]
+        self.precision = _TYPES[options.amp] if options.amp else None
+        self.scaler = torch.amp.GradScaler(self.device.type) if options.amp == "fp16" else None
+        if self.scaler is not None and job.facts.get("scaler"):
+            self.scaler.load_state_dict(job.facts["scaler"])
+        self.signal = 0  # that came
+        self.stopped = False
+
+    # ------------------------------------------------------------------------------------------------------- the loop
+
+    def run(self) -> Outcome:
+        """Train to the end, or until a signal."""
+        self.log = self._begin_log()
+        self.began = time.perf_counter()
+        curves = None
+        try:
+            with self._heeding_signals(), self._loading_ahead():
+                self._solve()
+        finally:
+            seconds = self._seconds()
+            if self.log is not None:
+                self.log.write_table()
+                curves = self.log.draw()
+        if self.group.is_first and curves is None:
+            self.reporter.say("note: no curves were drawn: that takes matplotlib (pip install 'camrt[train]')")
+        return Outcome(
+            self.iteration,
+            self.weights,
+            self._smoothed(),
+            tuple(self.results),
+            self.snapshots.named(LINES),
+            curves,
+            seconds,
+            self.signal if self.stopped else 0,
+        )
+
+    def _begin_log(self) -> Log | None:
+        """The log, and what else is written at the beginning; all that could be wrong has been seen by now."""
+        if not self.group.is_first:
+            return None
+        if self.options.restart:
+            self.snapshots.remove()
+        classes = self.job.feedings[0].feed.source.classes
+        if classes:
+            names = "".join(f"{name}\n" for name in classes)
+            results.write(self.snapshots.named(LABELS), names.encode(errors="replace"))
+        return Log(self.snapshots.prefix, self.iteration)
+
+    def _solve(self) -> None:
+        param = self.param
+        self.reporter.begin(self.iteration, param.max_iter)
+        self._set_stage()
+        while self.iteration < param.max_iter:
+            tests = self._is_due(param.test_interval) and (self.iteration > 0 or param.test_initialization)
+            if self._must_stop() or (tests and not self._test()):
+                self._stop()
+                return
+            if self.job.two_stage and self.iteration == self.job.two_stage:
+                self._set_stage()
+            self._iterate()
+            if self._is_due(param.snapshot):
+                self._snapshot()
+        self._look_at_losses()
+        if param.snapshot_after_train and self.iteration != self.saved:
+            self._snapshot()
+        self.stopped = not self._test()
+
+    def _stop(self) -> None:
+        """End early, with a snapshot."""
+        self.stopped = True
+        self.reporter.say(f"stopping after iteration {self.iteration}")
+        if self.iteration > max(0, self.saved):
+            self._snapshot()
+
+    def _is_due(self, interval: int) -> bool:
+        return interval > 0 and self.iteration % interval == 0
+
+    def _iterate(self) -> None:
+        """One iteration: gradients of iter_size batches, and the solver's step."""
+        iteration = self.iteration
+        torch.manual_seed(_mixed(self.job.seed, iteration, self.group.rank))
+        total: Tensor | None = None
+        for _ in range(self.param.iter_size):
+            with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+                blobs = self.network(next(self.batches))
+                loss = self.network.loss(blobs)
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        self._update()
+        self.position += self._batch() * self.param.iter_size
+        self.iteration += 1
+        assert total is not None
+        self.losses.add(total / self.param.iter_size)
+        displays = self.param.display > 0 and iteration % self.param.display == 0
+        if displays or self.losses.is_full:
+            self._look_at_losses()
+        if displays:
+            self._display(iteration)
+        self.reporter.advance()
+
+    def _update(self) -> None:
+        learned = [blob.parameter for blob in self.network.blobs if blob.parameter.grad is not None]
+        self.group.average([parameter.grad for parameter in learned if parameter.grad is not None])
+        if self.scaler is None:
+            self.job.solver.update()
+            return
+        before = self.job.solver.iteration
+        step = _Step(learned, self.job.solver.update)
+        self.scaler.unscale_(step)
+        self.scaler.step(step)
+        self.scaler.update()
+        if (
+            self.job.solver.iteration == before
+        ):  # the gradients were too large for float16: no step, and a smaller scale
+            self.job.solver.iteration = before + 1
+            for parameter in learned:
+                parameter.grad = None
+
+    def _set_stage(self) -> None:
+        """Have the loaded layers wait, or learn."""
+        waits = self.iteration < self.job.two_stage
+        for parameter in self.waiting:
+            parameter.requires_grad_(not waits)
+            parameter.grad = None
+        if self.waiting:
+            what = f"only new layers learn, to iteration {self.job.two_stage}" if waits else "all layers learn"
+            self.reporter.say(f"from iteration {self.iteration} on {what}")
+
+    @contextlib.contextmanager
+    def _loading_ahead(self) -> Iterator[None]:
+        """Load the batches of this process."""
+        size, own = self._batch(), self.job.feedings[0].batch_size
+        left = max(0, self.param.max_iter - self.iteration) * self.param.iter_size
+        first = self.position + self.group.rank * own
+        train = self._loading(self.job.feedings[0], range(first, self.position + left * size, size))
+        self.test_batches = [
+            self._loading(each, range(self.group.rank * own, count * own, self.group.world * own))
+            for each, count in zip(self.job.feedings[1:], self.param.test_iter, strict=True)
+            for own in (each.batch_size,)
+        ]
+        self.batches = iter(train)
+        try:
+            yield
+        finally:
+            self.batches.close()
+            for loading in (train, *self.test_batches):
+                loading.close()
+
+    def _loading(self, fed: Feeding, positions: Sequence[int]) -> Loading:
+        workers = self.options.workers
+        if workers is None:
+            workers = usual_workers(fed.feed.source, self.group.world)
+
+        def report(name: str, reason: str) -> None:
+            self.reporter.say(f"warning: {name}: {reason}. The image was skipped")
+
+        return Loading(fed, positions, workers=min(workers, len(positions)), device=self.device, on_unusable=report)
+
+    def _batch(self) -> int:
+        """Images of all processes together."""
+        return self.job.feedings[0].batch_size * self.group.world
+
+    def _test(self) -> bool:
+        """Run the test nets.
+
+        Returns:
+            Whether all of it was done: a signal stops it.
+        """
+        self._look_at_losses()
+        self.group.average(list(self.network.buffers()))
+        for number, (net, batches) in enumerate(zip(self.job.tests, self.test_batches, strict=True)):
+            began = time.perf_counter()
+            found = self._mean_outputs(net, batches)
+            if found is None:
+                return False
+            self.results[number] = found
+            if self.log is not None:
+                self.log.add(
+                    {
+                        "iteration": self.iteration,
+                        "phase": "test",
+                        "seconds": round(self._seconds(), 3),
+                        "net": number,
+                        "outputs": found,
+                    }
+                )
+            values = ", ".join(f"{name} = {value:.6g}" for name, value in found.items())
+            which = f"test net {number}" if len(self.job.tests) > 1 else "test"
+            took = time.perf_counter() - began
+            self.reporter.say(f"iteration {self.iteration}, {which}: {values} ({took:.1f} s)")
+        return True
+
+    @torch.no_grad()
+    def _mean_outputs(self, net: Network, batches: Loading) -> dict[str, float] | None:
+        """The mean of each output over the batches of all processes; None when a signal came."""
+        sums: dict[str, Tensor] = {}
+        count = 0
+        for inputs in batches:
+            with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+                blobs = net(inputs)
+            for name, blob in blobs.items():
+                if blob.numel() <= _LARGEST_OUTPUT:
+                    value = blob.float().reshape(-1)
+                    sums[name] = sums[name] + value if name in sums else value.clone()
+            count += 1
+            if self.signal and self.group.world == 1:
+                return None
+        found = [({name: total.double().cpu() for name, total in sums.items()}, count)]
+        parts = self.group.gathered(found[0])
+        batches_of_all = sum(each for _, each in parts)
+        means = {name: sum(part[name] for part, _ in parts if name in part) / batches_of_all for name in parts[0][0]}
+        return {
+            name if mean.numel() == 1 else f"{name}[{index}]": float(value)
+            for name, mean in means.items()
+            for index, value in enumerate(mean)
+        }
+
+    # -------------------------------------------------------------------------------------------- losses and snapshots
+
+    def _look_at_losses(self) -> None:
+        """Take the losses from the device, and stop where one is not a number."""
+        first = self.iteration - self.losses.count
+        for offset, loss in enumerate(self.losses.read(self.group)):
+            if not math.isfinite(loss):
+                raise CamrtError(
+                    f"the loss is {loss} at iteration {first + offset}. {self._last_good()}. Lower base_lr, set "
+                    "clip_gradients, or look for labels and images that are wrong",
+                    file=str(self.options.solver),
+                )
+            self.recent.append(loss)
+
+    def _last_good(self) -> str:
+        return f"The last snapshot is {self.weights}" if self.weights else "There is no snapshot before it"
+
+    def _smoothed(self) -> float | None:
+        return sum(self.recent) / len(self.recent) if self.recent else None
+
+    def _display(self, iteration: int) -> None:
+        loss, smoothed, rate = self.recent[-1], self._smoothed(), learning_rate(self.param, iteration)
+        assert smoothed is not None
+        seconds = self._seconds()
+        if self.log is not None:
+            self.log.add(
+                {
+                    "iteration": iteration,
+                    "phase": "train",
+                    "seconds": round(seconds, 3),
+                    "rate": rate,
+                    "loss": loss,
+                    "smoothed_loss": smoothed,
+                }
+            )
+        self.reporter.show(smoothed, rate)
+        self.reporter.say(f"iteration {iteration}: loss = {smoothed:.6g}, lr = {rate:.6g} ({seconds:.1f} s)")
+
+    def _snapshot(self) -> None:
+        """Take a snapshot, unless the weights are no numbers any more."""
+        self._look_at_losses()
+        self.group.average(list(self.network.buffers()))
+        if not all_finite([*self.network.parameters(), *self.network.buffers()]):
+            raise CamrtError(
+                f"found weights that are no numbers at iteration {self.iteration}. {self._last_good()}. Lower base_lr, "
+                "or set clip_gradients",
+                file=str(self.options.solver),
+            )
+        if self.group.is_first:
+            arrays: dict[str, np.ndarray[Any, Any]] = {}
+            facts = self._facts(packed(self.job.solver.state_dict(), arrays))
+            self.weights = self.snapshots.write(
+                self.iteration, lambda file: save_caffemodel(self.network, file), arrays, facts
+            )
+            if self.log is not None:
+                self.log.write_table()
+            self.reporter.say(f"snapshot {self.weights}")
+        self.saved = self.iteration
+
+    def _facts(self, solver: Any) -> dict[str, Any]:
+        source = self.job.feedings[0].feed.source
+        return {
+            "type": self.param.type,
+            "solver": solver,
+            "seed": self.job.seed,
+            "position": self.position,
+            "seconds": self._seconds(),
+            "losses": list(self.recent),
+            "data": source.name,
+            "images": source.count,
+            "two_stage": self.job.two_stage,
+            "loaded": list(self.job.loaded),
+            "scaler": self.scaler.state_dict() if self.scaler is not None else None,
+        }
+
+    def _seconds(self) -> float:
+        return self.earlier_seconds + time.perf_counter() - self.began
+
+    # --------------------------------------------------------------------------------------------------------- signals
+
+    @contextlib.contextmanager
+    def _heeding_signals(self) -> Iterator[None]:
+        """The first SIGINT or SIGTERM ends the training after the iteration; one more, later, ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        first = math.inf
+
+        def heed(number: int, _: Any) -> None:
+            nonlocal first
+            first = min(first, time.monotonic())
+            # The terminal sends Ctrl-C to all processes, and torchrun passes it on to them once more.
+            if self.signal and time.monotonic() - first > _PATIENCE_S:
+                raise KeyboardInterrupt
+            self.signal = number
+
+        before = {number: signal.signal(number, heed) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _must_stop(self) -> bool:
+        """Whether a signal came; several processes agree on it, as each must do as many iterations as the others."""
+        if self.group.world > 1 and self.iteration % _AGREE == 0:
+            self.signal = self.group.largest(self.signal)
+            return bool(self.signal)
+        return bool(self.signal) and self.group.world == 1
+
+
+@dataclass
+class _Losses:
+    """The losses since they were last looked at, kept on the device: looking waits for it."""
+
+    size: int
+    device: torch.device
+    count: int = 0
+    values: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.values = torch.zeros(self.size, device=self.device)
+
+    @property
+    def is_full(self) -> bool:
+        return self.count == self.size
+
+    def add(self, loss: Tensor) -> None:
+        self.values[self.count] = loss
+        self.count += 1
+
+    def read(self, group: Group) -> list[float]:
+        """The losses, averaged over the processes."""
+        values = self.values[: self.count].clone()
+        group.average([values])
+        self.count = 0
+        return [float(value) for value in values.tolist()]
+
+
+class _Step:
+    """The solver's step, as PyTorch's GradScaler asks of an optimizer."""
+
+    def __init__(self, parameters: Sequence[Tensor], step: Callable[[], Any]) -> None:
+        self.param_groups = [{"params": list(parameters)}]
+        self.step = step
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

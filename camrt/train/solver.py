@@ -1,0 +1,271 @@
+"""Caffe's solvers: what an update does to the weights. Caffe: src/caffe/solvers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camrt.errors import CamrtError
+from camrt.train.networks import Blob, Network
+from camrt.train.policies import learning_rate
+from camrt.train.solverfile import SolverFile, check_updates, read_solver
+from converters.schema.caffe_pb2 import SolverParameter
+from converters.shape import show
+
+__all__ = ["Solver", "SolverFile", "learning_rate", "read_solver"]
+
+Tensors = list[Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an update rule is given.
+
+    Attributes:
+        param: The solver's parameters.
+        iteration: How many updates came before.
+        rates: The learning rate of each blob.
+        gradients: With weight decay; the rule may change them.
+        history: What the rule remembers, a list of tensors like the gradients for each of its slots.
+    """
+
+    param: SolverParameter
+    iteration: int
+    rates: list[float]
+    gradients: Tensors
+    history: list[Tensors]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An update rule.
+
+    Attributes:
+        update: Changes a step's history, and returns what is subtracted from the weights.
+        slots: How many tensors it remembers for each blob.
+    """
+
+    update: Callable[[Step], Tensors]
+    slots: int = 1
+
+
+def _sgd(step: Step) -> Tensors:
+    """V = momentum V + rate g; w -= V. So the momentum holds rates of the past."""
+    (velocity,) = step.history
+    torch._foreach_mul_(velocity, step.param.momentum)
+    torch._foreach_mul_(step.gradients, step.rates)
+    torch._foreach_add_(velocity, step.gradients)
+    return velocity
+
+
+def _nesterov(step: Step) -> Tensors:
+    """V' = momentum V + rate g; w -= (1 + momentum) V' - momentum V (Sutskever et al. 2013)."""
+    (velocity,) = step.history
+    momentum = step.param.momentum
+    torch._foreach_mul_(step.gradients, step.rates)
+    # (1 + m) (m V + r g) - m V  =  m (m V + r g) + r g
+    torch._foreach_mul_(velocity, momentum)
+    torch._foreach_add_(velocity, step.gradients)
+    torch._foreach_add_(step.gradients, velocity, alpha=momentum)
+    return step.gradients
+
+
+def _adagrad(step: Step) -> Tensors:
+    """H += g^2; w -= rate g / (sqrt(H) + delta) (Duchi et al. 2011)."""
+    (squares,) = step.history
+    torch._foreach_addcmul_(squares, step.gradients, step.gradients)
+    return _divided(step, squares)
+
+
+def _rmsprop(step: Step) -> Tensors:
+    """H = rms_decay H + (1 - rms_decay) g^2; w -= rate g / (sqrt(H) + delta) (Tieleman and Hinton 2012)."""
+    (squares,) = step.history
+    torch._foreach_mul_(squares, step.param.rms_decay)
+    torch._foreach_addcmul_(squares, step.gradients, step.gradients, value=1 - step.param.rms_decay)
+    return _divided(step, squares)
+
+
+def _divided(step: Step, squares: Tensors) -> Tensors:
+    """Rate g / (sqrt(H) + delta)."""
+    roots = torch._foreach_sqrt(squares)
+    torch._foreach_add_(roots, step.param.delta)
+    torch._foreach_div_(step.gradients, roots)
+    torch._foreach_mul_(step.gradients, step.rates)
+    return step.gradients
+
+
+def _adadelta(step: Step) -> Tensors:
+    """Zeiler 2012: the root of (past updates + delta) / (past gradients + delta), both as moving mean squares."""
+    squares, updates = step.history
+    momentum, delta = step.param.momentum, step.param.delta
+    torch._foreach_mul_(squares, momentum)
+    torch._foreach_addcmul_(squares, step.gradients, step.gradients, value=1 - momentum)
+    ratios = torch._foreach_add(updates, delta)
+    torch._foreach_div_(ratios, torch._foreach_add(squares, delta))
+    torch._foreach_sqrt_(ratios)
+    torch._foreach_mul_(step.gradients, ratios)
+    torch._foreach_mul_(updates, momentum)
+    torch._foreach_addcmul_(updates, step.gradients, step.gradients, value=1 - momentum)
+    torch._foreach_mul_(step.gradients, step.rates)
+    return step.gradients
+
+
+def _adam(step: Step) -> Tensors:
+    """Kingma and Ba 2015. Delta is added to the root of the uncorrected mean square, as in Caffe."""
+    means, squares = step.history
+    beta1, beta2, time = step.param.momentum, step.param.momentum2, step.iteration + 1
+    torch._foreach_mul_(means, beta1)
+    torch._foreach_add_(means, step.gradients, alpha=1 - beta1)
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, step.gradients, step.gradients, value=1 - beta2)
+    correction = math.sqrt(1 - beta2**time) / (1 - beta1**time)
+    roots = torch._foreach_sqrt(squares)
+    torch._foreach_add_(roots, step.param.delta)
+    changes = torch._foreach_div(means, roots)
+    torch._foreach_mul_(changes, [rate * correction for rate in step.rates])
+    return list(changes)
+
+
+RULES = {
+    "AdaDelta": Rule(_adadelta, slots=2),
+    "AdaGrad": Rule(_adagrad),
+    "Adam": Rule(_adam, slots=2),
+    "Nesterov": Rule(_nesterov),
+    "RMSProp": Rule(_rmsprop),
+    "SGD": Rule(_sgd),
+}
+
+
+class Solver:
+    """Changes a network's weights by their gradients.
+
+    Everything stays on the network's device: an update waits for no result.
+
+    Args:
+        param: The solver's parameters, from `read_solver`.
+        network: The network that is trained, on its device already.
+
+    Attributes:
+        iteration: How many updates there were.
+
+    Raises:
+        CamrtError: Parameters that cannot be; a network in which nothing is to be learned.
+
+    Example:
+        >>> solver = Solver(read_solver("solver.prototxt").param, network)  # doctest: +SKIP
+        >>> network.loss(network({"data": images, "label": labels})).backward()  # doctest: +SKIP
+        >>> solver.update()  # doctest: +SKIP
+    """
+
+    def __init__(self, param: SolverParameter, network: Network) -> None:
+        self.param = SolverParameter()
+        self.param.CopyFrom(param)
+        check_updates(self.param)
+        self.iteration = 0
+        # Without a rate a blob never changes, and Caffe does not compute its gradient.
+        self.blobs: list[Blob] = [blob for blob in network.blobs if blob.lr_mult]
+        if not self.blobs:
+            raise CamrtError(
+                f"found nothing to learn in the network {network.name!r}, expected blobs with an lr_mult other than 0"
+            )
+        self._rule = RULES[self.param.type]
+        self._history: list[Tensors] = [
+            [torch.zeros_like(blob.parameter, requires_grad=False) for blob in self.blobs]
+            for _ in range(self._rule.slots)
+        ]
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next update, before `lr_mult`."""
+        return learning_rate(self.param, self.iteration)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """One update with the gradients that `iter_size` passes have summed up; they are None afterwards.
+
+        In Caffe's order (SGDSolver::ApplyUpdate): the sum is clipped, divided by `iter_size`, the weights' decay is
+        added, and the rule applied. A blob whose parameter does not require a gradient is left alone, with its history.
+        """
+        active = [index for index, blob in enumerate(self.blobs) if blob.parameter.requires_grad]
+        blobs = [self.blobs[index] for index in active]
+        weights: Tensors = [blob.parameter for blob in blobs]
+        gradients: Tensors = [
+            weight.grad if weight.grad is not None else torch.zeros_like(weight) for weight in weights
+        ]
+        self._clip(gradients)
+        if self.param.iter_size > 1:
+            torch._foreach_div_(gradients, self.param.iter_size)
+        self._regularize(gradients, weights, blobs)
+        rate = self.rate
+        rates = [rate * blob.lr_mult for blob in blobs]
+        history = [[slot[index] for index in active] for slot in self._history]
+        changes = self._rule.update(Step(self.param, self.iteration, rates, gradients, history))
+        torch._foreach_sub_(weights, changes)
+        for blob in blobs:
+            blob.parameter.grad = None
+        self.iteration += 1
+
+    def _clip(self, gradients: Tensors) -> None:
+        """All gradients smaller by one factor, where the norm of all of them is above `clip_gradients`."""
+        if self.param.clip_gradients < 0:
+            return
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        torch._foreach_mul_(gradients, (self.param.clip_gradients / norm).clamp(max=1))
+
+    def _regularize(self, gradients: Tensors, weights: Tensors, blobs: Sequence[Blob]) -> None:
+        decays = [self.param.weight_decay * blob.decay_mult for blob in blobs]
+        chosen = [index for index, decay in enumerate(decays) if decay]
+        if not chosen:
+            return
+        held = [weights[index] for index in chosen]
+        if self.param.regularization_type == "L1":
+            held = torch._foreach_sign(held)
+        pulls = torch._foreach_mul(held, [decays[index] for index in chosen])
+        torch._foreach_add_([gradients[index] for index in chosen], pulls)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it needs to go on: the type, the iteration, and the history, blob by blob for each slot of the rule."""
+        return {
+            "type": self.param.type,
+            "iteration": self.iteration,
+            "history": [[tensor.detach().clone() for tensor in slot] for slot in self._history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            CamrtError: The state of another type of solver or another network; what it is not.
+        """
+        try:
+            kind, iteration, history = state["type"], int(state["iteration"]), list(state["history"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CamrtError(f"found no solver's state, expected type, iteration and history: {error!r}") from None
+        if kind != self.param.type:
+            raise CamrtError(f"found the state of a solver of type {kind!r}, expected {self.param.type!r}")
+        if iteration < 0:
+            raise CamrtError(f"found the iteration {iteration} in a solver's state, expected 0 or more")
+        found = [[tuple(tensor.shape) for tensor in slot] for slot in history]
+        expected = [[tuple(tensor.shape) for tensor in slot] for slot in self._history]
+        if found != expected:
+            counts = " and ".join(str(len(slot)) for slot in found) or "no"
+            wrong = next(
+                (
+                    f"{show(one)} where {show(other)} was expected"
+                    for slots in zip(found, expected, strict=False)
+                    for one, other in zip(*slots, strict=False)
+                    if one != other
+                ),
+                f"expected {' and '.join(str(len(slot)) for slot in expected)}",
+            )
+            raise CamrtError(f"found a state with {counts} tensors, {wrong}: it belongs to another network")
+        with torch.no_grad():
+            for mine, theirs in zip(self._history, history, strict=True):
+                for target, source in zip(mine, theirs, strict=True):
+                    target.copy_(source)
+        self.iteration = iteration

@@ -1,0 +1,509 @@
+"""Net surgery: a classifier's prototxt -> that of a network whose maps can be seen.
+
+What the authors of class activation maps did to their networks (Zhou et al. 2016, section 3): everything behind some
+convolution goes, and in its place come ``CAM_conv`` (3 x 3, stride 1, pad 1), global average pooling, and one linear
+layer. The names and fillers are those of the released ``train_val_googlenetCAM.prototxt`` and
+``deploy_vgg16CAM.prototxt``. The layers that stay keep their names, so that the classifier's ``.caffemodel`` fits them.
+Where the network has had such a head already, the new layers are ``CAM_conv_2`` and so on: its weights are not theirs.
+
+Neither weights nor PyTorch are needed: only the description changes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+
+from camrt.errors import CamrtError
+from converters import deploy
+from converters.deploy import Draft, State
+from converters.encoding import replacing, sweep
+from converters.errors import ConversionError
+from converters.reader import Network, read_prototxt
+from converters.schema import caffe_pb2
+
+CHANNELS, GROUP = 1024, 2  # of CAM_conv in the released networks
+BATCH = 32
+MEAN = (104.0, 117.0, 123.0)  # of ImageNet, BGR, as in the released train_val_googlenetCAM.prototxt
+
+_HEAD = ("CAM_conv", "CAM_relu", "CAM_pool", "CAM_dropout", "CAM_fc")
+_MEASURES = {"loss": "SoftmaxWithLoss", "accuracy/top-1": "Accuracy", "accuracy/top-5": "Accuracy"}
+_CONVOLUTIONS = ("Convolution", "Deconvolution")
+# What belongs to the layer before it, in place or not: a cut goes behind them.
+_FOLLOWERS = ("BatchNorm", "Scale", "Bias", "ReLU", "PReLU", "ELU", "Swish", "Clip")
+# Behind these there are no maps.
+_FLAT = ("InnerProduct", "Flatten", "Reshape", "Softmax", "SPP", "ArgMax", "Reduction", "Embed", "LSTM", "RNN")
+_KEEP_CHANNELS = (*_FOLLOWERS, "Pooling", "LRN", "Dropout", "Eltwise", "Power", "TanH", "Sigmoid", "AbsVal", "BNLL")
+
+_Version = tuple[int, str]  # a blob as one layer wrote it: the layer's number, -1 for an input of the net; the blob
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """A network after the operation.
+
+    Attributes:
+        message: The network: data layers, what was kept, the new head, loss and accuracies.
+        after: The layer behind which the cut is: the one that was named, or the last one that belongs to it.
+        kept: The names of the layers that stay.
+        dropped: Those of the layers that went.
+        new: Those of the layers that came in their place and learn.
+        file: The prototxt that it was made of.
+    """
+
+    message: caffe_pb2.NetParameter
+    after: str
+    kept: tuple[str, ...]
+    dropped: tuple[str, ...]
+    new: tuple[str, ...]
+    file: str
+
+    def text(self) -> str:
+        """The prototxt, as Caffe reads it."""
+        head = f"# {Path(self.file).name}, cut after {self.after}, with the head of a CAM network: camrt surgery\n"
+        return head + text_format.MessageToString(self.message)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the prototxt. A file that is there is replaced once the new one is whole.
+
+        Raises:
+            CamrtError: It cannot be written.
+        """
+        file = Path(path)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            sweep(file.parent, file.name)
+            with replacing(file) as stream:
+                stream.write(self.text().encode())
+        except OSError as error:
+            raise CamrtError(f"cannot be written: {error.strerror or error}", file=str(file)) from error
+
+
+def surgery(
+    prototxt: str | os.PathLike[str] | Network,
+    after: str,
+    *,
+    classes: int,
+    channels: int = CHANNELS,
+    group: int = GROUP,
+    dropout: float = 0.0,
+    train: str = "train.txt",
+    test: str = "val.txt",
+    batch: int = BATCH,
+) -> Surgery:
+    """Cut a classifier after a convolution and give it the head of the CAM networks.
+
+    Args:
+        prototxt: The classifier: deploy or train_val, V1 or V2.
+        after: The layer to cut behind: a convolution, or another layer that gives maps, such as the Concat of an
+            inception module. BatchNorm, Scale, ReLU and the like that follow it stay with it.
+        classes: How many classes the new linear layer tells apart.
+        channels: How many maps ``CAM_conv`` gives; 0 for no such layer: what is cut behind is pooled itself.
+        group: Its groups: 2 in the released networks.
+        dropout: The ratio of a Dropout layer before the linear one: 0.5 in the released vgg16CAM; 0 for none.
+        train: The list of training images, one ``path label`` a line, where the prototxt has no data layers.
+        test: The list of test images, likewise.
+        batch: The batch size, likewise.
+
+    Returns:
+        The new network. Data layers that the prototxt has are kept as they are.
+
+    Raises:
+        CamrtError: There is no such layer, it gives no maps, it lies on one of several parallel branches, or an
+            argument cannot be met; with the layers to take instead.
+        ConversionError: The prototxt cannot be read.
+    """
+    network = prototxt if isinstance(prototxt, Network) else read_prototxt(prototxt)
+    try:
+        _check_numbers(classes=classes, group=group, batch=batch)
+        if channels:
+            _check_numbers(channels=channels)
+        if not 0 <= dropout < 1:
+            raise CamrtError(f"found dropout {dropout}, expected 0 up to 1")
+        plans = [_Plan.of(network, phase, after) for phase in ("TRAIN", "TEST")]
+        kept = {index for plan in plans for index in plan.kept}
+        _refuse_unknown(network, kept)
+        message = caffe_pb2.NetParameter(name=f"{network.message.name or 'net'}_CAM")
+        _add_data(message, network, plans, train, test, batch)
+        layers = [layer for index, layer in enumerate(network.message.layer) if index in kept]
+        message.layer.extend(layers)
+        names = _names(network)
+        maps = plans[0].cut[1]
+        if channels:
+            _check_groups(channels, plans[0], group)
+            maps = _add_convolution(message, maps, names, channels, group)
+        scores = _add_classifier(message, maps, names, classes, dropout)
+        _add_measures(message, scores, _label(message), classes)
+    except (CamrtError, ConversionError) as error:
+        raise error.in_file(network.file) from None
+    learning = [names[name] for name in ("CAM_conv", "CAM_fc") if channels or name == "CAM_fc"]
+    return Surgery(
+        message=message,
+        after=plans[0].end,
+        kept=tuple(layer.name for layer in layers),
+        dropped=_dropped(network, kept),
+        new=tuple(learning),
+        file=network.file,
+    )
+
+
+def _check_numbers(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if not 1 <= number < 1 << 20:
+            raise CamrtError(f"found {name} {number}, expected 1 to {(1 << 20) - 1:,}")
+
+
+def _check_groups(channels: int, plan: _Plan, group: int) -> None:
+    for what, number in (("channels", channels), (f"channels of {plan.cut[1]!r}", _channels_at(plan))):
+        if number is not None and number % group:
+            raise CamrtError(f"found {number} {what}, expected a multiple of the {group} groups: give --group 1")
+
+
+def _dropped(network: Network, kept: set[int]) -> tuple[str, ...]:
+    names = dict.fromkeys(
+        layer.name
+        for index, layer in enumerate(network.message.layer)
+        if index not in kept and not _is_data(layer) and layer.type != "Input"
+    )
+    return tuple(names)
+
+
+def _refuse_unknown(network: Network, kept: set[int]) -> None:
+    """Fields that the schema does not know would be missing from what is written."""
+    for one in network.unknown:
+        if one.path and one.path[0][0] == "layer" and one.path[0][1] in kept:
+            raise CamrtError(
+                f"found the field {one.name!r} (line {one.line}), which no Caffe layer has, in a layer that is kept: "
+                "it would be lost. Take it out first"
+            )
+
+
+# ------------------------------------------------------------------------------------------------------------ the cut
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is kept in one phase.
+
+    Attributes:
+        drafts: The layers of the phase, by their number in the file.
+        cut: The blob behind which all goes.
+        end: The layer that writes it.
+        kept: The numbers of the layers that stay, data layers left out.
+        image: The blob that the images come in.
+        data: The data layer that gives it; None for an input.
+    """
+
+    drafts: dict[int, Draft]
+    cut: _Version
+    end: str
+    kept: frozenset[int]
+    image: str
+    data: int | None
+    reads: dict[int, tuple[_Version, ...]] = field(repr=False)
+
+    @classmethod
+    def of(cls, network: Network, phase: str, after: str) -> _Plan:
+        drafts = {
+            index: Draft(params.name, params.type, tuple(params.bottom), tuple(params.top), params)
+            for index, params in enumerate(network.message.layer)
+        }
+        state = State(phase, stages=frozenset(network.message.state.stage))
+        drafts = {index: draft for index, draft in drafts.items() if deploy.keeps(draft, state)}
+        reads = _reads(drafts)
+        named = _named(drafts, after)
+        _refuse_flat(drafts, reads, named)
+        end = _last_follower(drafts, reads, named)
+        cut = (end, drafts[end].tops[0])
+        ancestors = _ancestors(reads, end)
+        roots = _roots(drafts, reads, ancestors)
+        if len(roots) != 1:
+            names = ", ".join(sorted(blob for _, blob in roots)) or "none"
+            raise CamrtError(f"found {len(roots)} inputs before {after!r} ({names}), expected one, the image")
+        ((source, image),) = roots
+        if source < 0 and image not in network.message.input:
+            raise CamrtError(
+                f"found a layer that reads {image!r}, which nothing writes, expected an input or a layer's top"
+            )
+        _refuse_branch(drafts, reads, (source, image), end, after)
+        kept = frozenset(index for index in ancestors if index != source)
+        return cls(drafts, cut, drafts[end].name, kept, image, None if source < 0 else source, reads)
+
+
+def _is_data(layer: caffe_pb2.LayerParameter) -> bool:
+    return layer.type in (*deploy.DATA_LAYERS, "DummyData", "Python") and not layer.bottom
+
+
+def _reads(drafts: dict[int, Draft]) -> dict[int, tuple[_Version, ...]]:
+    """Layer -> the versions of blobs that it reads. A layer in place writes a new version of what it reads."""
+    written: dict[str, int] = {}
+    reads = {}
+    for index, draft in drafts.items():
+        reads[index] = tuple((written.get(blob, -1), blob) for blob in draft.bottoms)
+        written.update(dict.fromkeys(draft.tops, index))
+    return reads
+
+
+def _named(drafts: dict[int, Draft], after: str) -> int:
+    found = [index for index, draft in drafts.items() if draft.name == after]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CamrtError(f"found {len(found)} layers named {after!r}, expected one")
+    convolutions = [draft.name for draft in drafts.values() if draft.type in _CONVOLUTIONS]
+    close = difflib.get_close_matches(after, [draft.name for draft in drafts.values()], n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise CamrtError(f"there is no layer named {after!r}.{hint} Its convolutions: {_listed(convolutions) or 'none'}")
+
+
+def _refuse_flat(drafts: dict[int, Draft], reads: dict[int, tuple[_Version, ...]], named: int) -> None:
+    before = _ancestors(reads, named)
+    flat = next((index for index in sorted(before) if drafts[index].type in _FLAT or _pools_all(drafts[index])), None)
+    convolved = [index for index in before if drafts[index].type in _CONVOLUTIONS]
+    draft = drafts[named]
+    if flat is None and convolved and len(draft.tops) == 1:
+        return
+    if len(draft.tops) != 1:
+        why = f"has {len(draft.tops)} tops"
+    elif flat is None:
+        why = "comes before the first convolution"
+    elif flat == named:
+        why = "gives no maps"
+    else:
+        why = f"comes after {drafts[flat].name!r} ({drafts[flat].type}), which leaves no maps"
+    convolutions = [
+        each.name
+        for index, each in drafts.items()
+        if each.type in _CONVOLUTIONS and not any(drafts[i].type in _FLAT for i in _ancestors(reads, index))
+    ]
+    listed = _listed(convolutions) or "the network has none"
+    raise CamrtError(f"the layer {draft.name!r} ({draft.type}) {why}, expected a convolution: {listed}")
+
+
+def _pools_all(draft: Draft) -> bool:
+    return draft.type == "Pooling" and draft.params.pooling_param.global_pooling
+
+
+def _last_follower(drafts: dict[int, Draft], reads: dict[int, tuple[_Version, ...]], index: int) -> int:
+    """The last layer that belongs to one: a chain of layers that alone read what the one before wrote."""
+    while True:
+        version = (index, drafts[index].tops[0])
+        readers = [other for other, read in reads.items() if version in read]
+        if len(readers) != 1 or drafts[readers[0]].type not in _FOLLOWERS or len(drafts[readers[0]].bottoms) != 1:
+            return index
+        index = readers[0]
+
+
+def _ancestors(reads: dict[int, tuple[_Version, ...]], index: int) -> set[int]:
+    """The layer and all that it depends on."""
+    found: set[int] = set()
+    waiting = [index]
+    while waiting:
+        one = waiting.pop()
+        if one >= 0 and one not in found:
+            found.add(one)
+            waiting += [writer for writer, _ in reads[one]]
+    return found
+
+
+def _roots(drafts: dict[int, Draft], reads: dict[int, tuple[_Version, ...]], ancestors: set[int]) -> set[_Version]:
+    """The blobs that come from data layers or are inputs."""
+    return {
+        version for index in ancestors for version in reads[index] if version[0] < 0 or not drafts[version[0]].bottoms
+    }
+
+
+def _refuse_branch(
+    drafts: dict[int, Draft], reads: dict[int, tuple[_Version, ...]], image: _Version, end: int, after: str
+) -> None:
+    """The cut must be a place that all which leads on from there comes through."""
+    if not _joined_behind(reads, image, end):
+        return
+    behind = _descendants(reads, {(end, drafts[end].tops[0])})
+    joins = (
+        drafts[index].name
+        for index in sorted(behind)
+        if not any(drafts[i].type in _FLAT or _pools_all(drafts[i]) for i in _ancestors(reads, index))
+        and not _joined_behind(reads, image, index)
+    )
+    join = next(joins, None)
+    hint = f": cut after {join!r}, where they meet" if join is not None else ""
+    raise CamrtError(f"the layer {after!r} lies on one of several branches, expected one that all others lead to{hint}")
+
+
+def _joined_behind(reads: dict[int, tuple[_Version, ...]], image: _Version, cut: int) -> bool:
+    """Whether a layer behind the cut also reads what comes from the image past it."""
+    behind = _descendants(reads, {version for read in reads.values() for version in read if version[0] == cut})
+    past = _descendants(reads, {image}, but=cut)
+    return not behind.isdisjoint(past)
+
+
+def _descendants(reads: dict[int, tuple[_Version, ...]], start: set[_Version], but: int | None = None) -> set[int]:
+    """The layers that depend on some blobs, in ways that do not lead through the layer ``but``."""
+    found: set[int] = set()
+    for index, read in reads.items():
+        if index != but and any(version in start or version[0] in found for version in read):
+            found.add(index)
+    return found
+
+
+def _channels_at(plan: _Plan) -> int | None:
+    """How many maps the cut blob has; None where that is not plain to see."""
+    channels: dict[_Version, int | None] = {}
+    for index, draft in plan.drafts.items():
+        below = [channels.get(version) for version in plan.reads[index]]
+        known = [number for number in below if number is not None]
+        found = None
+        if draft.type in _CONVOLUTIONS:
+            found = draft.params.convolution_param.num_output or None
+        elif draft.type == "Concat" and len(known) == len(below):
+            found = sum(known)
+        elif draft.type in _KEEP_CHANNELS and known:
+            found = known[0]
+        channels.update(((index, top), found) for top in draft.tops)
+    return channels[plan.cut]
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    """The last of many names: a cut is made near the end."""
+    return ("..., " if len(names) > most else "") + ", ".join(names[-most:])
+
+
+# ------------------------------------------------------------------------------------------------------- what is added
+
+
+def _add_data(
+    message: caffe_pb2.NetParameter, network: Network, plans: Sequence[_Plan], train: str, test: str, batch: int
+) -> None:
+    """The data layers of the prototxt; those of image lists, where it has inputs."""
+    given = dict.fromkeys(plan.data for plan in plans)
+    if None not in given and all(network.message.layer[i or 0].type != "Input" for i in given):
+        message.layer.extend(network.message.layer[index] for index in given if index is not None)
+        return
+    image = plans[0].image
+    channels, height, width = _input_shape(network, image)
+    if channels not in (1, 3):
+        raise CamrtError(f"found the input {image!r} with {channels} channels, expected 3 or 1: images")
+    for phase, source in (("TRAIN", train), ("TEST", test)):
+        layer = message.layer.add(name="data", type="ImageData", top=[image, "label"])
+        layer.include.add().MergeFrom(caffe_pb2.NetStateRule(phase=phase))
+        transform, images = layer.transform_param, layer.image_data_param
+        transform.mirror = phase == "TRAIN"
+        if channels == 3:
+            transform.mean_value.extend(MEAN)
+        images.source, images.batch_size, images.shuffle = source, batch, phase == "TRAIN"
+        images.is_color = channels == 3
+        images.new_height, images.new_width = height, width
+        if height == width:
+            transform.crop_size = height
+            images.new_height = images.new_width = _side(height)
+
+
+def _side(crop: int) -> int:
+    """The side that images are resized to before a square is cut: 256 for 224 and 227, 342 for 299."""
+    side = round(crop * 8 / 7)
+    return min(side, 256) if crop <= 256 else side
+
+
+def _input_shape(network: Network, image: str) -> tuple[int, int, int]:
+    """Channels, height and width of an input, from `input_param`, `input_shape` or `input_dim`."""
+    net = network.message
+    shapes: list[Sequence[int]] = []
+    for layer in net.layer:
+        if layer.type == "Input" and image in layer.top:
+            all_of_layer = layer.input_param.shape
+            place = list(layer.top).index(image) if len(all_of_layer) > 1 else 0
+            shapes += [shape.dim for shape in all_of_layer[place : place + 1]]
+    if image in net.input:
+        place = list(net.input).index(image)
+        shapes += [shape.dim for shape in net.input_shape[place : place + 1]]
+        shapes += [net.input_dim[4 * place : 4 * place + 4]]
+    shape = next((tuple(shape) for shape in shapes if len(shape)), ())
+    if len(shape) != 4 or min(shape[1:]) < 1:
+        shown = " x ".join(map(str, shape)) or "unknown"
+        raise CamrtError(f"found the input {image!r} of shape {shown}, expected batch, channels, height and width")
+    return shape[1], shape[2], shape[3]
+
+
+def _label(message: caffe_pb2.NetParameter) -> str:
+    """The blob of the labels: the second top of the data layers."""
+    labels = {tuple(layer.top[1:]) for layer in message.layer if _is_data(layer)}
+    if len(labels) != 1 or len(label := labels.pop()) != 1:
+        found = "; ".join(f"{layer.name}: {', '.join(layer.top)}" for layer in message.layer if _is_data(layer))
+        raise CamrtError(
+            f"found data layers with the tops {found}, expected images and labels, the same in both phases"
+        )
+    return label[0]
+
+
+def _names(network: Network) -> dict[str, str]:
+    """The names of the new layers: with a number where the network has layers or blobs of these names."""
+    taken = {name for layer in network.message.layer for name in (layer.name, *layer.top)}
+    endings = ("", *(f"_{number}" for number in range(2, len(taken) + 3)))
+    ending = next(each for each in endings if taken.isdisjoint(f"{name}{each}" for name in _HEAD))
+    return {name: f"{name}{ending}" for name in _HEAD}
+
+
+def _add_convolution(
+    message: caffe_pb2.NetParameter, bottom: str, names: dict[str, str], channels: int, group: int
+) -> str:
+    """CAM_conv and its ReLU. Returns their blob."""
+    name = names["CAM_conv"]
+    layer = _learning(message.layer.add(name=name, type="Convolution", bottom=[bottom], top=[name]))
+    window = caffe_pb2.ConvolutionParameter(num_output=channels, pad=[1], kernel_size=[3], group=group)
+    layer.convolution_param.MergeFrom(window)
+    _fill(layer.convolution_param, type="gaussian", std=0.01)
+    message.layer.add(name=names["CAM_relu"], type="ReLU", bottom=[name], top=[name])
+    return name
+
+
+def _add_classifier(
+    message: caffe_pb2.NetParameter, bottom: str, names: dict[str, str], classes: int, dropout: float
+) -> str:
+    """CAM_pool, CAM_dropout and CAM_fc. Returns the blob of the scores."""
+    pooled, scores = names["CAM_pool"], names["CAM_fc"]
+    pool = message.layer.add(name=pooled, type="Pooling", bottom=[bottom], top=[pooled])
+    pool.pooling_param.MergeFrom(caffe_pb2.PoolingParameter(pool="AVE", global_pooling=True))
+    if dropout:
+        drop = message.layer.add(name=names["CAM_dropout"], type="Dropout", bottom=[pooled], top=[pooled])
+        drop.dropout_param.dropout_ratio = dropout
+    linear = _learning(message.layer.add(name=scores, type="InnerProduct", bottom=[pooled], top=[scores]))
+    linear.inner_product_param.num_output = classes
+    _fill(linear.inner_product_param, type="xavier")
+    return scores
+
+
+def _add_measures(message: caffe_pb2.NetParameter, scores: str, label: str, classes: int) -> None:
+    """The loss, and for TEST the accuracies."""
+    taken = {name for layer in message.layer for name in (layer.name, *layer.top)}
+    if clashes := taken & _MEASURES.keys():
+        raise CamrtError(
+            f"found {', '.join(sorted(clashes))} in what is kept: rename it, the new layers have these names"
+        )
+    for name, kind in _MEASURES.items():
+        if name == "accuracy/top-5" and classes <= 5:
+            continue
+        layer = message.layer.add(name=name, type=kind, bottom=[scores, label], top=[name])
+        if kind == "Accuracy":
+            layer.include.add().MergeFrom(caffe_pb2.NetStateRule(phase="TEST"))
+            layer.accuracy_param.top_k = 5 if name == "accuracy/top-5" else 1
+        else:
+            layer.loss_weight.append(1)
+
+
+def _learning(layer: caffe_pb2.LayerParameter) -> caffe_pb2.LayerParameter:
+    """Rates as in the released networks: the bias learns twice as fast and does not decay."""
+    layer.param.add(lr_mult=1, decay_mult=1)
+    layer.param.add(lr_mult=2, decay_mult=0)
+    return layer
+
+
+def _fill(param: Any, **weights: Any) -> None:
+    param.weight_filler.MergeFrom(caffe_pb2.FillerParameter(**weights))
+    param.bias_filler.MergeFrom(caffe_pb2.FillerParameter(type="constant", value=0))

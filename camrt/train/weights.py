@@ -1,0 +1,111 @@
+"""Weights between a network and a `.caffemodel`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from camrt.errors import CamrtError
+from camrt.train.networks import Network
+from converters.errors import ConversionError
+from converters.reader import read_weights
+from converters.shape import show
+from converters.writer import write_caffemodel
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a file of weights.
+
+    Attributes:
+        loaded: The layers that took their weights from the file.
+        filled: The layers with weights that the file does not have; they are as they were.
+        unused: The layers of the file that the network does not have.
+    """
+
+    loaded: tuple[str, ...]
+    filled: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def load_caffemodel(network: Network, path: str | os.PathLike[str]) -> Report:
+    """Take over the weights of the layers that a file and a network both have, matched by name.
+
+    To train a layer anew, give it another name in the prototxt, as with Caffe.
+
+    Args:
+        network: The network. Changed only if all of the file fits.
+        path: A `.caffemodel` in V1 or V2 form, or a `.caffemodel.h5`.
+
+    Raises:
+        CamrtError: Not such a file; no layer in common; a layer with another number of blobs or blobs of another shape.
+    """
+    try:
+        weights = read_weights(path)
+    except ConversionError as error:
+        raise CamrtError(str(error)) from None
+    stored = network.stored
+    common = [layer for layer in weights.layers if layer in stored]
+    if not common:
+        raise CamrtError(
+            f"found no layer of the network {network.name!r} among the {len(weights.layers)} of the file, expected "
+            "layers of the same names",
+            file=weights.file,
+        )
+    fitted = {layer: _fitted(layer, weights.layers[layer], stored[layer], weights.file) for layer in common}
+    with torch.no_grad():
+        for layer, blobs in fitted.items():
+            for target, blob in zip(stored[layer], blobs, strict=True):
+                target.copy_(torch.from_numpy(np.array(blob, np.float32)))
+    return Report(
+        loaded=tuple(common),
+        filled=tuple(layer for layer in stored if layer not in weights.layers),
+        unused=tuple(layer for layer in weights.layers if layer not in stored),
+    )
+
+
+def _fitted(layer: str, found: Sequence[np.ndarray], expected: Sequence[Tensor], file: str) -> list[np.ndarray]:
+    shapes = [tuple(blob.shape) for blob in expected]
+    if len(found) != len(shapes):
+        raise CamrtError(
+            f"layer {layer}: found {len(found)} blob(s), expected {len(shapes)} of {', '.join(map(show, shapes))}",
+            file=file,
+        )
+    for index, (blob, shape) in enumerate(zip(found, shapes, strict=True)):
+        # Files before 2015 have blobs of four axes: a bias of 1 x 1 x 1 x n.
+        if blob.shape not in (shape, (1,) * (4 - len(shape)) + shape):
+            raise CamrtError(
+                f"layer {layer}: found blob {index} of {show(blob.shape)}, expected {show(shape)}. To train the layer "
+                "anew, give it another name in the prototxt",
+                file=file,
+            )
+    return [blob.reshape(shape) for blob, shape in zip(found, shapes, strict=True)]
+
+
+def save_caffemodel(network: Network, path: str | os.PathLike[str]) -> None:
+    """Write the weights of all layers, as Caffe does, BatchNorm's statistics included.
+
+    Args:
+        network: The network, on any device.
+        path: The file. One that is there is replaced once the new one is whole.
+
+    Raises:
+        CamrtError: The file cannot be written.
+    """
+    types = {layer.name: layer.type for layer in network.net.layers}
+    layers = {layer: _arrays(blobs) for layer, blobs in network.stored.items()}
+    try:
+        write_caffemodel(path, layers, types=types, name=network.name)
+    except ConversionError as error:
+        raise CamrtError(str(error)) from None
+
+
+def _arrays(blobs: Sequence[Tensor]) -> Iterator[np.ndarray]:
+    """One after another, so that a large layer leaves the GPU only when it is written."""
+    for blob in blobs:
+        yield blob.detach().float().cpu().numpy()
