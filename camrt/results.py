@@ -1,4 +1,4 @@
-"""A folder of results: files that appear whole or not at all, and a line for each image in ``explanations.jsonl``.
+"""A folder of results: files that appear whole or not at all, lines of JSON that outlive a killed run, and a lock.
 
 A line is added after the files that it names: where the line is, the files are.
 """
@@ -9,8 +9,9 @@ import contextlib
 import json
 import os
 import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from camrt.errors import CamrtError
 
@@ -52,6 +53,55 @@ def append(path: Path, facts: Any) -> None:
         raise _unwritable(path, error) from error
 
 
+def parse_lines(lines: Iterable[bytes], file: Path) -> Iterator[tuple[bytes, Any]]:
+    """Read lines of JSON as they were appended.
+
+    Args:
+        lines: With their ends, as an open file gives them.
+        file: What it is called in errors.
+
+    Returns:
+        Each line, and what it says; None for an empty one. A last line without an end that is not JSON was torn by a
+        kill, and is left out.
+
+    Raises:
+        CamrtError: Another line is not JSON.
+    """
+    for number, line in enumerate(lines, 1):
+        try:
+            facts = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            if not line.endswith(b"\n"):
+                return
+            raise CamrtError(
+                "the line is not JSON. Mend or remove it, or name another folder with --out", file=f"{file}:{number}"
+            ) from None
+        yield line, facts
+
+
+def hold(path: Path, refusal: str) -> IO[bytes]:
+    """Open a file to append to, and lock it for as long as it is open. Where the system has no locks, there is none.
+
+    Args:
+        path: Made if it is not there; its folder is.
+        refusal: What is said if another process holds it.
+
+    Returns:
+        The file, without a buffer.
+
+    Raises:
+        CamrtError: Another process holds it, or it cannot be written.
+    """
+    try:
+        stream = path.open("ab", buffering=0)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    if not _locked(stream):
+        stream.close()
+        raise CamrtError(refusal, file=str(path))
+    return stream
+
+
 def json_line(facts: Any) -> str:
     """One line of JSON, readable where it can be: names of files need not be text."""
     text = json.dumps(facts, ensure_ascii=False)
@@ -64,3 +114,17 @@ def json_line(facts: Any) -> str:
 
 def _unwritable(path: Path, error: OSError) -> CamrtError:
     return CamrtError(f"cannot be written: {error.strerror or error}", file=str(path))
+
+
+def _locked(stream: IO[bytes]) -> bool:
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems
+        return True
+    return True

@@ -1,0 +1,84 @@
+"""A data set of coloured rectangles in the devkit's files, for tinyCAM and for explainers of a few numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.tiny_cam import GREY, LABELS
+
+COLORS = {"red": (214, 44, 38), "green": (46, 168, 66), "blue": (42, 84, 216), "yellow": (236, 206, 44)}
+NUMBERS = dict(zip(LABELS, (3, 1, 6, 2, 4, 5), strict=True))  # in the ground truth
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Where the files are.
+
+    Attributes:
+        images: The folder of the images.
+        xml: The folder of the annotations.
+        truth: The ground truth.
+        mapping: The numbers of the classes.
+        names: The images' names.
+    """
+
+    images: Path
+    xml: Path
+    truth: Path
+    mapping: Path
+    names: tuple[str, ...]
+
+    @property
+    def options(self) -> list[str]:
+        """Of the command."""
+        files = {
+            "--images": self.images,
+            "--annotations": self.xml,
+            "--ground-truth": self.truth,
+            "--meta": self.mapping,
+        }
+        return [str(part) for pair in files.items() for part in pair]
+
+
+def write_shapes(folder: Path, count: int, *, labels: tuple[str, ...] = LABELS, seed: int = 5) -> Shapes:
+    """Writes images of a rectangle each: red, green, blue, yellow, red, ...
+
+    Args:
+        folder: Where they go.
+        count: How many.
+        labels: What the classes are called, in the order of `LABELS`.
+        seed: Of sizes and places.
+    """
+    rng = np.random.default_rng(seed)
+    images, xml = folder / "images", folder / "xml"
+    images.mkdir(parents=True)
+    xml.mkdir()
+    called = dict(zip(LABELS, labels, strict=False))
+    names, truth = [], []
+    for number in range(count):
+        color = list(COLORS)[number % len(COLORS)]
+        width, height = rng.integers(90, 200, 2)
+        w, h = rng.integers(35, 60, 2)
+        x, y = rng.integers(0, width - w), rng.integers(0, height - h)
+        pixels = np.full((height, width, 3), GREY, np.uint8)
+        pixels[y : y + h, x : x + w] = COLORS[color]
+        name = f"shape_{number + 1:05}"
+        Image.fromarray(pixels).save(images / f"{name}.jpg", quality=95)
+        sides = zip(("xmin", "ymin", "xmax", "ymax"), (x + 1, y + 1, x + w, y + h), strict=True)
+        box = "".join(f"<{side}>{value}</{side}>" for side, value in sides)
+        label = called[color].replace("&", "&amp;").replace("<", "&lt;")
+        (xml / f"{name}.xml").write_text(
+            f"<annotation><filename>{name}</filename><size><width>{width}</width><height>{height}</height></size>"
+            f"<object><name>{label}</name><bndbox>{box}</bndbox></object></annotation>"
+        )
+        names.append(name)
+        truth.append(NUMBERS[color])
+    (folder / "truth.txt").write_text("".join(f"{number}\n" for number in truth))
+    numbers = [*NUMBERS.values(), *range(len(NUMBERS) + 1, len(labels) + 1)]
+    mapping = zip(labels, numbers, strict=True)
+    (folder / "map.txt").write_text("".join(f"{label} {number}\n" for label, number in mapping))
+    return Shapes(images, xml, folder / "truth.txt", folder / "map.txt", tuple(names))
