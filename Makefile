@@ -3,7 +3,7 @@
 #   make demo      set up, explain a picture with a tiny network, write build/result.png
 #   make test      set up, run the tests          make test ARGS="-k zoo"
 #   make lint      format, lint and types
-#   make docs      write docs/layers.md from the registry of layers
+#   make docs      write docs/layers.md, gradients.md and methods.md from the registries
 #   make schema    write converters/schema/caffe_pb2.py from caffe.proto
 #   make clean     remove all that make made
 #
@@ -52,6 +52,9 @@ docs: $(TEST_READY)
 	@mkdir -p docs
 	$(BIN)/python -m converters.docs > docs/layers.md.part
 	mv docs/layers.md.part docs/layers.md
+	$(BIN)/python -m camrt.graph.rules.table > docs/gradients.md.part
+	mv docs/gradients.md.part docs/gradients.md
+	$(BIN)/python -m camrt.docs docs
 
 # grpcio-tools 1.62 holds protoc 25. Later ones write code that asks for a protobuf as new as themselves.
 # It pins an old protobuf, so it gets an environment of its own.

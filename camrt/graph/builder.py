@@ -25,14 +25,23 @@ class Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self._taken = set(taken)
+        self._numbers: dict[str, int] = {}  # the next one to try for a name: counting on from there
 
     def name(self, hint: str) -> str:
         """A new name, after what it is for."""
-        name, number = f"{PREFIX}/{hint}", 2
+        name, number = f"{PREFIX}/{hint}", self._numbers.get(hint, 2)
         while name in self._taken:
             name, number = f"{PREFIX}/{hint}.{number}", number + 1
+        self._numbers[hint] = number
         self._taken.add(name)
         return name
+
+    def claim(self, name: str) -> bool:
+        """Take a name as it is; False where it is in use."""
+        if name in self._taken:
+            return False
+        self._taken.add(name)
+        return True
 
     def node(self, op: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
         """Add a node of one output; returns that."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -25,6 +26,15 @@ def opset_of(model: onnx.ModelProto) -> int:
 def metadata_of(model: onnx.ModelProto) -> dict[str, str]:
     """The model's metadata_props."""
     return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def labels_of(metadata: Mapping[str, str]) -> list[str] | None:
+    """The names of the classes that a model's metadata hold; None where they hold none that can be read."""
+    try:
+        labels = json.loads(metadata.get("camrt.labels", ""))
+    except ValueError:
+        return None
+    return [str(label) for label in labels] if isinstance(labels, list) else None
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
@@ -63,22 +73,38 @@ class GraphView:
         """The model's inputs; initializers that old models list among them are left out."""
         return [value for value in self.model.graph.input if value.name not in self.initializers]
 
-    @cached_property
+    @property
     def shapes(self) -> Mapping[str, Shape]:
         """Tensor -> its shape, as far as it can be inferred.
 
         Raises:
             CamrtError: The model contradicts itself.
         """
+        return self._inferred[0]
+
+    @property
+    def types(self) -> Mapping[str, int]:
+        """Tensor -> its element type (`onnx.TensorProto.DataType`), as far as it can be inferred.
+
+        Raises:
+            CamrtError: The model contradicts itself.
+        """
+        return self._inferred[1]
+
+    @cached_property
+    def _inferred(self) -> tuple[Mapping[str, Shape], Mapping[str, int]]:
         try:
             inferred = onnx.shape_inference.infer_shapes(skeleton(self.model), data_prop=True).graph
         except (onnx.shape_inference.InferenceError, ValueError) as error:
             raise CamrtError(f"the shapes of the model cannot be inferred: {error}") from error
         shapes: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in self.initializers.values()}
+        types = {tensor.name: tensor.data_type for tensor in self.initializers.values()}
         for value in (*inferred.input, *inferred.value_info, *inferred.output):
+            if value.type.tensor_type.elem_type:
+                types[value.name] = value.type.tensor_type.elem_type
             if value.type.tensor_type.HasField("shape"):
                 shapes[value.name] = shape_of(value)
-        return shapes
+        return shapes, types
 
     def rank(self, tensor: str) -> int | None:
         """The number of axes, where it is known."""
@@ -108,18 +134,18 @@ class GraphView:
         for node in reversed(self.model.graph.node):
             if wanted.intersection(node.output):
                 wanted.update(node.input)
-                wanted.update(_captured(node))
+                wanted.update(captured(node))
                 needed.append(node)
         return needed[::-1]
 
 
-def _captured(node: onnx.NodeProto) -> Iterable[str]:
+def captured(node: onnx.NodeProto) -> Iterable[str]:
     """What the bodies of control flow read from outside."""
     for attribute in node.attribute:
         for body in (attribute.g, *attribute.graphs):
             for inner in body.node:
                 yield from inner.input
-                yield from _captured(inner)
+                yield from captured(inner)
 
 
 def shape_of(value: onnx.ValueInfoProto) -> Shape:

@@ -1,0 +1,84 @@
+"""Models with gradients added, for tests, and running them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper, numpy_helper, parser
+
+from camrt.graph.builder import Builder
+from camrt.graph.gradient import backpropagate
+from camrt.graph.rules import registry
+from camrt.graph.sizes import Sizes
+from camrt.graph.view import GraphView, opset_of
+
+
+def run(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+    """What ONNX Runtime gives."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    known = {value.name for value in session.get_inputs()}
+    return session.run(list(outputs), {name: array for name, array in feed.items() if name in known})
+
+
+def with_gradients(
+    model: onnx.ModelProto, outputs: Sequence[str], wrt: Sequence[str], copies: int = 1, relu: str | None = None
+) -> onnx.ModelProto:
+    """The model with ``seed/<output>`` as inputs and ``gradient/<tensor>`` as outputs."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    view = GraphView(model)
+    names = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    builder = Builder(opset_of(model), names | set(view.initializers))
+    found = backpropagate(builder, view, {name: f"seed/{name}" for name in outputs}, wrt, copies=copies, relu=relu)
+    graph = result.graph
+    graph.node.extend(builder.nodes)
+    graph.initializer.extend(builder.initializers)
+    for name in outputs:
+        graph.input.append(described(view, name, f"seed/{name}"))
+    for name, gradient in found.items():
+        graph.node.append(helper.make_node("Identity", [gradient], [f"gradient/{name}"]))
+        graph.output.append(described(view, name, f"gradient/{name}"))
+    onnx.checker.check_model(result, full_check=True)
+    return result
+
+
+def described(view: GraphView, tensor: str, title: str) -> onnx.ValueInfoProto:
+    """A tensor of another's type and shape, but for the images' axis."""
+    sizes = Sizes(view)
+    return helper.make_tensor_value_info(title, sizes.dtype(tensor), sizes.shape(tensor))
+
+
+def graph(text: str, weights: dict[str, np.ndarray] | None = None, opset: int = 17) -> onnx.ModelProto:
+    """A model from onnx's own text."""
+    domains = f'["" : {opset}, "test" : 1, "com.example" : 1]'
+    model = parser.parse_model(f"<ir_version: 8, opset_import: {domains}>\n{text}")
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in (weights or {}).items())
+    return model
+
+
+def interleaved(parts: Sequence[np.ndarray], model: onnx.ModelProto, tensor: str) -> np.ndarray:
+    """Values of a tensor, those of each image side by side."""
+    batch = Sizes(GraphView(model)).batch(tensor)
+    assert batch is not None
+    before, behind = parts[0].shape[: batch.axis], parts[0].shape[batch.axis + 1 :]
+    apart = [part.reshape(*before, batch.outer, -1, batch.inner, *behind) for part in parts]
+    return np.stack(apart, batch.axis + 2).reshape(*before, -1, *behind)
+
+
+@contextlib.contextmanager
+def kept_registry() -> Iterator[None]:
+    """What is registered inside is forgotten afterwards."""
+    list(registry.entries())
+    before = dict(registry._entries)
+    try:
+        yield
+    finally:
+        registry._entries.clear()
+        registry._entries.update(before)

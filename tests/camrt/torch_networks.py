@@ -1,0 +1,117 @@
+"""Networks in PyTorch, exported to ONNX, and how an explainer sees them: what methods are compared on."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from camrt.graph import explain_graph
+from camrt.preprocess import Preprocess
+
+SIDE, CLASSES = 32, 7
+# The network gets the pixels as they are, less 128, over 64: its input can be made here without a graph.
+PREPROCESS = Preprocess(SIDE, SIDE, (128.0, 128.0, 128.0), (1 / 64, 1 / 64, 1 / 64), "RGB")
+
+
+def images(count: int = 2) -> np.ndarray:
+    """(count, 32, 32, 3) uint8: waves and noise."""
+    rng = np.random.default_rng(11)
+    y, x = np.mgrid[:SIDE, :SIDE] / SIDE
+    waves = np.sin(
+        rng.uniform(3, 12, (count, 1, 1, 3)) * x[None, ..., None]
+        + rng.uniform(3, 12, (count, 1, 1, 3)) * y[None, ..., None]
+    )
+    return np.clip(128 + 70 * waves + rng.normal(0, 20, waves.shape), 0, 255).astype(np.uint8)
+
+
+def tensor_of(pixels: np.ndarray) -> Any:
+    """What the network gets: (N, 3, 32, 32) float32."""
+    import torch
+
+    return torch.from_numpy(((pixels.astype(np.float32) - 128) / 64).transpose(0, 3, 1, 2).copy())
+
+
+def network(kind: str) -> Any:
+    """A seeded network: its ``features`` end in the layer that is explained.
+
+    Args:
+        kind: ``"gap"``: global average pooling and a linear layer; ``"vgg"``: pooling and three linear layers, the
+            original head of VGG; ``"residual"``: batch normalization, a sum and SiLU.
+    """
+    import torch
+    from torch import nn
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Conv2d(12, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12))
+            self.act = nn.SiLU()
+
+        def forward(self, x: Any) -> Any:
+            return self.act(x + self.inner(x))
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            stem = [nn.Conv2d(3, 12, 5, 2, 2), nn.ReLU()]
+            last = [Residual()] if kind == "residual" else [nn.Conv2d(12, 12, 3, padding=1), nn.ReLU()]
+            self.features = nn.Sequential(*stem, nn.MaxPool2d(2), *last)
+            if kind == "gap":
+                self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, CLASSES))
+            else:
+                linear = [nn.Linear(12 * 16, 20), nn.ReLU(), nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, CLASSES)]
+                self.head = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), *linear)
+
+        def forward(self, x: Any) -> Any:
+            return self.head(self.features(x))
+
+    torch.manual_seed(5)
+    module = Network()
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.normal_(layer.weight, std=(2 / layer.weight[0].numel()) ** 0.5)
+            nn.init.normal_(layer.bias, std=0.05) if layer.bias is not None else None
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.1)
+            layer.running_var.uniform_(0.5, 1.5)
+    return module.eval()
+
+
+def exported(module: Any) -> onnx.ModelProto:
+    """The network as PyTorch exports it; the tensor ``features`` is found by its shape."""
+    import torch
+
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module, (torch.zeros(1, 3, SIDE, SIDE),), stream, dynamo=False, input_names=["data"],
+            output_names=["logits"], dynamic_axes={"data": {0: "n"}, "logits": {0: "n"}},
+        )  # fmt: skip
+    return onnx.load_from_string(stream.getvalue())
+
+
+def explained(model: onnx.ModelProto, pixels: np.ndarray, *tensors: str, **options: Any) -> list[np.ndarray]:
+    """What tensors of an explainer's graph hold, beside its outputs: [scores, classes, heatmaps, *tensors]."""
+    target = options.pop("targets", None)
+    explainer = explain_graph(model, protocol=options.pop("protocol", "center"), preprocess=PREPROCESS, **options)
+    return run(explainer, pixels, *tensors, target=target)
+
+
+def run(
+    explainer: onnx.ModelProto, pixels: np.ndarray, *tensors: str, target: Sequence[Any] | None = None
+) -> list[np.ndarray]:
+    extended = onnx.ModelProto()
+    extended.CopyFrom(explainer)
+    extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    session = onnxruntime.InferenceSession(extended.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    feeds = {"image": pixels} | ({} if target is None else {"target": np.asarray(target, np.int64)})
+    return list(session.run(None, feeds))
