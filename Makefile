@@ -1,7 +1,7 @@
 # Each target sets up what it needs in .venv first. Nothing outside this folder is touched.
 #
 #   make demo      set up, explain a picture with a tiny network, write build/result.png
-#   make test      set up, run the tests          make test ARGS="-k zoo"
+#   make test      set up, run the tests          make test ARGS="-k zoo -n 0"
 #   make lint      format, lint and types
 #   make docs      write docs/layers.md, gradients.md and methods.md from the registries
 #   make schema    write converters/schema/caffe_pb2.py from caffe.proto
@@ -37,7 +37,7 @@ demo: $(DEMO_READY)
 	$(BIN)/camrt demo --output build/result.png
 
 test: $(TEST_READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(TEST_READY)
 	$(BIN)/ruff format --check .

@@ -156,6 +156,8 @@ def _named(name: str, weights: Path | None, output: Path | None) -> _Task:
     }
     if model.features and model.classifier:
         properties |= {"camrt.features": model.features, "camrt.classifier": model.classifier}
+    if model.protocol:
+        properties["camrt.protocol"] = model.protocol
     labels = zoo.labels(model)
     if labels:
         properties["camrt.labels"] = json.dumps(labels, ensure_ascii=False)

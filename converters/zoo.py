@@ -80,16 +80,18 @@ class WeightsFile:
         urls: Where it is, in the order in which they are tried.
         least_bytes: The bytes of the network's parameters. A file that is smaller is truncated.
         sha256: The published checksum, where there is one.
+        bundled: The file of ``models/``, where it comes with camrt. Nothing is downloaded then.
     """
 
     urls: tuple[str, ...]
     least_bytes: int
     sha256: str | None = None
+    bundled: str | None = None
 
     @property
     def file_name(self) -> str:
         """The name of the file, with which it lies in the cache."""
-        return self.urls[0].rpartition("/")[2]
+        return (self.bundled or self.urls[0]).rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,8 @@ class NamedModel:
         licence: What its source says of the use of its weights.
         features: The blob that its global pooling reads, where it was made for class activation maps.
         classifier: The linear layer behind that pooling.
+        protocol: What it is shown of an image, for `camrt.explain_graph`, where that is not ten crops and their mirror
+            images.
     """
 
     name: str
@@ -140,6 +144,7 @@ class NamedModel:
     aliases: tuple[str, ...] = ()
     features: str | None = None
     classifier: str | None = None
+    protocol: str | None = None
 
     def prototxt(self) -> str:
         """Returns the text of its deploy prototxt."""
@@ -227,7 +232,7 @@ def _named_model(name: str, facts: Mapping[str, Any]) -> NamedModel:
         name=name,
         aliases=tuple(facts.get("aliases", ())),
         network=network if isinstance(network, str) else Assembly(**network),
-        weights=WeightsFile(**{**weights, "urls": tuple(weights["urls"])}),
+        weights=WeightsFile(**{**weights, "urls": tuple(weights.get("urls", ()))}),
         preprocessing=Preprocessing(**{**preprocessing, "mean": tuple(map(float, preprocessing["mean"]))}),
         **plain,
     )
@@ -285,7 +290,7 @@ def weights(model: NamedModel, file: Path | None = None, *, cache: Path | None =
         return _whole(model, file)
     cache = cache or cache_folder()
     path = weights_path(model, cache=cache)
-    if path.exists():
+    if path.exists() or model.weights.bundled:
         return _whole(model, path)
     released = model.weights
     try:
@@ -303,19 +308,21 @@ def weights(model: NamedModel, file: Path | None = None, *, cache: Path | None =
 
 
 def weights_path(model: NamedModel, *, cache: Path | None = None) -> Path:
-    """Returns where the model's weights lie in the cache, whether or not they are there.
+    """Returns where the model's weights lie in the cache, whether or not they are there; or where they came with camrt.
 
     Args:
         model: The model.
         cache: The cache folder, if not ``cache_folder()``.
     """
+    if model.weights.bundled:
+        return models_folder() / model.weights.bundled
     return (cache or cache_folder()) / "weights" / model.weights.file_name
 
 
 def labels(model: NamedModel, *, cache: Path | None = None) -> list[str] | None:
     """Returns the names of the model's classes, in the order of its scores.
 
-    They are among the reference files: ``download_reference`` brings them.
+    They are among the reference files, which ``download_reference`` brings, or come with camrt.
 
     Args:
         model: The model.
@@ -328,9 +335,9 @@ def labels(model: NamedModel, *, cache: Path | None = None) -> list[str] | None:
         ConversionError: The file is there and cannot be read.
     """
     for name in _toml("registry.toml")["labels"][model.labels]:
-        path = (cache or cache_folder()) / "reference" / name
-        if path.exists() and (names := _read_labels(path)) is not None:
-            return names
+        for path in ((cache or cache_folder()) / "reference" / name, models_folder() / name):
+            if path.exists() and (names := _read_labels(path)) is not None:
+                return names
     return None
 
 
@@ -370,9 +377,10 @@ def _whole(model: NamedModel, path: Path) -> Path:
         raise ConversionError(f"there is no such file (it should hold the weights of {model.name})", file=str(path))
     size, least = path.stat().st_size, model.weights.least_bytes
     if size < least:
+        again = "Install camrt again" if model.weights.bundled else "Remove it and download it again"
         raise ConversionError(
             f"the file is truncated: it has {size:,} bytes, and the weights of {model.name} alone have {least:,}. "
-            "Remove it and download it again, or name another one with --weights FILE",
+            f"{again}, or name another one with --weights FILE",
             file=str(path),
         )
     return path
@@ -596,7 +604,8 @@ def _listing() -> str:
     lines = [f"Models (cache folder {cache_folder()}):"]
     for model in models().values():
         names = ", ".join((model.name, *model.aliases))
-        state = "downloaded" if weights_path(model).exists() else f"{model.weights.least_bytes / 1e6:,.0f} MB or more"
+        size = f"{model.weights.least_bytes / 1e6:,.0f} MB or more"
+        state = "with camrt" if model.weights.bundled else "downloaded" if weights_path(model).exists() else size
         lines.append(f"  {names:<42} {model.trained_on:<38} {state}")
     return "\n".join(lines)
 

@@ -1,7 +1,8 @@
-"""`camrt demo`: what demo.m shows."""
+"""`camrt demo`: what demo.m shows; and lenetCAM, which needs no download."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from camrt.commands.options import STATUS, Json, Provider, check_model, is_same_
 from camrt.commands.output import reporting, write_picture
 from camrt.commands.reference import ReferenceDir, categories, hint_of_download, reference_folder
 from camrt.errors import CamrtError
-from camrt.loading import TINY, is_name
+from camrt.loading import LENET, is_name
 from camrt.results import json_line
 from converters.terminal import say
 
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 
     from camrt.explanation import Explanation
 
+_SMALL, _SHOWN = 200, 400  # pixels: maps below that side are shown enlarged, to about this side
+
 EXAMPLES = f"""Examples:
 
-  camrt demo                                  a tiny network and its picture; nothing is downloaded
+  camrt demo                                  a small trained network and its picture; nothing is downloaded
 
   camrt demo googlenetCAM photo.jpg
 
@@ -40,10 +43,10 @@ EXAMPLES = f"""Examples:
 
 def demo(
     model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help=f"A named model, {TINY}, or an ONNX model.", show_default=True)
-    ] = TINY,
+        str, typer.Argument(metavar="[MODEL]", help="A named model, or an ONNX model.", show_default=True)
+    ] = LENET,
     image: Annotated[
-        Path | None, typer.Argument(metavar="[IMAGE]", help="By default the original's img1.jpg, or a drawn one.")
+        Path | None, typer.Argument(metavar="[IMAGE]", help="By default the original's img1.jpg, or a digit.")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")] = Path("result.png"),
     cached: Annotated[
@@ -55,12 +58,12 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Show what demo.m shows: the five best classes, and a picture of where the network sees them."""
-    if cached is not None and (model != TINY or image is not None):
+    if cached is not None and (model != LENET or image is not None):
         raise typer.BadParameter(
             "goes without a model and an image: the features are of the original's", param_hint="--cached"
         )
     if image is None and Path(model).suffix.lower() in ENDINGS:
-        raise typer.BadParameter(f"the model comes first: camrt demo {TINY} {model}", param_hint="MODEL")
+        raise typer.BadParameter(f"the model comes first: camrt demo {LENET} {model}", param_hint="MODEL")
     if is_same_file(output, image):
         raise typer.BadParameter(f"{output} is the image", param_hint="--output")
     began = time.perf_counter()
@@ -78,33 +81,47 @@ def demo(
 def _network_demo(
     name: str, image: Path | None, reference: Path, provider: str | None
 ) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-    if name == TINY:
-        say(f"{TINY}: a network of a few filters, written by hand; here converted from Caffe's files and explained")
+    if name == LENET:
+        say(f"{LENET}: a small network that finds a digit among clutter; converted from Caffe's files and explained")
     check_model(name)
     from camrt.explainer import Explainer
 
     found = Explainer(name, providers=provider)(_demo_image(name, image, reference))
     labels = _labels(name, found, reference)
     top = [{**one, "label": label} for one, label in zip(found.as_dict()["top"], labels, strict=True)]
-    return {"model": name, "image": found.source, "top": top}, found.picture(square=True)
+    facts = {"model": name, "image": found.source, "top": top}
+    if found.heatmaps.shape[-1] < _SMALL:
+        return facts | {"boxes": found.boxes(0).tolist()}, _enlarged(found)
+    return facts, found.picture(square=True)
+
+
+def _enlarged(found: Explanation) -> NDArray[np.uint8]:
+    """The picture of a small image: the image and the best class, with its boxes, large enough to look at."""
+    from camrt import images, render
+
+    height, width = found.image.shape[:2]
+    times = max(1, round(_SHOWN / max(height, width)))
+    large = images.resize(found.image, (times * height, times * width))
+    shown = dataclasses.replace(found, image=large)
+    return render.row([large, render.draw_boxes(shown.overlay(0), times * found.boxes(0))])
 
 
 def _demo_image(name: str, image: Path | None, reference: Path) -> Any:
     if image is not None:
         return image
-    if name != TINY and (reference / "img1.jpg").is_file():
+    if name != LENET and (reference / "img1.jpg").is_file():
         return reference / "img1.jpg"
-    if name != TINY:
-        say(f"note: no image is named, and img1.jpg is not in {reference}: it is shown a drawing, which no class fits")
-    from camrt.tiny import sample_image
+    if name != LENET:
+        say(f"note: no image is named, and img1.jpg is not in {reference}: it is shown a digit, which no class fits")
+    from converters.zoo import models_folder
 
-    return sample_image()
+    return models_folder() / LENET / "sample.png"
 
 
 def _labels(name: str, found: Explanation, reference: Path) -> Sequence[str]:
     """The names as the original prints them, with WordNet's numbers, where its list is there."""
     file = reference / "categories1000.mat"
-    if not is_name(name) or name == TINY or named(name).labels != "imagenet" or not file.is_file():
+    if not is_name(name) or named(name).labels != "imagenet" or not file.is_file():
         return found.labels
     names = categories(file)
     return [names[number] for number in found.classes.tolist()]

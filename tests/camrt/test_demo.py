@@ -10,14 +10,17 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import loadmat
 from typer.testing import CliRunner
 
-from camrt import matlab, tiny
+from camrt import images, matlab, render
 from camrt.cli import app
+from converters import zoo
+from tests import tiny_cam as tiny
 from tests.camrt.test_tiny import opencv
 
 
@@ -39,22 +42,55 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def test_without_arguments_a_picture_lies_on_disk(tmp_path: Path) -> None:
+    """What OpenCV computes from lenetCAM's files, drawn by hand."""
     status, out, err = run()
     assert status == 0, err
     line, path = out.splitlines()
     labels = re.findall(r" --top\d:(.*?)(?= --|$)", line)
     assert line == "".join(f" --top{rank}:{label}" for rank, label in enumerate(labels, 1))
-    assert len(set(labels)) == 5
-    assert set(labels) < set(tiny.LABELS)
     assert path == str(tmp_path / "result.png")
-    # OpenCV's features and the MATLAB code in NumPy draw the same.
+    folder = zoo.models_folder() / "lenetCAM"
+    net = cv2.dnn.readNetFromCaffe(str(folder / "deploy.prototxt"), str(folder / "lenetCAM.caffemodel"))
+    canvas = np.repeat(pixels(folder / "sample.png")[..., None], 3, axis=2)
+    net.setInput(canvas.transpose(2, 0, 1)[None].astype(np.float32))
+    features, scores = net.forward(["CAM_soft", "prob"])
+    order = np.argsort(-scores[0], kind="stable")
+    assert [int(label) for label in labels] == order[:5].tolist()
+    weights = net.getLayer(net.getLayerId("CAM_fc")).blobs[0].reshape(10, -1)[order[0]]
+    small = np.tensordot(weights, features[0], 1).astype(np.float64)
+    heatmap = np.abs(matlab.imresize(small, (100, 100)))
+    large = images.resize(canvas.astype(np.uint8), (400, 400))
+    drawn = pixels(Path(path))
+    assert drawn.shape == (400, 808, 3)
+    assert (drawn[:, :400] == large).all()
+    assert (drawn[:, 400:408] == 255).all()
+    overlay = render.overlay(large, images.resize(heatmap.astype(np.float32), (400, 400))).astype(int)
+    difference = np.abs(drawn[:, 408:] - overlay)
+    assert (difference <= 1).mean() > 0.9, "all but the lines of boxes"
+    boxes = json.loads(run("--json")[1])["boxes"]
+    assert boxes
+    lines = np.zeros((400, 400), bool)
+    for x, y, width, height in 4 * np.array(boxes):
+        lines[max(0, y - 4) : y + height + 5, max(0, x - 4) : x + width + 5] = True
+        lines[y + 4 : y + height - 4, x + 4 : x + width - 4] = False
+        assert (drawn[y, 408 + x + 8 : 408 + x + width - 8] == 255).all(), "its upper side"
+    # A value between two of the 256 colours may fall on either side: then they differ by a step of jet.
+    assert difference[~lines].max() <= 4
+
+
+def test_the_demo_of_a_large_network_is_the_originals_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten crops of 224 pixels: OpenCV's features and the MATLAB code in NumPy draw the same."""
+    model = tiny.named(tmp_path)
+    monkeypatch.setattr(zoo, "models", lambda: {model.name: model})
     image = tiny.sample_image()
+    Image.fromarray(image).save("mine.png")
+    status, out, err = run("tinyCAM", "mine.png")
+    assert status == 0, err
     features, scores = opencv(tmp_path, matlab.prepare_image(image, np.full(3, tiny.GREY)))
     classes, _ = matlab.top_classes(scores)
-    assert [tiny.LABELS[number] for number in classes] == labels
+    assert out.splitlines()[0] == "".join(f" --top{rank}:{number}" for rank, number in enumerate(classes, 1))
     maps = matlab.demo_maps(matlab.return_cam_map(features, tiny.weights()["CAM_fc"][0][classes]))
-    expected = matlab.demo_result(image, maps)
-    difference = np.abs(pixels(Path(path)) - expected)
+    difference = np.abs(pixels(tmp_path / "result.png") - matlab.demo_result(image, maps))
     assert difference.shape == (256, 1576, 3)
     # A value between two of the 256 colours may fall on either side: then they differ by a step of jet.
     assert (difference <= 1).mean() > 0.995
@@ -77,7 +113,7 @@ def test_it_runs_offline_in_an_environment_of_its_own(tmp_path: Path, repository
     assert done.returncode == 0, done.stderr
     assert time.perf_counter() - began < 30
     assert Path(done.stdout.splitlines()[-1]) == tmp_path / "deep" / "picture.png"
-    assert pixels(tmp_path / "deep" / "picture.png").shape == (256, 1576, 3)
+    assert pixels(tmp_path / "deep" / "picture.png").shape == (400, 808, 3)
 
 
 @pytest.mark.parametrize("place", ["cache", "option"])
@@ -133,8 +169,8 @@ def test_missing_reference_files_say_how_to_get_them(reference: Path, tmp_path: 
 def test_an_explainer_and_an_image_of_ones_own(tmp_path: Path) -> None:
     from camrt.cli import app as cli
 
-    assert CliRunner().invoke(cli, ["export", "tinyCAM", "-o", "mine.onnx"]).exit_code == 0
-    Image.fromarray(tiny.sample_image()).save("mine.png")
+    assert CliRunner().invoke(cli, ["export", "lenetCAM", "-o", "mine.onnx"]).exit_code == 0
+    shutil.copy(zoo.models_folder() / "lenetCAM" / "sample.png", "mine.png")
     assert run("mine.onnx", "mine.png", "-o", "a.png")[0] == 0
     assert run("-o", "b.png")[0] == 0
     assert (pixels(tmp_path / "a.png") == pixels(tmp_path / "b.png")).all()
@@ -144,12 +180,12 @@ def test_an_explainer_and_an_image_of_ones_own(tmp_path: Path) -> None:
     ("arguments", "status", "word"),
     [
         (["--cached", "3"], 2, "--cached"),
-        (["tinyCAM", "a.png", "--cached", "1"], 2, "--cached"),
+        (["lenetCAM", "a.png", "--cached", "1"], 2, "--cached"),
         (["no-such-model"], 2, "Known:"),
         (["googlenetCAMM"], 2, "Did you mean"),
         (["photo.jpg"], 2, "the model comes first"),
         (["--nonsense"], 2, "nonsense"),
-        (["tinyCAM", "missing.jpg"], 1, "missing.jpg: there is no such file"),
+        (["lenetCAM", "missing.jpg"], 1, "missing.jpg: there is no such file"),
         (["missing.onnx"], 1, "missing.onnx"),
         (["--provider", "nonsense"], 1, "nonsense"),
     ],
@@ -165,7 +201,7 @@ def test_what_is_wrong_is_a_line_and_a_status(arguments: list[str], status: int,
 def test_the_image_is_not_overwritten(tmp_path: Path) -> None:
     Image.fromarray(tiny.sample_image()).save("mine.png")
     before = (tmp_path / "mine.png").read_bytes()
-    status, _, err = run("tinyCAM", "mine.png", "-o", "mine.png")
+    status, _, err = run("lenetCAM", "mine.png", "-o", "mine.png")
     assert status == 2
     assert "is the image" in err
     assert (tmp_path / "mine.png").read_bytes() == before

@@ -9,7 +9,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from camrt import explain_graph, matlab, tiny
+from camrt import explain_graph, matlab
+from tests import tiny_cam as tiny
 
 
 @pytest.fixture(scope="module")

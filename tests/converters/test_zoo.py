@@ -118,12 +118,38 @@ def test_wheel_holds_every_module_and_the_models(repository: Path, tmp_path: Pat
         if (repository / name).is_dir():
             shutil.copytree(repository / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     expected = {path.relative_to(tree).as_posix() for path in tree.rglob("*.py") if path.parent != tree}
-    expected |= {f"converters/models/{path.name}" for path in (repository / "models").iterdir() if path.is_file()}
+    models = repository / "models"
+    expected |= {f"converters/models/{path.relative_to(models)}" for path in models.rglob("*") if path.is_file()}
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--wheel-dir", str(tmp_path), str(tree)], check=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         missing = expected - set(wheel.namelist())
     assert not missing
+
+
+# ------------------------------------------------------------------------------------------------- what comes with it
+
+
+def test_bundled_weights_need_neither_cache_nor_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "_download", lambda *_, **__: pytest.fail("asked the network"))
+    model = zoo.find("lenetCAM")
+    path = zoo.weights(model, cache=tmp_path)
+    assert path == zoo.weights_path(model, cache=tmp_path) == zoo.models_folder() / "lenetCAM" / "lenetCAM.caffemodel"
+    assert zoo.labels(model, cache=tmp_path) == list("0123456789")
+    assert list(tmp_path.iterdir()) == []
+    other = tmp_path / "other.caffemodel"
+    other.write_bytes(bytes(model.weights.least_bytes))
+    assert zoo.weights(model, other) == other
+
+
+def test_bundled_weights_that_are_missing_or_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "models_folder", lambda: tmp_path)
+    model = replace(zoo.find("lenetCAM"), weights=zoo.WeightsFile((), 100, bundled="net.caffemodel"))
+    with pytest.raises(ConversionError, match="no such file"):
+        zoo.weights(model)
+    (tmp_path / "net.caffemodel").write_bytes(bytes(99))
+    with pytest.raises(ConversionError, match=r"truncated: it has 99 bytes.*Install camrt again"):
+        zoo.weights(model)
 
 
 # ------------------------------------------------------------------------------------------------- downloading
@@ -472,7 +498,7 @@ def deployed(network: Network) -> tuple[str, list[tuple[str, tuple[int, ...]]], 
 
 
 def parameter_count(net: caffe_pb2.NetParameter) -> int:
-    """How many numbers the network's convolutions and linear layers hold, from the shapes of its blobs."""
+    """How many numbers the network's layers hold, from the shapes of its blobs."""
     shapes = {net.input[0]: tuple(net.input_shape[0].dim)[1:]}
     count = 0
     for layer in net.layer:
@@ -480,7 +506,7 @@ def parameter_count(net: caffe_pb2.NetParameter) -> int:
         if layer.type == "Convolution":
             p = layer.convolution_param
             pad, stride, kernel = [*p.pad, 0][0], [*p.stride, 1][0], p.kernel_size[0]
-            count += p.num_output * (channels // p.group * kernel**2 + 1)
+            count += p.num_output * (channels // p.group * kernel**2 + p.bias_term)
             channels, sides = p.num_output, [(side + 2 * pad - kernel) // stride + 1 for side in sides]
         elif layer.type == "Pooling":
             q = layer.pooling_param
@@ -489,6 +515,10 @@ def parameter_count(net: caffe_pb2.NetParameter) -> int:
             units = layer.inner_product_param.num_output
             count += units * (int(np.prod([channels, *sides])) + 1)
             channels, sides = units, []
+        elif layer.type == "BatchNorm":  # mean, variance, and what both are to be divided by
+            count += 2 * channels + 1
+        elif layer.type == "Scale":
+            count += channels * (1 + layer.scale_param.bias_term)
         elif layer.type == "Concat":
             channels = sum(shapes[bottom][0] for bottom in layer.bottom)
         shapes[layer.top[0]] = (channels, *sides)

@@ -2,9 +2,8 @@
 
 It has the shape of the CAM networks (convolutions, global average pooling, one linear layer, softmax) and 6 classes:
 four colours and two kinds of stripes. Nothing of it is trained. Its weights are filters of which one can say what they
-do, so its heatmaps can be checked by eye and by test: they must lie on what has that colour. It stands in where a
-released network cannot be had, so that the whole way can be walked without a download: a prototxt and a caffemodel are
-written, converted, and made an explainer.
+do, so its heatmaps can be checked: they must lie on what has that colour. It stands in for the large networks, which
+cannot be had in a test: crops of 224 pixels in three channels, 14 x 14 features, ten crops.
 
 How it sees: ``conv1`` smooths the image and takes the six differences of two colours (R - G, G - R, R - B, ...); beside
 them stand eight Gabor filters of a period of 8 pixels, in four phases, for upright and for lying stripes (Daugman
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     import onnx
 
     from camrt.preprocess import Preprocess
+    from converters.zoo import NamedModel
 
 NAME = "tinyCAM"
 LABELS = ("red", "green", "blue", "yellow", "upright stripes", "lying stripes")
@@ -146,6 +146,27 @@ def convert() -> onnx.ModelProto:
     kept = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(model, {**kept, **facts})
     return model
+
+
+def named(folder: Path) -> NamedModel:
+    """The network as one that camrt knows by name: its files are written to the folder."""
+    from converters import zoo
+
+    prototxt, caffemodel = write(folder)
+    grey = float(GREY)
+    return zoo.NamedModel(
+        name=NAME,
+        network=str(prototxt),
+        weights=zoo.WeightsFile((), caffemodel.stat().st_size // 2, bundled=str(caffemodel)),
+        preprocessing=zoo.Preprocessing(256, 224, (grey, grey, grey)),
+        labels="imagenet",
+        trained_on="nothing",
+        source="",
+        paper="",
+        licence="",
+        features=FEATURES,
+        classifier=CLASSIFIER,
+    )
 
 
 def sample_image() -> NDArray[np.uint8]:

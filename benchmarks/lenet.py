@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""How well lenetCAM reads and finds a digit among clutter: converted, explained, measured. Without PyTorch.
+
+usage: python benchmarks/lenet.py [CAFFEMODEL] [--data clutter:drawn,seed=3] [--count 10000] [--json]
+
+Without CAFFEMODEL, the one that comes with camrt. The caffemodel and models/lenetCAM/deploy.prototxt are converted to
+ONNX, made an explainer graph, and shown canvases 0 to count - 1 of the generator that --data names, such as
+
+    --data clutter:MNIST_FOLDER,first=8000,count=2000,seed=3
+
+Of each canvas the best class is looked at:
+
+* accuracy: how often it is the digit's label;
+* pointing: how often the largest value of its map lies in the tight box around the digit's ink;
+* IoU >= 0.5: how often one of the boxes that `Explanation.boxes` gives has that much in common with the digit's box.
+
+The figures behind +- are the standard error of such a share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+from rich.console import Console
+from rich.table import Table
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+import converters
+from camrt import Explainer, Explanation
+from camrt.errors import CamrtError
+from camrt.loading import OWN_PROTOCOL, preprocess_of_named
+from camrt.train.clutter import Clutter
+from converters import zoo
+from converters.terminal import bar
+
+NAME = "lenetCAM"
+BATCH = 32
+
+
+def explainer(caffemodel: Path | None, threads: int) -> Explainer:
+    """The network as its users run it: the named model, or another file of weights of the same form."""
+    if caffemodel is None:
+        return Explainer(NAME, top=1, threads=threads)
+    model = zoo.find(NAME)
+    classifier = converters.convert(zoo.models_folder() / NAME / "deploy.prototxt", caffemodel)
+    facts = {"camrt.features": model.features, "camrt.classifier": model.classifier, OWN_PROTOCOL: model.protocol}
+    onnx.helper.set_model_props(classifier, {key: str(value) for key, value in facts.items()})
+    return Explainer(classifier, preprocess=preprocess_of_named(model), top=1, threads=threads)
+
+
+def points_at(found: Explanation, box: np.ndarray) -> bool:
+    """Whether the largest value of the map lies in the box x1, y1, x2, y2 (x2, y2 just outside)."""
+    heatmap = found.heatmap(0)
+    y, x = np.unravel_index(int(heatmap.argmax()), heatmap.shape)
+    return bool(box[0] <= x < box[2] and box[1] <= y < box[3])
+
+
+def best_overlap(found: Explanation, box: np.ndarray) -> float:
+    """The largest intersection over union of a box of the map with the digit's; 0 where there is none."""
+    boxes = found.boxes(0)
+    corner, size = boxes[:, :2], boxes[:, 2:]
+    shared = np.clip(np.minimum(corner + size, box[2:]) - np.maximum(corner, box[:2]), 0, None).prod(axis=1)
+    union = size.prod(axis=1) + (box[2:] - box[:2]).prod() - shared
+    return float((shared / union).max(initial=0))
+
+
+def measure(explain: Explainer, canvases: Clutter, count: int) -> dict[str, float]:
+    """The three shares over canvases 0 to count - 1, and what it took."""
+    began = time.perf_counter()
+    hits = np.zeros(3)
+    with bar("explaining", count, bytes_=False) as advance:
+        for first in range(0, count, 20 * BATCH):
+            images, labels, boxes = canvases.batch(np.arange(first, min(count, first + 20 * BATCH)))
+            colour = np.repeat(images[..., None], 3, axis=3)
+            for found, label, box in zip(explain.map(colour, batch=BATCH), labels, boxes, strict=True):
+                hits += found.classes[0] == label, points_at(found, box), best_overlap(found, box) >= 0.5
+                advance(1)
+    shares = dict(zip(("accuracy", "pointing", "iou"), (hits / count).tolist(), strict=True))
+    return {**shares, "count": count, "seconds": round(time.perf_counter() - began, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How well lenetCAM reads and finds a digit among clutter.")
+    parser.add_argument("caffemodel", nargs="?", type=Path, help="weights; by default those that come with camrt")
+    parser.add_argument("--data", default="clutter:drawn,seed=3", help="the generator of the canvases")
+    parser.add_argument("--count", type=int, default=10_000, help="how many canvases")
+    parser.add_argument("--threads", type=int, default=2, help="of ONNX Runtime")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    if options.count < 1:
+        parser.error(f"found --count {options.count}, expected at least 1")
+    try:
+        facts = measure(explainer(options.caffemodel, options.threads), Clutter.parse(options.data), options.count)
+    except (CamrtError, converters.ConversionError) as error:
+        sys.exit(f"error: {error}")
+    if options.json:
+        print(json.dumps({"weights": str(options.caffemodel or NAME), "data": options.data, **facts}))
+        return
+    table = Table(title=f"{options.caffemodel or NAME} on {options.count:,} canvases of {options.data}")
+    for column in ("accuracy", "pointing", "IoU >= 0.5"):
+        table.add_column(column, justify="right")
+    shares = [facts[key] for key in ("accuracy", "pointing", "iou")]
+    errors = [(share * (1 - share) / options.count) ** 0.5 for share in shares]
+    table.add_row(*(f"{100 * share:.2f} % +- {100 * error:.2f}" for share, error in zip(shares, errors, strict=True)))
+    console = Console()
+    console.print(table, f"{facts['seconds']} s")
+
+
+if __name__ == "__main__":
+    main()
