@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
-import json
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -19,9 +19,11 @@ from camrt.results import LINES, json_line
 
 if TYPE_CHECKING:
     from camrt.explanation import Explanation
+    from camrt.localize.crf import CRF
     from camrt.session import Provider
 
 PAGE, LOCK, CARDS = "index.html", ".camrt-lock", ".cards"
+_BUSY = "another camrt explain writes into this folder. Wait for it, or name another one with --out"
 # What is looked for in folders. A file that is named is read whatever its ending.
 ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif",
@@ -76,12 +78,17 @@ class Batch:
     Args:
         folder: Made if it is not there.
         model: A name, or the path of an ONNX model, as for `camrt.Explainer`. It is loaded if an image is not done.
-        method: As for `camrt.Explainer`; so are ``protocol`` and ``top``.
+        method: As for `camrt.Explainer`; so are ``protocol``, ``top``, ``target``, ``layer`` and ``settings``.
         protocol: What the network sees of an image.
         top: How many classes are explained.
+        target: What is explained in place of the best classes.
+        layer: The features that the maps are made of.
+        settings: What is set of the method.
         thresholds: Of the boxes in the lines and on the overlays; None for no boxes.
         maps: How the maps are written; None for not at all.
         cards: Whether what `page` needs is kept of each image.
+        crf: How the maps are refined, as for `Explanation.refine`; None for not at all.
+        side: The size at which they are, as for `Explanation.refine`.
 
     Attributes:
         total: How many images the run is about, once `explain` has begun.
@@ -102,15 +109,22 @@ class Batch:
         method: str | None = None,
         protocol: str | None = None,
         top: int | None = None,
+        target: int | str | Sequence[int | str] | None = None,
+        layer: str | Sequence[str] | None = None,
+        settings: Mapping[str, Any] | None = None,
         thresholds: Sequence[int] | None = None,
         maps: Literal["png", "npz"] | None = "png",
         cards: bool = False,
+        crf: CRF | None = None,
+        side: int = 256,
     ) -> None:
         self.folder, self.model = Path(folder), model
         self.method, self.protocol, self.top = method, protocol, top
+        self.target, self.layer, self.settings = target, layer, settings
         self.thresholds, self.maps, self.cards = thresholds, maps, cards
+        self.crf, self.side = crf, side
         self.total = self.skipped = self.explained = 0
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
         self._lines: dict[str, dict[str, Any]] = {}  # of the images, by path
         self._others: list[str] = []  # of Explanation.save
         self._owners: dict[str, str] = {}  # stem, without regard to case -> the image's path
@@ -120,15 +134,13 @@ class Batch:
 
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / LOCK).open("a")
         except OSError as error:
             raise CamrtError(f"cannot be written to: {error.strerror or error}", file=str(self.folder)) from error
         try:
-            if not _locked(lock):
-                raise CamrtError(
-                    "another camrt explain writes into this folder. Wait for it, or name another one with --out",
-                    file=str(self.folder),
-                )
+            lock = results.hold(self.folder / LOCK, _BUSY)
+        except CamrtError as error:
+            raise CamrtError(error.message, file=str(self.folder)) from error.__cause__
+        try:
             sweep(self.folder)
             self._read()
         except BaseException:
@@ -178,7 +190,10 @@ class Batch:
             return failed
         from camrt.explainer import Explainer
 
-        explainer = Explainer(self.model, self.method, self.protocol, self.top, providers)
+        explainer = Explainer(
+            self.model, self.method, self.protocol, self.top, providers,
+            target=self.target, layer=self.layer, settings=self.settings,
+        )  # fmt: skip
         with contextlib.suppress(OSError):  # which is said when the first line is written
             (self.folder / LINES).touch()
         replaces = bool(self._lines.keys() & {image.path for image in waiting.values()})
@@ -193,7 +208,12 @@ class Batch:
                 advance(1)
 
             for found in explainer.map(list(waiting), batch=batch, on_error=refuse):
-                self._keep(found, waiting[found.source], settings, threads)
+                try:
+                    refined = found.refine(crf=self.crf, side=self.side) if self.crf else found
+                except CamrtError as error:
+                    refuse(found.source, error)
+                    continue
+                self._keep(refined, waiting[found.source], settings, threads)
                 self.explained += 1
                 advance(1)
         if replaces:
@@ -224,22 +244,12 @@ class Batch:
         self._lines, self._others = {}, []
         file = self.folder / LINES
         content = file.read_bytes() if file.exists() else b""
-        lines = content.split(b"\n")
-        for number, line in enumerate(lines, 1):
-            try:
-                facts = json.loads(line) if line.strip() else None
-            except ValueError:
-                if number == len(lines):  # a run was killed while it wrote it
-                    continue
-                raise CamrtError(
-                    "the line is not JSON. Mend or remove it, or name another folder with --out",
-                    file=f"{file}:{number}",
-                ) from None
+        for line, facts in results.parse_lines(io.BytesIO(content), file):
             if _is_ours(facts):
                 self._lines.pop(facts["path"], None)  # the last line of an image counts, and stands where it stood
                 self._lines[facts["path"]] = facts
             elif facts is not None:
-                self._others.append(line.decode())
+                self._others.append(line.decode().removesuffix("\n"))
         self._owners = {str(facts.get("stem", "")).casefold(): path for path, facts in self._lines.items()}
         self._tidy(content)
 
@@ -257,9 +267,16 @@ class Batch:
             "method": self.method,
             "protocol": self.protocol,
             "top": self.top,
+            **self._chosen(),
             "boxes": list(self.thresholds) if self.thresholds else None,
             "maps": self.maps or "none",
+            **({"crf": {**self.crf.as_dict(), "side": self.side}} if self.crf else {}),
         }
+
+    def _chosen(self) -> dict[str, Any]:
+        """Of the arguments that a line need not have: those that say something."""
+        chosen = {"target": self.target, "layer": self.layer, "set": self.settings}
+        return {name: value for name, value in chosen.items() if value is not None}
 
     def _is_done(self, image: ImageFile, settings: Mapping[str, Any]) -> bool:
         facts = self._lines.get(image.path)
@@ -313,21 +330,6 @@ def _is_ours(facts: Any) -> TypeGuard[dict[str, Any]]:
         return False
     names = [facts.get("stem"), *(facts["files"] if isinstance(facts.get("files"), list) else [None])]
     return all(isinstance(name, str) and name and Path(name).name == name for name in names)
-
-
-def _locked(lock: IO[str]) -> bool:
-    """Take the lock, for as long as the file is open. Where the system has none, there is none."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # some network file systems
-        return True
-    return True
 
 
 # ---------------------------------------------------------------------------------------------------------- the images

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from camrt.commands import bbox, demo, explain, export, models, validate
+from camrt.commands import bbox, demo, evaluate, explain, export, models, surgery, train, validate
 from converters import cli as converters_cli
 
 app = typer.Typer(
@@ -37,10 +37,13 @@ def options(
 app.command("convert", epilog=converters_cli.EXAMPLES)(converters_cli.convert)
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.command("bbox", epilog=bbox.EXAMPLES)(bbox.bbox)
+app.add_typer(evaluate.app, name="evaluate")
 app.command("explain", epilog=explain.EXAMPLES)(explain.explain)
 app.command("models", epilog=models.MODELS_EXAMPLES)(models.models)
 app.command("download", epilog=models.DOWNLOAD_EXAMPLES)(models.download)
 app.command("export", epilog=export.EXAMPLES)(export.export)
+app.command("train", epilog=train.EXAMPLES)(train.train)
+app.command("surgery", epilog=surgery.EXAMPLES)(surgery.surgery)
 app.command("validate", epilog=validate.EXAMPLES)(validate.validate)
 
 

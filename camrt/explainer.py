@@ -7,7 +7,7 @@ import json
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camrt import images
+from camrt.classes import class_number
 from camrt.errors import CamrtError
 from camrt.explanation import Explanation
 from camrt.loading import EXPLAINER, LABELS, NAME, Request, explainer_graph
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from camrt.images import ImageLike
     from camrt.preprocess import Preprocess
 
-_INPUT, _OUTPUTS = "image", ("scores", "classes", "heatmaps")
+_INPUT, _TARGET, _OUTPUTS = "image", "target", ("scores", "classes", "heatmaps")
+_ANY = "input"  # what the metadata of a graph say that takes classes with each image
 _WAITING_BYTES = 1 << 28  # of decoded images that wait for their turn
 
 OnError = Literal["warn", "raise"] | Callable[[str, CamrtError], object]
@@ -45,11 +47,13 @@ class _Prepared:
         source: What it is called.
         image: (H, W, 3) uint8 RGB.
         square: (S, S, 3) uint8 RGB.
+        target: (top,) int64: the classes that are asked for, where the graph takes them with the image.
     """
 
     source: str
     image: NDArray[np.uint8]
     square: NDArray[np.uint8]
+    target: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,16 +68,24 @@ class Explainer:
     """Says what a network sees in images, and where. May be used from several threads at once.
 
     Args:
-        model: The name of a named model (its weights are downloaded if need be) or ``"tinyCAM"``; the path of an ONNX
+        model: The name of a named model (its weights are downloaded if need be); the path of an ONNX
             model, or a ModelProto: a classifier, or an explainer graph, which is told by its metadata.
         method: How the maps come about, for `camrt.explain_graph`; ``"cam"`` if left out. An explainer graph has its
-            own: an argument that says something else is an error. The same goes for ``protocol`` and ``top``.
-        protocol: What the network sees of an image; ``"ten-crop"`` if left out.
-        top: How many classes are explained, the best first; 5 if left out, or as many as there are.
+            own: an argument that says something else is an error. The same goes for the arguments below that are
+            `camrt.explain_graph`'s.
+        protocol: What the network sees of an image; if left out, what the model says itself (``camrt.protocol`` in its
+            metadata), or what suits the method.
+        top: How many classes are explained, the best first; if left out, what suits the method (5 of cam), or as many
+            as there are.
         providers: Where it runs, as for `camrt.session.Session`: CUDA where ONNX Runtime has it, else the CPU. What is
             asked for and not there is an error.
         features: The tensor that the maps are made of, where it is to be another than the one that is found.
         classifier: The linear layer behind it, likewise.
+        target: What is explained in place of the best classes: a class, by number or name, or several; ``"input"``:
+            those that come with each image; ``"sum"``.
+        layer: The features that the maps are made of; one, or several.
+        scores: The tensor that is explained, where it is not the last output.
+        settings: What is set of the method.
         preprocess: What the network wants of an image, where the model does not say it.
         labels: The names of the classes, where the model does not say them.
         threads: How many threads compute on the CPU.
@@ -88,6 +100,7 @@ class Explainer:
         method: How the maps come about.
         protocol: What the network sees of an image.
         top: How many classes are explained.
+        target: What is explained: ``"top"``, ``"input"``, ``"sum"``, or the numbers of classes.
         size: The side in pixels of the square that images are resized to; the heatmaps' too.
         labels: The names of all classes, or None.
         provider: The provider that runs the graph, by ONNX Runtime's name.
@@ -108,12 +121,18 @@ class Explainer:
         *,
         features: str | None = None,
         classifier: str | None = None,
+        target: int | str | Sequence[int | str] | None = None,
+        layer: str | Sequence[str] | None = None,
+        scores: str | None = None,
+        settings: Mapping[str, Any] | None = None,
         preprocess: Preprocess | str | None = None,
         labels: Sequence[str] | None = None,
         threads: int | None = None,
         max_pixels: int = images.MAX_PIXELS,
     ) -> None:
-        request = Request(method, protocol, top, features, classifier, preprocess)
+        request = Request(
+            method, protocol, top, features, classifier, preprocess, target, layer, scores, settings, labels
+        )  # fmt: skip
         graph = explainer_graph(model, request)
         self._session = Session(graph, providers=providers, threads=threads)
         del graph
@@ -126,6 +145,8 @@ class Explainer:
             self.top: int = facts["top"]
             self.size: int = facts["size"]
             self.labels = _labels(self._session, labels)
+            self.target: str | list[int] = facts.get("target", "top")
+            self._target = self._default_target(target)
         except CamrtError as error:
             raise (error.in_file(file) if file else error) from error.__cause__
         self.name = self._session.metadata.get(NAME, "")
@@ -136,22 +157,25 @@ class Explainer:
         name = f"{self.name!r}, " if self.name else ""
         return f"Explainer({name}{self.method}, {self.protocol}, top {self.top}, on {self.provider})"
 
-    def __call__(self, image: ImageLike) -> Explanation:
+    def __call__(self, image: ImageLike, target: int | str | Sequence[int | str] | None = None) -> Explanation:
         """Explains one image.
 
         Args:
             image: A path, the bytes of a file, a PIL image, or RGB uint8 (H, W, 3). See `camrt.images` for what becomes
                 of grey, palettes, alpha, 16 bits, CMYK and orientation.
+            target: What is explained: a class by number or name, or as many as ``top`` says. For an explainer that was
+                made with ``target="input"``, and for no other.
 
         Raises:
-            CamrtError: The image cannot be read, or ONNX Runtime fails.
+            CamrtError: The image cannot be read, there is no such class, or ONNX Runtime fails.
         """
-        return self._explain([self._prepare(image)])[0]
+        return self._explain([self._prepare(image, target)])[0]
 
     def map(
         self,
         images: Iterable[ImageLike],
         *,
+        targets: Iterable[int | str | Sequence[int | str]] | None = None,
         batch: int | None = None,
         workers: int | None = None,
         on_error: OnError = "warn",
@@ -163,6 +187,7 @@ class Explainer:
 
         Args:
             images: As for a call. Asked for in the caller's thread, a few ahead of the results.
+            targets: What is explained of each, as for a call.
             batch: How many images the session gets at once: 1 if left out, 4 on CUDA.
             workers: How many threads decode: as many as there are processors, at most 8, if left out.
             on_error: What becomes of an image that cannot be read: ``"warn"`` warns with a CamrtWarning and leaves it
@@ -184,17 +209,54 @@ class Explainer:
             raise CamrtError(f"found on_error={on_error!r}, expected 'warn', 'raise' or a function")
         if isinstance(images, (str, bytes, os.PathLike)):
             raise CamrtError(f"found {str(images)[:80]!r} as images, expected several: a list of paths")
-        return self._mapped(iter(images), batch, workers, on_error)
+        if targets is None:
+            self._asked(None)
+        return self._mapped(_paired(images, targets), batch, workers, on_error)
 
     # ------------------------------------------------------------------------------------------------------ the images
 
-    def _prepare(self, image: ImageLike) -> _Prepared:
+    def _prepare(self, image: ImageLike, target: Any = None) -> _Prepared:
+        asked = self._asked(target)
         decoded = images.decode(image, max_pixels=self._max_pixels)
-        return _Prepared(images.name_of(image), decoded, images.prepare(decoded, self.size))
+        return _Prepared(images.name_of(image), decoded, images.prepare(decoded, self.size), asked)
 
-    def _attempt(self, image: ImageLike) -> _Prepared | _Refused:
+    def _default_target(self, target: Any) -> NDArray[np.int64] | None:
+        """What was asked of all images: a graph that takes classes with each image gets them with each."""
+        if target is None or target == self.target:
+            return None
+        if self.target == _ANY and target != "sum":
+            return self._numbers(target)
+        if target in (_ANY, "sum") or self._numbers(target).tolist() != self.target:
+            raise CamrtError(
+                f"found an explainer graph of the target {self.target!r}, expected {target!r}. Make it anew from the "
+                "classifier: camrt export"
+            )
+        return None
+
+    def _asked(self, target: Any) -> NDArray[np.int64] | None:
+        """The classes that an image is explained for, where the graph takes them."""
+        if self.target == _ANY:
+            if target is None and self._target is None:
+                raise CamrtError("found no target, expected a class: the explainer takes one with each image (target=)")
+            return self._target if target is None else self._numbers(target)
+        if target is not None:
+            raise CamrtError(
+                f"found the target {target!r}, expected none: the explainer was made for {self.target!r}. Make one "
+                "with target='input'"
+            )
+        return None
+
+    def _numbers(self, target: Any) -> NDArray[np.int64]:
+        classes = self._session.outputs["scores"][1]
+        asked = [target] if isinstance(target, str) or np.ndim(target) == 0 else list(target)
+        numbers = [class_number(each, self.labels, classes if isinstance(classes, int) else 1) for each in asked]
+        if len(numbers) != self.top:
+            raise CamrtError(f"found {len(numbers)} targets, expected {self.top}: the explainer explains as many")
+        return np.array(numbers, np.int64)
+
+    def _attempt(self, image: ImageLike, target: Any) -> _Prepared | _Refused:
         try:
-            return self._prepare(image)
+            return self._prepare(image, target)
         except CamrtError as error:
             return _Refused(images.name_of(image), error)
 
@@ -202,7 +264,10 @@ class Explainer:
         if not prepared:
             return []
         try:
-            found = self._session.run({_INPUT: np.stack([one.square for one in prepared])})
+            feeds: dict[str, NDArray[Any]] = {_INPUT: np.stack([one.square for one in prepared])}
+            if self.target == _ANY:
+                feeds[_TARGET] = np.stack([one.target for one in prepared if one.target is not None])
+            found = self._session.run(feeds)
         except CamrtError as error:
             raise (error.in_file(prepared[0].source) if len(prepared) == 1 else error) from error.__cause__
         scores, classes, heatmaps = (found[name] for name in _OUTPUTS)
@@ -211,7 +276,7 @@ class Explainer:
                 image=one.image,
                 source=one.source,
                 classes=classes[n].copy(),  # copies: a result that is kept does not hold on to its batch
-                scores=scores[n, classes[n]],
+                scores=scores[n, classes[n]],  # of a sum there is one, and it is class 0
                 labels=tuple(str(k) if self.labels is None else self.labels[k] for k in classes[n].tolist()),
                 heatmaps=heatmaps[n].copy(),
                 all_scores=scores[n].copy(),
@@ -220,7 +285,7 @@ class Explainer:
         ]
 
     def _mapped(
-        self, source: Iterator[ImageLike], batch: int, workers: int, on_error: OnError
+        self, source: Iterator[tuple[ImageLike, Any]], batch: int, workers: int, on_error: OnError
     ) -> Iterator[Explanation]:
         with _pool(workers, "camrt-decode") as decoding, _pool(1, "camrt-session") as computing:
             decoded = self._ahead(source, decoding, depth=batch + workers)
@@ -243,7 +308,7 @@ class Explainer:
                             _report(entry, on_error)
 
     def _ahead(
-        self, source: Iterator[ImageLike], pool: ThreadPoolExecutor, depth: int
+        self, source: Iterator[tuple[ImageLike, Any]], pool: ThreadPoolExecutor, depth: int
     ) -> Iterator[_Prepared | _Refused]:
         """Prepares images in threads, in order, at most ``depth`` and some bytes ahead."""
         waiting: deque[Future[_Prepared | _Refused]] = deque()
@@ -251,11 +316,29 @@ class Explainer:
         while waiting or not is_over:
             while not is_over and (not waiting or (len(waiting) < depth and _bytes(waiting) < _WAITING_BYTES)):
                 try:
-                    waiting.append(pool.submit(self._attempt, next(source)))
+                    waiting.append(pool.submit(self._attempt, *next(source)))
                 except StopIteration:
                     is_over = True
             if waiting:
                 yield waiting.popleft().result()
+
+
+def _paired(
+    images: Iterable[ImageLike], targets: Iterable[int | str | Sequence[int | str]] | None
+) -> Iterator[tuple[ImageLike, Any]]:
+    """Each image with what is asked of it."""
+    if targets is None:
+        yield from ((image, None) for image in images)
+        return
+    wanted = iter(targets)
+    over = object()
+    for image in images:
+        target = next(wanted, over)
+        if target is over:
+            raise CamrtError("found fewer targets than images, expected one for each")
+        yield image, target
+    if next(wanted, over) is not over:
+        raise CamrtError("found more targets than images, expected one for each")
 
 
 @contextlib.contextmanager
@@ -302,7 +385,7 @@ def _report(refused: _Refused, on_error: OnError) -> None:
 def _facts(session: Session) -> dict[str, Any]:
     """What an explainer graph says of itself, checked."""
     anew = "Make the explainer anew: camrt export"
-    if set(session.inputs) != {_INPUT} or not set(_OUTPUTS) <= set(session.outputs):
+    if set(session.inputs) - {_TARGET} != {_INPUT} or not set(_OUTPUTS) <= set(session.outputs):
         raise CamrtError(
             f"found the inputs {list(session.inputs)} and outputs {list(session.outputs)}, expected ['{_INPUT}'] and "
             f"{list(_OUTPUTS)}. {anew}"

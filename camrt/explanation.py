@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import math
 import os
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,11 @@ from numpy.typing import NDArray
 from camrt import images, render, results
 from camrt.errors import CamrtError
 from camrt.results import LINES
+
+if TYPE_CHECKING:
+    from camrt.images import ImageLike
+    from camrt.localize.crf import CRF
+    from camrt.refined import Refined
 
 THRESHOLDS = (20, 100, 110)  # of generate_bbox.m
 
@@ -67,7 +73,7 @@ class Explanation:
 
     def __reduce__(self) -> tuple[type[Explanation], tuple[Any, ...]]:
         """Pickles by the constructor, so that the arrays are read-only again."""
-        return Explanation, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+        return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def __len__(self) -> int:
         """The number of classes that are explained."""
@@ -88,12 +94,58 @@ class Explanation:
         Raises:
             CamrtError: There is no such class.
         """
-        heatmap = self._resized(i)
+        heatmap = self.resized(i, self._size)
         highest = float(heatmap.max())
         if not highest > 0 or not math.isfinite(highest):
             return np.zeros_like(heatmap)
         scaled: NDArray[np.float32] = np.clip(heatmap / np.float32(highest), 0, 1)
         return scaled
+
+    def resized(self, i: int, size: tuple[int, int]) -> NDArray[np.float32]:
+        """The map of a class at a size (bicubic), not normalised.
+
+        Args:
+            i: The class: 0 is the best.
+            size: Height and width in pixels.
+
+        Returns:
+            (height, width) float32.
+
+        Raises:
+            CamrtError: There is no such class.
+        """
+        self._check_class(i)
+        return images.resize(self.heatmaps[i], size)
+
+    def refine(self, image: ImageLike | None = None, *, crf: CRF | None = None, side: int = 256) -> Refined:
+        """Lets the maps follow the image's edges, by a dense CRF (`camrt.localize.crf`).
+
+        The image is resized so that its longer side has ``side`` pixels, be it smaller or larger: the settings then
+        mean the same in every image, and time and memory are bounded, whatever its size. At 256, the first map takes
+        some 0.2 s and each further one 0.1 s. What is found is resized to the image for masks, boxes and overlays.
+
+        Args:
+            image: What the maps shall follow, where it is to be another one than the explanation's: as for
+                `camrt.images.decode`.
+            crf: The settings; if left out, those of the original: sdims 10, schan 20, compat 10, 50 iterations.
+            side: In pixels, 1 to 2048. Standard deviations (sdims) are in pixels of this size. 1024 takes 300 MB, and
+                20 to 40 times as long as 256.
+
+        Returns:
+            An explanation whose boxes, overlays, pictures and files come from the refined maps, and which has masks.
+
+        Raises:
+            CamrtError: A map is not finite, the image cannot be read, or an argument is wrong.
+
+        Example:
+            >>> refined = camrt.Explainer("googlenetCAM")("img1.jpg").refine()  # doctest: +SKIP
+            >>> refined.mask(0), refined.boxes(0)  # doctest: +SKIP
+        """
+        from camrt.localize.crf import CRF
+        from camrt.refined import refined
+
+        edges = self.image if image is None else images.decode(image)
+        return refined(self, edges, CRF() if crf is None else crf, side)
 
     def boxes(self, i: int = 0, thresholds: Sequence[int] = THRESHOLDS) -> NDArray[np.int64]:
         """Boxes around what stands out in the map of a class; see `camrt.localize.boxes_from_heatmap`.
@@ -130,7 +182,7 @@ class Explanation:
         Raises:
             CamrtError: There is no such class.
         """
-        return render.overlay(self.image, self._resized(i), image_weight=image_weight, map_weight=map_weight)
+        return render.overlay(self.image, self.resized(i, self._size), image_weight=image_weight, map_weight=map_weight)
 
     def picture(self, *, square: bool = False, thresholds: Sequence[int] | None = None) -> NDArray[np.uint8]:
         """The demo's picture: the image and an overlay for each class side by side, white bars between them.
@@ -250,18 +302,20 @@ class Explanation:
 
     # ------------------------------------------------------------------------------------------------------------------
 
-    def _resized(self, i: int) -> NDArray[np.float32]:
-        """The map of a class at the image's size, not normalised."""
+    @property
+    def _size(self) -> tuple[int, int]:
+        """The image's height and width."""
+        height, width = self.image.shape[:2]
+        return height, width
+
+    def _check_class(self, i: int) -> None:
         if not -len(self) <= i < len(self):
             raise CamrtError(
                 f"found class {i}, expected 0 to {len(self) - 1}: {len(self)} are explained", file=self.source
             )
-        height, width = self.image.shape[:2]
-        return images.resize(self.heatmaps[i], (height, width))
 
-    def _squared(self) -> Explanation:
-        square = images.prepare(self.image, self.heatmaps.shape[-1])
-        return Explanation(square, self.source, self.classes, self.scores, self.labels, self.heatmaps, self.all_scores)
+    def _squared(self) -> Self:
+        return dataclasses.replace(self, image=images.prepare(self.image, self.heatmaps.shape[-1]))
 
     def _stem(self) -> str:
         return Path(self.source).stem.strip("<>") or "image"
@@ -270,24 +324,30 @@ class Explanation:
         self, stem: str, overlays: bool, maps: str | None, thresholds: Sequence[int] | None, threads: Executor | None
     ) -> Iterator[tuple[str, bytes]]:
         """The names of the files and what is in them."""
-
-        def pictures(i: int) -> list[tuple[str, bytes]]:
-            drawn = []
-            if overlays:
-                overlay = self.overlay(i)
-                if thresholds is not None:
-                    overlay = render.draw_boxes(overlay, self.boxes(i, thresholds))
-                drawn.append((f"{stem}_top{i + 1}.png", render.png(overlay)))
-            if maps == "png":
-                grey = np.floor(self.heatmap(i).astype(np.float64) * 65535 + 0.5).astype(np.uint16)
-                drawn.append((f"{stem}_map{i + 1}.png", render.png(grey)))
-            return drawn
-
-        for content in (threads.map if threads else map)(pictures, range(len(self))):
+        draw = functools.partial(self._pictures, stem=stem, overlays=overlays, maps=maps, thresholds=thresholds)
+        for content in (threads.map if threads else map)(draw, range(len(self))):
             yield from content
         if maps == "npz":
             stream = io.BytesIO()
-            np.savez_compressed(
-                stream, heatmaps=self.heatmaps, classes=self.classes, scores=self.scores, all_scores=self.all_scores
-            )
+            arrays: dict[str, Any] = self._arrays()
+            np.savez_compressed(stream, **arrays)
             yield f"{stem}_maps.npz", stream.getvalue()
+
+    def _pictures(
+        self, i: int, stem: str, overlays: bool, maps: str | None, thresholds: Sequence[int] | None
+    ) -> list[tuple[str, bytes]]:
+        """The files of a class."""
+        drawn = []
+        if overlays:
+            overlay = self.overlay(i)
+            if thresholds is not None:
+                overlay = render.draw_boxes(overlay, self.boxes(i, thresholds))
+            drawn.append((f"{stem}_top{i + 1}.png", render.png(overlay)))
+        if maps == "png":
+            grey = np.floor(self.heatmap(i).astype(np.float64) * 65535 + 0.5).astype(np.uint16)
+            drawn.append((f"{stem}_map{i + 1}.png", render.png(grey)))
+        return drawn
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """What the file of maps holds."""
+        return {name: getattr(self, name) for name in ("heatmaps", "classes", "scores", "all_scores")}

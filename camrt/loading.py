@@ -1,7 +1,7 @@
 """From what a model is called to what it is: a name, a path or a message -> classifier, explainer graph, preprocessing.
 
-A name is that of a named model of `converters.zoo`, whose weights are downloaded if need be, or ``tinyCAM``
-(`camrt.tiny`). A text is a name where it has no ending, leads through no folder, and no such file is there.
+A name is that of a named model of `converters.zoo`, whose weights are downloaded if need be; those of ``lenetCAM`` come
+with camrt. A text is a name where it has no ending, leads through no folder, and no such file is there.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from camrt.preprocess import Preprocess
     from converters.zoo import NamedModel
 
-METHOD, PROTOCOL, TOP = "cam", "ten-crop", 5
+METHOD = "cam"
 EXPLAINER, LABELS, NAME = "camrt.explainer", "camrt.labels", "camrt.name"
-TINY = "tinyCAM"  # camrt.tiny.NAME, which NumPy stands before
+OWN_PROTOCOL = "camrt.protocol"  # what a classifier wants, where mirror images make no sense to it
+LENET = "lenetCAM"  # the named model that comes with its weights
 _log = logging.getLogger(__name__)
 
 
@@ -41,6 +42,11 @@ class Request:
         features: The tensor that the maps are made of.
         classifier: The linear layer behind it.
         preprocess: What the network wants of an image.
+        target: What is explained in place of the best classes.
+        layer: The features that the maps are made of; one, or several.
+        scores: The tensor that is explained.
+        settings: What is set of the method.
+        labels: The names of the classes.
     """
 
     method: str | None = None
@@ -49,6 +55,11 @@ class Request:
     features: str | None = None
     classifier: str | None = None
     preprocess: Preprocess | str | None = None
+    target: int | str | Sequence[int | str] | None = None
+    layer: str | Sequence[str] | None = None
+    scores: str | None = None
+    settings: Mapping[str, Any] | None = None
+    labels: Sequence[str] | None = None
 
     def graph(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """The explainer of a classifier.
@@ -61,10 +72,15 @@ class Request:
         return explain_graph(
             model,
             method=self.method or METHOD,
-            protocol=self.protocol or PROTOCOL,
-            top=TOP if self.top is None else self.top,
+            protocol=self.protocol,
+            top=self.top,
             features=self.features,
             classifier=self.classifier,
+            target=self.target,
+            layer=self.layer,
+            scores=self.scores,
+            settings=self.settings,
+            labels=self.labels,
             preprocess=self.preprocess,
         )
 
@@ -77,12 +93,20 @@ class Request:
         Raises:
             CamrtError: It was asked to.
         """
-        for key in ("method", "protocol", "top", "features", "classifier"):
+        anew = "Make it anew from the classifier: camrt export"
+        for key in ("method", "protocol", "top", "features", "classifier", "scores"):
             wanted = getattr(self, key)
             if wanted is not None and key in facts and facts[key] != wanted:
+                raise CamrtError(f"found an explainer graph with {key} {facts[key]!r}, expected {wanted!r}. {anew}")
+        layers = [self.layer] if isinstance(self.layer, str) else self.layer
+        if layers is not None and list(layers) != facts.get("layer", [facts.get("features")]):
+            found = facts.get("layer", facts.get("features"))
+            raise CamrtError(f"found an explainer graph with layer {found!r}, expected {self.layer!r}. {anew}")
+        for name, value in (self.settings or {}).items():
+            if str(facts.get("settings", {}).get(name)) != str(value):
                 raise CamrtError(
-                    f"found an explainer graph with {key} {facts[key]!r}, expected {wanted!r}. Make it anew from the "
-                    "classifier: camrt export"
+                    f"found an explainer graph with the settings {facts.get('settings', {})}, expected {name}={value}. "
+                    f"{anew}"
                 )
 
 
@@ -139,12 +163,10 @@ def identity(model: str) -> dict[str, Any]:
     Raises:
         ConversionError: There is no model of that name.
     """
-    from converters import __version__, zoo
+    from converters import zoo
 
     if not is_name(model):
         file, facts = Path(model), {"file": os.path.abspath(model)}  # noqa: PTH100 - links are not followed
-    elif model == TINY:
-        return {"name": TINY, "version": __version__}
     else:
         named = zoo.find(model)
         file, facts = zoo.weights_path(named), {"name": named.name}
@@ -161,10 +183,6 @@ def named_classifier(name: str) -> onnx.ModelProto:
     Raises:
         ConversionError: There is no model of that name, or its weights cannot be had.
     """
-    if name == TINY:
-        from camrt import tiny
-
-        return tiny.convert()
     from onnx import helper
 
     from converters import convert, zoo
@@ -178,6 +196,8 @@ def named_classifier(name: str) -> onnx.ModelProto:
     properties |= {NAME: model.name, "camrt.source": model.source}
     if model.features and model.classifier:
         properties |= {"camrt.features": model.features, "camrt.classifier": model.classifier}
+    if model.protocol:
+        properties[OWN_PROTOCOL] = model.protocol
     if (labels := zoo.labels(model)) is not None:
         properties[LABELS] = json.dumps(labels, ensure_ascii=False)
     helper.set_model_props(classifier, properties)
@@ -214,10 +234,6 @@ def known_preprocess(model: str) -> Preprocess | None:
     from camrt.preprocess import KEY, preprocess_of
 
     if is_name(model):
-        if model == TINY:
-            from camrt import tiny
-
-            return tiny.preprocess()
         from converters import zoo
 
         return preprocess_of_named(zoo.find(model))

@@ -259,10 +259,10 @@ def html_card(explanation: Explanation, *, side: int = 320, thresholds: Sequence
     height, width = explanation.image.shape[:2]
     image = fit(explanation.image, side, enlarge=True)
     scale = np.array(image.shape[1::-1] * 2) / (width, height, width, height)
-    figures = [_figure(image, explanation.source, f"<span>{width} × {height}</span>")]
+    figures = [html_figure(image, explanation.source, f"<span>{width} × {height}</span>")]
     for rank, (label, score) in enumerate(zip(explanation.labels, explanation.scores.tolist(), strict=True)):
         # Drawn at the size at which it is shown: lines keep their width, and large images take no longer.
-        drawn = overlay(image, resize(explanation.heatmaps[rank], image.shape[:2]))
+        drawn = overlay(image, explanation.resized(rank, image.shape[:2]))
         if thresholds is not None:
             drawn = draw_boxes(drawn, np.rint(explanation.boxes(rank, thresholds) * scale))
         percent = f"{score:.1%}" if math.isfinite(score) else "no number"
@@ -271,7 +271,7 @@ def html_card(explanation: Explanation, *, side: int = 320, thresholds: Sequence
             f"<span class=label>{html.escape(label)}</span><span class=score>{percent}</span>"
             f'<span class=meter><span style="width:{share:.1%}"></span></span>'
         )
-        figures.append(_figure(drawn, f"{label}: {percent}", caption))
+        figures.append(html_figure(drawn, f"{label}: {percent}", caption))
     name = html.escape(explanation.source)
     # Photographs stand in columns of one width; what is much wider or taller gets about their area.
     aspect = width / height
@@ -309,7 +309,17 @@ def html_document(cards: Iterable[str], *, title: str = "Class activation maps",
     )
 
 
-def _figure(image: Image, alt: str, caption: str) -> str:
+def html_figure(image: Image, alt: str, caption: str) -> str:
+    """A picture of a card, embedded.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        alt: Plain text: what the picture shows.
+        caption: HTML, as it is.
+
+    Returns:
+        HTML of a ``<figure>``.
+    """
     height, width = image.shape[:2]
     data = base64.b64encode(jpeg(image)).decode("ascii")
     return (

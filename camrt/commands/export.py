@@ -12,18 +12,24 @@ import typer
 from camrt.commands.options import (
     STATUS,
     Json,
+    Layer,
     Method,
     Protocol,
+    Scores,
+    Settings,
+    Target,
     Top,
     check_choice,
     check_method,
     check_model,
     check_protocol,
     is_same_file,
+    one_or_several,
+    settings_of,
 )
 from camrt.commands.output import reporting, show
 from camrt.errors import CamrtError
-from camrt.loading import LABELS, TINY, Request, explainer_graph, known_preprocess
+from camrt.loading import Request, explainer_graph, known_preprocess
 from camrt.results import json_line
 from converters.terminal import amount
 
@@ -42,19 +48,34 @@ EXAMPLES = f"""Examples:
 
   camrt export my.onnx --crop 96 --mean 0 --scale 0.00392 --channels RGB
 
+  camrt export resnet50.onnx --method gradcam --preprocess torchvision -o resnet50_gradcam.onnx
+
+  camrt export vgg16.onnx --method layercam --layer relu4_3 --layer relu5_3 --target 504 --protocol center
+
+  camrt export vgg16.onnx --method integrated-gradients --set steps=64 --target input
+
+With --target input the result takes the classes with the images, as a second input: target (N x top, int64).
+--target sum explains the sum of the tensor that --scores names, whatever it is.
+
 The result takes the image as it is (N x size x size x 3, uint8, RGB) and gives scores, classes and heatmaps.
 {STATUS}
 """
 
 
 def export(
-    model: Annotated[str, typer.Argument(help=f"A named model, {TINY}, or a classifier (.onnx).")],
+    model: Annotated[str, typer.Argument(help="A named model, or a classifier (.onnx).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model to write.")] = Path("explainer.onnx"),
     method: Method = None,
     protocol: Protocol = None,
     top: Top = None,
-    features: Annotated[str | None, typer.Option(metavar="TENSOR", help="What the maps are made of.")] = None,
-    classifier: Annotated[str | None, typer.Option(metavar="NODE", help="The linear layer behind it.")] = None,
+    target: Target = None,
+    layer: Layer = None,
+    scores: Scores = None,
+    settings: Settings = None,
+    features: Annotated[str | None, typer.Option(metavar="TENSOR", help="The same as --layer.")] = None,
+    classifier: Annotated[
+        str | None, typer.Option(metavar="NODE", help="The linear layer behind the features, for cam.")
+    ] = None,
     preprocess: Annotated[
         str | None, typer.Option(metavar="caffe|torchvision", help="What the network wants of an image.")
     ] = None,
@@ -73,8 +94,10 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Make an explainer of a classifier: one ONNX graph from the image to scores and heatmaps."""
+    check_method(method)
     check_protocol(protocol)
     check_model(model)
+    chosen = settings_of(settings)
     if preprocess is not None:
         check_choice(preprocess, ("caffe", "torchvision"), "--preprocess")
     if channels is not None:
@@ -83,14 +106,17 @@ def export(
     if is_same_file(output, Path(model)):
         raise typer.BadParameter(f"{output} is the model to export", param_hint="--output")
     with reporting():
-        check_method(method)
         from camrt.graph.explain import describe
 
-        wanted = _preprocess(model, preprocess, size, crop, means, scales, channels)
-        explainer = explainer_graph(model, Request(method, protocol, top, features, classifier, wanted))
+        request = Request(
+            method, protocol, top, features, classifier,
+            preprocess=_preprocess(model, preprocess, size, crop, means, scales, channels),
+            target=one_or_several(target), layer=one_or_several(layer), scores=scores, settings=chosen,
+            labels=_labels(labels),
+        )  # fmt: skip
+        explainer = explainer_graph(model, request)
         if isinstance(explainer, Path):
             raise CamrtError("is an explainer already, expected a classifier", file=model)
-        _add_labels(explainer, labels)
         written = _write(explainer, output)
         facts: dict[str, Any] = {
             "output": str(output),
@@ -106,8 +132,8 @@ def export(
 
         table = Table(show_header=False, box=None, pad_edge=False)
         table.add_row("model", facts["output"])
-        table.add_row("head", f"features {facts['features']}, classifier {facts['classifier']}")
-        table.add_row("maps", f"{facts['method']}, {facts['protocol']}, the best {facts['top']}")
+        for name, text in _of_method(facts):
+            table.add_row(name, text)
         table.add_row("inputs", "\n".join(facts["inputs"]))
         table.add_row("outputs", "\n".join(facts["outputs"]))
         table.add_row("size", amount(written))
@@ -158,23 +184,34 @@ def _preprocess(
     return dataclasses.replace(base, **changes)
 
 
-def _add_labels(explainer: onnx.ModelProto, file: Path | None) -> None:
+def _of_method(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is said of the maps."""
+    if "classifier" in facts:
+        rows = [("head", f"features {facts['features']}, classifier {facts['classifier']}")]
+    else:
+        rows = [("layer", ", ".join(facts["layer"]) or "the image itself"), ("scores", facts["scores"])]
+    target = facts.get("target", "top")
+    explained = {
+        "top": f"the best {facts['top']}",
+        "input": f"{facts['top']} that come with each image",
+        "sum": "the sum",
+    }
+    classes = explained[target] if isinstance(target, str) else f"classes {', '.join(map(str, target))}"
+    settings = "".join(f", {name} {value}" for name, value in facts.get("settings", {}).items())
+    return [*rows, ("maps", f"{facts['method']}, {facts['protocol']}, {classes}{settings}")]
+
+
+def _labels(file: Path | None) -> list[str] | None:
     if file is None:
-        return
+        return None
     try:
         text = file.read_text(encoding="utf-8")
         names = json.loads(text) if file.suffix == ".json" else text.splitlines()
     except (OSError, ValueError) as error:
         raise CamrtError(f"no class names can be read from it ({error})", file=str(file)) from error
-    scores = next(value for value in explainer.graph.output if value.name == "scores")
-    classes = scores.type.tensor_type.shape.dim[1].dim_value
-    if not isinstance(names, list) or len(names) != classes:
-        found = f"{len(names)} names" if isinstance(names, list) else "no list"
-        raise CamrtError(f"found {found}, expected one for each of the {classes} classes", file=str(file))
-    from onnx import helper
-
-    kept = {entry.key: entry.value for entry in explainer.metadata_props}
-    helper.set_model_props(explainer, {**kept, LABELS: json.dumps([str(name) for name in names], ensure_ascii=False)})
+    if not isinstance(names, list):
+        raise CamrtError("found no list, expected a name for each of the classes", file=str(file))
+    return [str(name) for name in names]
 
 
 def _write(model: onnx.ModelProto, output: Path) -> int:

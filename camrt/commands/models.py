@@ -10,7 +10,6 @@ import typer
 
 from camrt.commands.options import STATUS, Json, named
 from camrt.commands.output import reporting, show
-from camrt.loading import TINY
 from camrt.results import json_line
 from converters.terminal import amount, say
 
@@ -57,27 +56,14 @@ def models(as_json: Json = False) -> None:
 def _listing() -> list[dict[str, Any]]:
     from converters import zoo
 
-    tiny: dict[str, Any] = {
-        "name": TINY,
-        "aliases": [],
-        "trained_on": "nothing: 6 colours and stripes, by hand",
-        "input": 224,
-        "cam": True,
-        "bundled": True,
-        "downloaded": True,
-        "bytes": 0,
-        "file": None,
-        "source": "camrt",
-        "licence": "MIT",
-    }
-    others = [
+    return [
         {
             "name": one.name,
             "aliases": list(one.aliases),
             "trained_on": one.trained_on,
             "input": one.preprocessing.crop,
             "cam": one.features is not None,
-            "bundled": False,
+            "bundled": one.weights.bundled is not None,
             "downloaded": zoo.weights_path(one).exists(),
             "bytes": one.weights.least_bytes,
             "file": str(zoo.weights_path(one)),
@@ -86,7 +72,6 @@ def _listing() -> list[dict[str, Any]]:
         }
         for one in zoo.models().values()
     ]
-    return [*others, tiny]
 
 
 DOWNLOAD_EXAMPLES = f"""Examples:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from camrt.loading import TINY, is_name
+from camrt.graph.methods import METHODS
+from camrt.loading import is_name
 
 if TYPE_CHECKING:
     from converters.zoo import NamedModel
@@ -27,12 +28,42 @@ Provider = Annotated[
 Thresholds = Annotated[
     tuple[int, int, int], typer.Option(metavar="A B C", help="The three grey levels of the box generator.")
 ]
-Method = Annotated[str | None, typer.Option(help="How the maps come about; by default cam.")]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help=f"How the maps come about: {', '.join(METHODS)} (docs/methods.md); by default cam."
+    ),
+]
 Protocol = Annotated[
     str | None,
-    typer.Option(metavar="|".join(PROTOCOLS), help="What the network sees of an image; by default ten-crop."),
+    typer.Option(
+        metavar="|".join(PROTOCOLS),
+        help="What the network sees of an image; by default what it says, or what suits the method: mostly ten-crop.",
+    ),
 ]
-Top = Annotated[int | None, typer.Option(min=1, help="How many classes are explained; by default 5.")]
+Top = Annotated[
+    int | None,
+    typer.Option(min=1, help="How many classes are explained; by default 5, or 1 where each costs much."),
+]
+Target = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CLASS", help="What is explained in place of the best classes: a name or number; may be repeated."
+    ),
+]
+Layer = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TENSOR|NODE", help="The features that the maps are made of; by default the last with places."
+    ),
+]
+Scores = Annotated[
+    str | None, typer.Option(metavar="TENSOR", help="What is explained; by default the last output of class scores.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method, as samples=50; may be repeated."),
+]
 
 
 def named(name: str) -> NamedModel:
@@ -52,7 +83,7 @@ def named(name: str) -> NamedModel:
 
 def check_model(model: str) -> None:
     """A name must be one that is known; whether a file is there is seen when it is read."""
-    if is_name(model) and model != TINY:
+    if is_name(model):
         named(model)
 
 
@@ -63,11 +94,27 @@ def check_protocol(protocol: str | None) -> None:
 
 
 def check_method(method: str | None) -> None:
-    """It must be one that is known. Loads what knows them."""
+    """It must be one that is known."""
     if method is not None:
-        from camrt.graph.explain import METHODS
-
         check_choice(method, METHODS, "--method")
+
+
+def one_or_several(given: Sequence[str] | None) -> str | list[str] | None:
+    """What an option that may be repeated says."""
+    return list(given) if given and len(given) > 1 else given[0] if given else None
+
+
+def settings_of(given: Sequence[str] | None) -> dict[str, str] | None:
+    """Settings of a method, NAME=VALUE each.
+
+    Raises:
+        typer.BadParameter: One has another form.
+    """
+    pairs = [text.partition("=") for text in given or ()]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise typer.BadParameter(f"found {name + equals + value!r}, expected NAME=VALUE", param_hint="--set")
+    return {name: value for name, _, value in pairs} or None
 
 
 def check_choice(value: str, choices: Sequence[str], flag: str) -> None:

@@ -13,7 +13,7 @@ from camrt.commands.options import Json, Provider, named
 from camrt.commands.output import reporting, show
 from camrt.commands.reference import ReferenceDir, hint_of_download, reference_folder
 from camrt.errors import CamrtError
-from camrt.loading import TINY, preprocess_of_named
+from camrt.loading import preprocess_of_named
 from camrt.results import json_line
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ Exit status: 0 (the same or close), 1 (something differs, or nothing could be co
 
 
 def validate(
-    name: Annotated[str, typer.Argument(help=f"A named model, or {TINY}.")],
+    name: Annotated[str, typer.Argument(help="A named model.")],
     weights: Annotated[Path | None, typer.Option(help="Its weights, in place of the cache and the download.")] = None,
     reference: Annotated[
         Path | None, typer.Option(metavar="FILE.npz|FILE.mat", help="Answers to compare with.")
@@ -50,7 +50,7 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Compare a network's answers with the original's: its released features, weights and scores."""
-    model = None if name == TINY else named(name)
+    model = named(name)
     with reporting():
         report = _validated(model, weights, reference, image, reference_folder(reference_dir), provider)
         if as_json:
@@ -62,7 +62,7 @@ def validate(
 
 
 def _validated(
-    model: NamedModel | None,
+    model: NamedModel,
     weights: Path | None,
     reference: Path | None,
     image: Path | None,
@@ -71,31 +71,23 @@ def _validated(
 ) -> Report:
     import numpy as np
 
-    from camrt import images, tiny
+    from camrt import images
     from camrt import validate as validation
     from converters import zoo
 
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="camrt-validate-")))
-        if model is None:
-            name, prototxt, file = TINY, tiny.PROTOTXT, weights or tiny.write(scratch)[1]
-        else:
-            name, prototxt, file = model.name, model.prototxt(), zoo.weights(model, weights)
+        name, prototxt, file = model.name, model.prototxt(), zoo.weights(model, weights)
         has_released = name in validation.RELEASED_FOR
-        if reference is None and model is None:
-            raise CamrtError(
-                f"{TINY} has no reference, and random input does not reach its filters: give --reference FILE"
-            )
         if reference is None and not has_released:
             return validation.against_opencv(name, prototxt, file, scratch)
         with hint_of_download() if reference is None else contextlib.nullcontext():
             expected = validation.read_reference(reference) if reference else validation.released(folder)
         with hint_of_download() if image is None else contextlib.nullcontext():
             photo = images.decode(image or folder / "img1.jpg")
-        wants = tiny.preprocess() if model is None else _demo_preprocess(model, folder)
+        wants = _demo_preprocess(model, folder)
         mean = np.array(wants.mean) if wants.mean_image is None else wants.mean_image.transpose(1, 2, 0)
-        features, linear = (tiny.FEATURES, tiny.CLASSIFIER) if model is None else (model.features, model.classifier)
-        classifier = validation.classifier(name, prototxt, file, features=features, linear=linear)
+        classifier = validation.classifier(name, prototxt, file, features=model.features, linear=model.classifier)
         crops = validation.crops_of(photo, mean, wants.crop)
         ours = validation.answers(classifier, crops, source=name, providers=provider)
         return validation.compare(ours, expected, name=name)

@@ -7,11 +7,10 @@ import onnx
 from onnx import numpy_helper
 
 from camrt.errors import CamrtError
-from camrt.graph.head import Head
-from camrt.graph.view import GraphView, shape_of, skeleton
+from camrt.graph.view import GraphView, attributes_of, shape_of, skeleton
 
 
-def with_free_batch(view: GraphView, image: str, size: tuple[int, int, int], head: Head) -> onnx.ModelProto:
+def with_free_batch(view: GraphView, image: str, size: tuple[int, int, int], scores: str) -> onnx.ModelProto:
     """The model with a free first dimension of its input, and the image's size fixed.
 
     Exporters freeze a batch of 1 into the input and into the targets of Reshape nodes; both are freed. A pooling window
@@ -21,7 +20,7 @@ def with_free_batch(view: GraphView, image: str, size: tuple[int, int, int], hea
         view: The model. Not changed.
         image: Its input.
         size: The channels, height and width of what it will get.
-        head: Its head.
+        scores: Its scores.
 
     Raises:
         CamrtError: The network cannot take images of that size, or not several at once.
@@ -37,13 +36,18 @@ def with_free_batch(view: GraphView, image: str, size: tuple[int, int, int], hea
         output.type.tensor_type.ClearField("shape")
     if isinstance(old[0], int):
         _free_reshapes(view, graph, old[0])
-    if head.pooling is not None and head.pooling.op_type == "AveragePool":
-        for node in graph.node:
-            if node.output[:1] == head.pooling.output[:1]:
-                node.op_type = "GlobalAveragePool"
-                del node.attribute[:]
-    _check(model, head, size)
+    for node in graph.node:
+        if node.op_type == "AveragePool" and _covers_map(view, node):
+            node.op_type = "GlobalAveragePool"
+            del node.attribute[:]
+    _check(model, scores, size)
     return model
+
+
+def _covers_map(view: GraphView, node: onnx.NodeProto) -> bool:
+    attributes, shape = attributes_of(node), view.shapes.get(node.input[0])
+    window = tuple(attributes["kernel_shape"])
+    return shape is not None and window == shape[2:] and not any(attributes.get("pads", ()))
 
 
 def _free_reshapes(view: GraphView, graph: onnx.GraphProto, batch: int) -> None:
@@ -64,20 +68,23 @@ def _free_reshapes(view: GraphView, graph: onnx.GraphProto, batch: int) -> None:
         node.input[1] = name
 
 
-def _check(model: onnx.ModelProto, head: Head, size: tuple[int, int, int]) -> None:
+def _check(model: onnx.ModelProto, scores: str, size: tuple[int, int, int]) -> None:
     """Whether shapes can be inferred with the new input, and the scores are one row an image."""
+    light = skeleton(model)
+    if scores not in {output.name for output in light.graph.output}:
+        light.graph.output.append(onnx.ValueInfoProto(name=scores))
     try:
-        inferred = onnx.shape_inference.infer_shapes(skeleton(model), check_type=True, strict_mode=True, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
         raise CamrtError(
             f"the network cannot take several images of {size[1]} x {size[2]} at once: {error}. Export it with a free "
             "batch (dynamic axes), or use another --protocol"
         ) from error
     for output in inferred.graph.output:
-        if output.name == head.scores:
+        if output.name == scores:
             shape = shape_of(output)
             if shape and isinstance(shape[0], int):
                 raise CamrtError(
-                    f"found the scores {head.scores!r} of shape {shape}, whose first size does not follow the batch: "
+                    f"found the scores {scores!r} of shape {shape}, whose first size does not follow the batch: "
                     "export the network with a free batch (dynamic axes)"
                 )

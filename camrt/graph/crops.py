@@ -83,7 +83,32 @@ def cut(builder: Builder, image: str, crops: Sequence[Crop], preprocess: Preproc
     builder.node("Reshape", [stacked, builder.shape(-1, 3, side, side)], output)
 
 
-def merge(builder: Builder, maps: str, crops: Sequence[Crop], size: int, height: int, width: int, output: str) -> None:
+def black(preprocess: Preprocess, crops: Sequence[Crop]) -> np.ndarray:
+    """What the network gets of a black image.
+
+    Returns:
+        (1, 3, 1, 1) float32; with a mean image (crops, 3, side, side).
+    """
+    scale = np.reshape(preprocess.scale, (3, 1, 1)).astype(np.float32)
+    if preprocess.mean_image is None:
+        mean: np.ndarray = np.reshape(preprocess.mean, (1, 3, 1, 1)).astype(np.float32)
+        return -mean * scale
+    whole = -preprocess.mean_image.astype(np.float32) * scale
+    parts = [whole[:, c.y : c.y + c.side, c.x : c.x + c.side][..., :: -1 if c.mirrored else 1] for c in crops]
+    return np.stack(parts)
+
+
+def merge(
+    builder: Builder,
+    maps: str,
+    crops: Sequence[Crop],
+    size: int,
+    height: int,
+    width: int,
+    output: str | None = None,
+    *,
+    rectified: bool = False,
+) -> str:
     """Nodes that enlarge the crops' maps, lay each where its crop was, and add their magnitudes.
 
     After the original's mergeTenCrop.m, which adds the three equal channels of an enlarged map: so each counts three
@@ -97,6 +122,7 @@ def merge(builder: Builder, maps: str, crops: Sequence[Crop], size: int, height:
         height: The maps' height.
         width: The maps' width.
         output: The tensor that is written: (N, top, size, size) float32.
+        rectified: The maps have no negative values: those that the enlarging makes are cut off, and not added.
     """
     rows = np.stack([_placed(enlargement(height, c.side), c.y, size) for c in crops])
     columns = np.stack([_placed(enlargement(width, c.side)[:: -1 if c.mirrored else 1], c.x, size) for c in crops])
@@ -104,11 +130,29 @@ def merge(builder: Builder, maps: str, crops: Sequence[Crop], size: int, height:
     # (size, h) x (h, w) x (w, size) for each crop and class
     wide = builder.node("MatMul", [maps, builder.constant(columns.transpose(0, 2, 1)[:, None], "columns")])
     large = builder.node("MatMul", [builder.constant(times * rows[:, None], "rows"), wide])
-    magnitude = builder.node("Abs", [large])
+    magnitude = builder.node("Relu" if rectified else "Abs", [large])
     if len(crops) == 1:
-        builder.node("Squeeze", [magnitude, builder.shape(1)], output)
-    else:
-        builder.node("ReduceSum", [magnitude, builder.shape(1)], output, keepdims=0)
+        return builder.node("Squeeze", [magnitude, builder.shape(1)], output)
+    return builder.node("ReduceSum", [magnitude, builder.shape(1)], output, keepdims=0)
+
+
+def lay(builder: Builder, maps: str, crops: Sequence[Crop], size: int, output: str) -> None:
+    """Nodes that lay maps of the crops' size where their crops were, and add them.
+
+    Args:
+        builder: Where the nodes go.
+        maps: (N, crops, top, side, side) float32.
+        crops: What they are maps of.
+        size: The image's side in pixels.
+        output: The tensor that is written: (N, top, size, size) float32.
+    """
+    placed = []
+    for number, crop in enumerate(crops):
+        one = builder.node("Squeeze", [builder.slice(maps, [number], [number + 1], [1]), builder.shape(1)])
+        one = builder.flip(one, 3) if crop.mirrored else one
+        below, right = size - crop.y - crop.side, size - crop.x - crop.side
+        placed.append(builder.node("Pad", [one, builder.shape(0, 0, crop.y, crop.x, 0, 0, below, right)]))
+    builder.node("Sum", placed, output)
 
 
 def _placed(matrix: np.ndarray, start: int, size: int) -> np.ndarray:

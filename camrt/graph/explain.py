@@ -4,48 +4,76 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import onnx
+import onnx.inliner
 from onnx import TensorProto, helper
 
 from camrt.errors import CamrtError
 from camrt.graph.batch import with_free_batch
 from camrt.graph.builder import Builder
-from camrt.graph.crops import crops_of, cut, merge
+from camrt.graph.crops import crops_of, cut, lay, merge
 from camrt.graph.head import Head, find_head
+from camrt.graph.layers import Grid, grid_of, last_features, named_tensor
+from camrt.graph.methods import METHODS, Method, find
+from camrt.graph.methods.scene import GRADIENT, Layer, Pass, Scene
+from camrt.graph.opset import upgraded
 from camrt.graph.rename import without_clashes
-from camrt.graph.view import GraphView, metadata_of, opset_of, shape_of, skeleton
+from camrt.graph.repeat import repeated
+from camrt.graph.scores import Scores, find_scores
+from camrt.graph.targets import SUM, Target, Targets, targets_of
+from camrt.graph.view import GraphView, labels_of, metadata_of, opset_of, shape_of, skeleton
 from camrt.preprocess import KEY, Preprocess, preprocess_of
 
-OLDEST_OPSET = 13
-METHODS = ("cam",)
-IMAGE, SCORES, CLASSES, HEATMAPS = "image", "scores", "classes", "heatmaps"
+IMAGE, TARGET, SCORES, CLASSES, HEATMAPS = "image", "target", "scores", "classes", "heatmaps"
 MAPS = "camrt/maps"  # inside the graph: the map of each crop and class before enlarging, (N, crops, top, h, w)
+LABELS = "camrt.labels"
+AGAIN = "camrt/again"  # what the names of the network's second run begin with
 _log = logging.getLogger(__name__)
 
 
 def explain_graph(
     model: onnx.ModelProto,
     method: str = "cam",
-    protocol: str = "ten-crop",
-    top: int = 5,
+    protocol: str | None = None,
+    top: int | None = None,
     features: str | None = None,
     classifier: str | None = None,
     *,
+    target: Target | None = None,
+    layer: str | Sequence[str] | None = None,
+    scores: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    labels: Sequence[str] | None = None,
     preprocess: Preprocess | str | None = None,
 ) -> onnx.ModelProto:
-    """Make an explainer of a classifier: class activation maps (Zhou et al. 2016, equation 2) as part of the graph.
+    """Make an explainer of a classifier: the maps, and what they are made of, as part of the graph.
 
     Args:
         model: A classifier: one image input (N, 3, h, w) float32, scores (N, K). Not changed.
-        method: ``"cam"``.
-        protocol: ``"ten-crop"``, as the original: the scores of ten crops averaged, the magnitudes of their maps added;
-            ``"center"``: one crop; ``"full"``: the whole image and its mirror image, two passes in place of ten, for
-            networks that take images of any size.
-        top: How many classes to explain, the best first.
-        features: The tensor that the maps are made of; by default the model's metadata say it, or it is found.
-        classifier: The linear layer behind it, likewise.
+        method: One of `camrt.graph.methods.METHODS`; ``"cam"`` needs global average pooling and one linear layer at the
+            end, the others any classifier.
+        protocol: ``"ten-crop"``, as the original: the scores of ten crops averaged, their maps added; ``"center"``: one
+            crop; ``"full"``: the whole image and its mirror image, two passes in place of ten, for networks that take
+            images of any size. By default what the method says.
+        top: How many classes to explain, the best first. By default what the method says: 5; 1 for eigencam, and for
+            the methods of pixels, which run back through the whole network for each class.
+        features: Another word for ``layer``.
+        classifier: The linear layer behind the features, for ``"cam"``; by default the model's metadata say it, or it
+            is found.
+        target: What is explained in place of the best classes: a class, by number or name, or several; ``"input"``: the
+            classes come with the images, as the graph's input ``target`` (N, top) int64; ``"sum"``: the sum of all that
+            ``scores`` has for an image.
+        layer: The features that the maps are made of: a tensor or a node; by default the last that have places, which
+            is logged. Of several, each map is brought to 0..1, and their mean is taken, as pytorch-grad-cam does.
+        scores: The tensor that is explained; by default the last output of a row of scores an image. A Softmax, Sigmoid
+            or LogSoftmax at its end is left out where it is differentiated. What is named here is not changed on its
+            way to the output ``scores``, where a Softmax is added to logits otherwise.
+        settings: What is set of the method: see its function in `camrt.graph.methods`.
+        labels: The names of the classes, where the model does not say them; they become part of its metadata.
         preprocess: What the network wants of an image; by default the model's metadata say it.
 
     Returns:
@@ -54,59 +82,184 @@ def explain_graph(
         free.
 
     Raises:
-        CamrtError: The model has no head of a known form, no metadata, a wrong argument; with what to do.
+        CamrtError: The model has no scores, features or head of a known form, no metadata, an operator that cannot be
+            differentiated; a wrong argument; with what to do.
+
+    Example:
+        >>> explainer = camrt.explain_graph(onnx.load("resnet50.onnx"), "gradcam", "center", top=3,
+        ...                                 preprocess="torchvision")  # doctest: +SKIP
     """
-    if method not in METHODS:
-        raise CamrtError(f"found the method {method!r}, expected one of {', '.join(METHODS)}")
+    entry = find(method)
+    chosen = entry.checked(settings or {})
     metadata = metadata_of(model)
+    protocol = protocol or metadata.get("camrt.protocol") or entry.protocol
     if "camrt.explainer" in metadata:
         raise CamrtError("the model is an explainer already, expected a classifier")
     wanted = preprocess_of(preprocess, metadata)
-    model, renamed = without_clashes(_upgraded(model), (IMAGE, SCORES, CLASSES, HEATMAPS, MAPS))
+    reserved = (IMAGE, TARGET, SCORES, CLASSES, HEATMAPS, MAPS, GRADIENT)
+    model = upgraded(model)
+    if model.functions and entry.kind != "head":
+        model = onnx.inliner.inline_local_functions(model)  # their nodes are to be looked at, and differentiated
+    model, renamed = without_clashes(model, reserved)
     view = GraphView(model)
-    features = features or metadata.get("camrt.features")
-    classifier = classifier or metadata.get("camrt.classifier")
-    head = find_head(view, renamed.get(features or "", features), renamed.get(classifier or "", classifier))
-    _log.info("class activation maps from %s", head.describe())
-    classes = head.weights.shape[0]
-    if not 1 <= top <= classes:
-        raise CamrtError(f"found top {top}, expected 1 to {classes}, the number of classes")
+    asked = _Asked(
+        layers=tuple(named_tensor(view, renamed.get(each, each)) for each in _names_of(layer, features)),
+        features=renamed.get(metadata.get("camrt.features", ""), metadata.get("camrt.features")),
+        classifier=renamed.get(classifier or "", classifier or metadata.get("camrt.classifier")),
+        scores=renamed.get(scores or "", scores),
+        is_sum=target == SUM,
+    )
+    seen = _look(view, entry, asked)
+    metadata = _labelled(metadata, labels, seen.scores, asked)
+    targets = targets_of(target, top, entry.top, labels_of(metadata), None if target == SUM else seen.scores)
     image, side = _image_input(view, wanted, protocol)
     crops = crops_of(protocol, wanted.size, side)
-    network = with_free_batch(view, image, (3, side, side), head)
-    grid = _feature_size(network, head)
+    network = with_free_batch(view, image, (3, side, side), seen.scores.output)
+    second = _second_run(network, image, side, seen.scores.logits) if entry.again else None
+    view = GraphView(network)
+    grids = _grids(view, entry, asked, seen, image)
 
-    builder = Builder(opset_of(model), _names(model))
+    builder = Builder(opset_of(model), _taken(network))
+    for name in reserved:
+        builder.claim(name)
     cut(builder, IMAGE, crops, wanted, image)
     before, builder.nodes = builder.nodes, []
-    scores = _merged_scores(builder, head, len(crops))
-    best = _best(builder, scores, top)
-    maps = _maps(builder, head, best, (len(crops), top, *grid))
-    merge(builder, maps, crops, wanted.size, *grid, HEATMAPS)
+    merged = _merged_scores(builder, seen.scores, len(crops), is_sum=targets.kind == "sum", add_softmax=scores is None)
+    classes = targets.tensor(builder, merged, TARGET, CLASSES)
+    scene = Scene(
+        builder, view, Pass(image, seen.scores.logits), second, crops, side, wanted, seen.scores, targets, classes,
+        grids, seen.head,
+    )  # fmt: skip
+    _heatmaps(scene, entry, chosen, wanted.size)
 
-    result = _assembled(network, head, before, builder)
-    result.graph.input.append(_info(IMAGE, TensorProto.UINT8, "N", wanted.size, wanted.size, 3))
-    result.graph.output.append(_info(SCORES, TensorProto.FLOAT, "N", classes))
-    result.graph.output.append(_info(CLASSES, TensorProto.INT64, "N", top))
-    result.graph.output.append(_info(HEATMAPS, TensorProto.FLOAT, "N", top, wanted.size, wanted.size))
-    facts = {"method": method, "protocol": protocol, "top": top, "size": wanted.size, "resize": "square"}
-    facts |= {"features": head.features, "classifier": head.classifier}
+    count = 1 if targets.kind == "sum" else seen.scores.classes
+    needed = view.needed_for([seen.scores.output, seen.scores.logits, *(grid.tensor for grid in grids)])
+    result = _assembled(network, [*before, *needed, *builder.nodes], builder)
+    _open(result.graph, wanted.size, targets, count)
+    facts = {"method": method, "protocol": protocol, "top": targets.count, "size": wanted.size}
+    facts |= {"resize": "square", **_facts(entry, seen, targets, grids, chosen)}
     helper.set_model_props(result, {**metadata, KEY: wanted.as_json(), "camrt.explainer": json.dumps(facts)})
     _check(result)
     return result
 
 
-def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model in an operator set that our nodes exist in."""
-    if opset_of(model) >= OLDEST_OPSET:
-        return model
+# ------------------------------------------------------------------------------------------------ what is looked at
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was asked for by name, in the names of the renamed model.
+
+    Attributes:
+        layers: The features.
+        features: Those that the metadata name.
+        classifier: The linear layer.
+        scores: The tensor that is explained.
+        is_sum: Whether that is its sum.
+    """
+
+    layers: tuple[str, ...]
+    features: str | None
+    classifier: str | None
+    scores: str | None
+    is_sum: bool
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was found in a model.
+
+    Attributes:
+        scores: The scores.
+        head: The head, where there is one.
+    """
+
+    scores: Scores
+    head: Head | None = field(default=None)
+
+
+def _labelled(metadata: dict[str, str], labels: Sequence[str] | None, scores: Scores, asked: _Asked) -> dict[str, str]:
+    """The metadata with the names of what is explained."""
+    if labels is not None and len(labels) != scores.classes:
+        raise CamrtError(f"found {len(labels)} names, expected one for each of the {scores.classes} classes")
+    known = labels if labels is not None else labels_of(metadata)
+    if asked.is_sum:
+        known = [f"sum of {scores.logits}"]
+    elif known is None:
+        return metadata
+    elif len(known) != scores.classes:  # those of another output
+        return {key: value for key, value in metadata.items() if key != LABELS}
+    return {**metadata, LABELS: json.dumps([str(label) for label in known], ensure_ascii=False)}
+
+
+def _names_of(layer: str | Sequence[str] | None, features: str | None) -> tuple[str, ...]:
+    layers = () if layer is None else (layer,) if isinstance(layer, str) else tuple(layer)
+    if features is not None and layers not in ((), (features,)):
+        raise CamrtError(f"found the features {features!r} and the layer {', '.join(layers)!r}, expected one of both")
+    return layers or (() if features is None else (features,))
+
+
+def _look(view: GraphView, entry: Method, asked: _Asked) -> _Seen:
+    """The scores, and the head where the method needs it or its features are a good choice."""
+    if entry.kind == "head":
+        if len(asked.layers) > 1:
+            raise CamrtError(f"found {len(asked.layers)} layers, expected one: the weights of {entry.name} fit one")
+        head = find_head(view, asked.layers[0] if asked.layers else asked.features, asked.classifier)
+        _log.info("%s from %s", entry.title, head.describe())
+        found = find_scores(view, head.scores)
+        if asked.scores not in (None, head.scores):
+            raise CamrtError(
+                f"found the scores {asked.scores!r} and a head that gives {head.scores!r}, expected the same: "
+                f"{entry.name} explains what its head gives; gradcam explains any tensor"
+            )
+        return _Seen(found, head)
+    if asked.is_sum and asked.scores is not None:
+        tensor = named_tensor(view, asked.scores, "scores")
+        return _Seen(Scores(tensor, tensor, "", 1))
+    found = find_scores(view, None if asked.scores is None else named_tensor(view, asked.scores, "scores"))
     try:
-        return onnx.version_converter.convert_version(model, 17)
-    except Exception as error:  # its converter raises whatever its C++ does
-        raise CamrtError(
-            f"found opset {opset_of(model)}, expected {OLDEST_OPSET} or later, and onnx cannot upgrade it ({error}): "
-            "export the model with opset_version=17"
-        ) from error
+        head = find_head(view, None, None)
+    except CamrtError:
+        return _Seen(found)
+    return _Seen(found, head if head.scores == found.output else None)
+
+
+def _grids(view: GraphView, entry: Method, asked: _Asked, seen: _Seen, image: str) -> list[Grid]:
+    """The layers that the method looks at, and says so."""
+    if not entry.layered:
+        if asked.layers:
+            raise CamrtError(f"found the layer {asked.layers[0]!r}, expected none: {entry.name} is about pixels")
+        _log.info("%s of %s by the image", entry.title, seen.scores.describe())
+        return []
+    if asked.layers:
+        grids = [grid_of(view, tensor) for tensor in asked.layers]
+    elif entry.kind == "head" and seen.head is not None:
+        grids = [grid_of(view, seen.head.features)]
+    elif asked.features in view.producers:
+        grids = [grid_of(view, asked.features or "")]
+    elif seen.head is not None:
+        grids = [grid_of(view, seen.head.features)]
+    else:
+        grids = [last_features(view, image, seen.scores.logits)]
+    if entry.kind != "head":
+        chosen = "" if asked.layers else "no layer was named; the last with places is taken: "
+        listed = ", ".join(grid.describe() for grid in grids)
+        _log.info("%s of %s, by %slayer %s", entry.title, seen.scores.describe(), chosen, listed)
+    return grids
+
+
+def _facts(
+    entry: Method, seen: _Seen, targets: Targets, grids: Sequence[Grid], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the metadata say of the method."""
+    facts: dict[str, Any] = {}
+    if entry.kind == "head" and seen.head is not None:
+        facts |= {"features": seen.head.features, "classifier": seen.head.classifier}
+    else:
+        facts |= {"layer": [grid.tensor for grid in grids], "scores": seen.scores.logits}
+    if entry.kind != "head" or targets.kind != "top":
+        facts["target"] = targets.fact
+    return facts | ({"settings": dict(settings)} if settings else {})
 
 
 def _image_input(view: GraphView, preprocess: Preprocess, protocol: str) -> tuple[str, int]:
@@ -129,57 +282,106 @@ def _image_input(view: GraphView, preprocess: Preprocess, protocol: str) -> tupl
     return value.name, preprocess.crop
 
 
-def _feature_size(network: onnx.ModelProto, head: Head) -> tuple[int, int]:
-    shape = GraphView(network).shapes.get(head.features)
-    height, width = (shape[2], shape[3]) if shape is not None and len(shape) == 4 else (None, None)
-    if not isinstance(height, int) or not isinstance(width, int):
-        raise CamrtError(f"the size of the features {head.features!r} cannot be inferred, found {shape}")
-    return height, width
+# ------------------------------------------------------------------------------------------------- what is computed
 
 
-def _merged_scores(builder: Builder, head: Head, crops: int) -> str:
-    """Probabilities, averaged over the crops: (N, K)."""
-    classes = head.weights.shape[0]
-    flat = builder.reshape(head.scores, -1, classes)
-    if head.activation == "LogSoftmax":
+def _second_run(network: onnx.ModelProto, image: str, side: int, logits: str) -> Pass:
+    """Add the network's nodes once more, for other images; they read the same weights."""
+    nodes, names = repeated(GraphView(network).needed_for([logits]), AGAIN, [image])
+    network.graph.input.append(_info(names[image], TensorProto.FLOAT, "batch", 3, side, side))
+    network.graph.node.extend(nodes)
+    return Pass(names[image], names[logits], nodes)
+
+
+def _merged_scores(builder: Builder, scores: Scores, crops: int, *, is_sum: bool, add_softmax: bool) -> str:
+    """Probabilities, averaged over the crops: (N, K); of a sum (N, 1)."""
+    if is_sum:
+        rows = builder.node("Flatten", [scores.logits], axis=1)
+        sums = builder.reshape(builder.reduce("Sum", rows, [1]), -1, crops)
+        return builder.node("Identity", [builder.reduce("Mean", sums, [1], keepdims=True)], SCORES)
+    flat = builder.reshape(scores.output, -1, scores.classes)
+    if scores.activation == "LogSoftmax":
         flat = builder.node("Exp", [flat])
-    elif not head.activation:
+    elif not scores.activation and add_softmax:
         flat = builder.node("Softmax", [flat], axis=1)
-    mean = builder.reduce("Mean", builder.reshape(flat, -1, crops, classes), [1])
+    mean = builder.reduce("Mean", builder.reshape(flat, -1, crops, scores.classes), [1])
     return builder.node("Identity", [mean], SCORES)
 
 
-def _best(builder: Builder, scores: str, top: int) -> str:
-    """The classes with the highest scores: (N, top) int64."""
-    _, classes = builder.nodes_of("TopK", [scores, builder.shape(top)], [builder.name("best"), CLASSES], axis=1)
-    return classes
+def _heatmaps(scene: Scene, entry: Method, settings: Mapping[str, Any], size: int) -> None:
+    """The method's maps, and what becomes of them: enlarged, laid where their crops were, added."""
+    builder = scene.builder
+    if entry.kind == "pixels":
+        builder.node("Identity", [entry.maps(scene, **settings)], MAPS)
+        return lay(builder, MAPS, scene.crops, size, HEATMAPS)
+    merged = []
+    for layer in scene.layers:
+        maps = _map(layer, entry, settings, named=len(scene.layers) == 1)
+        merged.append(
+            merge(
+                builder, maps, scene.crops, size, layer.grid.height, layer.grid.width,
+                HEATMAPS if len(scene.layers) == 1 else None, rectified=entry.rectified,
+            )
+        )  # fmt: skip
+    if len(merged) > 1:
+        builder.node("Mean", merged, HEATMAPS)
+    return None
 
 
-def _maps(builder: Builder, head: Head, classes: str, size: tuple[int, int, int, int]) -> str:
-    """The features' sum, weighted by each class: (N, crops, top, h, w)."""
-    crops, top, height, width = size
-    weights = head.initializer or builder.constant(head.weights, "weights")
-    chosen = builder.unsqueeze(builder.node("Gather", [weights, classes], axis=0), 1)
-    flat = builder.reshape(head.features, -1, crops, head.weights.shape[1], height * width)
-    maps = builder.node("MatMul", [chosen, flat])
-    return builder.node("Reshape", [maps, builder.shape(-1, crops, top, height, width)], MAPS)
+def _map(layer: Layer, entry: Method, settings: Mapping[str, Any], *, named: bool) -> str:
+    """The map of a layer: (N, crops, count, h, w). One of several is brought to 0..1, so that each counts as much."""
+    builder = layer.builder
+    found = entry.maps(layer, **settings)
+    if entry.rectified:
+        found = builder.node("Relu", [found])
+    if not named:
+        least = builder.reduce("Min", found, [3], keepdims=True)
+        found = builder.node("Sub", [found, least])
+        largest = builder.node("Max", [builder.reduce("Max", found, [3], keepdims=True), builder.constant(1e-30)])
+        found = builder.node("Div", [found, largest])
+    shape = builder.shape(-1, len(layer.scene.crops), layer.scene.count, layer.grid.height, layer.grid.width)
+    return builder.node("Reshape", [found, shape], MAPS if named else None)
 
 
-def _assembled(network: onnx.ModelProto, head: Head, before: list[onnx.NodeProto], builder: Builder) -> onnx.ModelProto:
-    """The crops, what of the network is needed, and the maps, as one model without inputs and outputs yet."""
-    nodes = [*before, *GraphView(network).needed_for([head.scores, head.features]), *builder.nodes]
-    used = {name for node in nodes for name in node.input}
-    graph = onnx.GraphProto(name=network.graph.name or "explainer")
-    graph.node.extend(nodes)
-    graph.initializer.extend(tensor for tensor in network.graph.initializer if tensor.name in used)
-    graph.initializer.extend(builder.initializers)
-    model = helper.make_model(graph, opset_imports=list(network.opset_import), producer_name="camrt")
-    model.functions.extend(network.functions)
-    model.ir_version = network.ir_version
-    return model
+def _assembled(network: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], builder: Builder) -> onnx.ModelProto:
+    """The network with these nodes in place of its own, and without inputs and outputs yet. Its weights stay put."""
+    graph = network.graph
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    used = set(_read(kept))
+    for part in (graph.node, graph.input, graph.output, graph.value_info):
+        del part[:]
+    for index in reversed([i for i, tensor in enumerate(graph.initializer) if tensor.name not in used]):
+        del graph.initializer[index]
+    graph.node.extend(kept)
+    graph.initializer.extend(tensor for tensor in builder.initializers if tensor.name in used)
+    graph.name = graph.name or "explainer"
+    network.producer_name, network.producer_version, network.doc_string = "camrt", "", ""
+    del network.metadata_props[:]
+    return network
 
 
-def _names(model: onnx.ModelProto) -> set[str]:
+def _open(graph: onnx.GraphProto, size: int, targets: Targets, scores: int) -> None:
+    """The inputs and outputs of an explainer."""
+    graph.input.append(_info(IMAGE, TensorProto.UINT8, "N", size, size, 3))
+    if targets.kind == "input":
+        graph.input.append(_info(TARGET, TensorProto.INT64, "N", targets.count))
+    graph.output.append(_info(SCORES, TensorProto.FLOAT, "N", scores))
+    graph.output.append(_info(CLASSES, TensorProto.INT64, "N", targets.count))
+    graph.output.append(_info(HEATMAPS, TensorProto.FLOAT, "N", targets.count, size, size))
+
+
+def _read(nodes: Sequence[onnx.NodeProto]) -> list[str]:
+    """What nodes read, and their bodies."""
+    names = [name for node in nodes for name in node.input]
+    for node in nodes:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                names += _read(body.node)
+                names += [value.name for value in body.output]
+    return names
+
+
+def _taken(model: onnx.ModelProto) -> set[str]:
     names = {name for node in model.graph.node for name in (node.name, *node.input, *node.output)}
     return names | {tensor.name for tensor in model.graph.initializer}
 
@@ -206,3 +408,6 @@ def describe(model: onnx.ModelProto) -> Mapping[str, object]:
         raise CamrtError("the model is no explainer graph (no metadata camrt.explainer), expected one of camrt export")
     facts = json.loads(text)
     return facts if isinstance(facts, dict) else {}
+
+
+__all__ = ["METHODS", "describe", "explain_graph"]

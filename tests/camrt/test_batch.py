@@ -11,9 +11,10 @@ import onnx
 import pytest
 from PIL import Image
 
-from camrt import CamrtError, tiny
+from camrt import CamrtError
 from camrt.batch import Batch, find_images
 from camrt.results import LINES
+from converters import zoo
 from tests.tiny_models import photo, tiny_explainer
 
 
@@ -71,9 +72,11 @@ def test_an_odd_name(photos: Path, model: str, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "..png_top1.png").exists()
 
 
-def test_tiny_cam_by_name(photos: Path, tmp_path: Path) -> None:
-    Image.fromarray(tiny.sample_image()).save(photos / "a.png")
-    with Batch(tmp_path, tiny.NAME, top=1, cards=True) as batch:
-        images, _ = find_images([str(photos / "a.png")])
+def test_lenet_cam_by_name(tmp_path: Path) -> None:
+    sample = zoo.models_folder() / "lenetCAM" / "sample.png"
+    with Batch(tmp_path, "lenetCAM", top=1, cards=True) as batch:
+        images, _ = find_images([str(sample)])
         assert batch.explain(images) == []
-        assert "upright stripes" in batch.page(images).read_text()
+        assert "sample.png" in batch.page(images).read_text()
+    (line,) = (json.loads(each) for each in (tmp_path / LINES).read_text().splitlines())
+    assert [one["label"] for one in line["top"]] == ["3"]

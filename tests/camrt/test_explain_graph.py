@@ -30,7 +30,7 @@ def images(count: int, size: int = SIZE) -> np.ndarray:
 
 def run(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], names: list[str] | None = None) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return list(session.run(names, dict(feeds)))
 
@@ -231,7 +231,7 @@ def test_torchvision_preset_is_what_torchvision_does() -> None:
         ({"protocol": "nine-crop"}, "expected one of ten-crop, center, full"),
         ({"top": 0}, "expected 1 to 4"),
         ({"top": 5}, "expected 1 to 4"),
-        ({"features": "missing"}, "found the features 'missing', expected a tensor of the model"),
+        ({"features": "missing"}, "found the layer 'missing', expected a tensor of the model"),
         ({"features": "flat"}, "expected 4: N x channels x height x width"),
         ({"classifier": "conv"}, "not in 'conv'"),
         ({"preprocess": None}, "--preprocess caffe or torchvision"),

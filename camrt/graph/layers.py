@@ -1,0 +1,202 @@
+"""Which features the maps are made of: the last ones that have places, or those that were named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import onnx
+
+from camrt.classes import alike
+from camrt.errors import CamrtError
+from camrt.graph.scores import FLOATS, check_tensor, few, shown
+from camrt.graph.sizes import Sizes
+from camrt.graph.view import GraphView, Shape, attributes_of
+
+# The features that a method weighs are those before the last pooling: finer, and "the last convolutional layer" of
+# Selvaraju et al. (2017, section 3).
+_POOLING = {"MaxPool", "AveragePool", "LpPool", "Dropout", "Identity"}
+_ATTENTION = {"Softmax", "Attention"}
+_LEADING = (0, 1, 2, 5)  # tokens before those of the image: none, a class token, DeiT's two, DINOv2's with registers
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Features, and the places that they stand at.
+
+    Attributes:
+        tensor: (N, channels, height, width); or (N, tokens, channels), as transformers have them.
+        channels: How many features a place has.
+        height: Rows of places.
+        width: Columns of places.
+        leading: How many tokens stand before those of places; None where there are no tokens but four axes.
+    """
+
+    tensor: str
+    channels: int
+    height: int
+    width: int
+    leading: int | None = None
+
+    def describe(self) -> str:
+        """The layer in a phrase."""
+        tokens = "" if self.leading is None else f", tokens less the first {self.leading}"
+        return f"{self.tensor!r} ({self.channels} maps of {self.height} x {self.width}{tokens})"
+
+
+class _Shapes:
+    """Shapes of tensors: as onnx infers them, and with more effort where that is not enough."""
+
+    def __init__(self, view: GraphView) -> None:
+        self._view = view
+
+    @cached_property
+    def _sizes(self) -> Sizes:
+        return Sizes(self._view)
+
+    def of(self, tensor: str) -> Shape | None:
+        shape = self._view.shapes.get(tensor)
+        if shape is not None and all(isinstance(size, int) for size in shape[1:]):
+            return shape
+        return self._sizes.shape(tensor) or shape
+
+
+def named_tensor(view: GraphView, name: str, role: str = "layer") -> str:
+    """The tensor that is meant by the name of a tensor or a node.
+
+    Raises:
+        CamrtError: There is none of that name; or it holds integers.
+    """
+    if name not in view.producers:
+        outputs = {node.name: node.output[0] for node in view.model.graph.node if node.name and node.output}
+        if name not in outputs:
+            near = alike(name, [*view.producers, *outputs]) or f": {few(view.producers)}"
+            raise CamrtError(f"found the {role} {name!r}, expected a tensor of the model, or a node{near}")
+        name = outputs[name]
+    check_tensor(view, name, role)
+    return name
+
+
+def grid_of(view: GraphView, tensor: str) -> Grid:
+    """The places of a layer.
+
+    Args:
+        view: A model whose input has a fixed size but for the batch.
+        tensor: The layer.
+
+    Raises:
+        CamrtError: It has no places, as all behind the pooling; or their number is not known.
+    """
+    shape = _Shapes(view).of(tensor)
+    grid = _grid(tensor, shape)
+    if grid is not None:
+        return grid
+    if shape is not None and len(shape) == 4 and not all(isinstance(size, int) for size in shape[1:]):
+        raise CamrtError(f"the size of the features {tensor!r} cannot be inferred, found {shown(shape)}")
+    raise CamrtError(
+        f"found the layer {tensor!r} of shape {shown(shape)}, expected N x channels x height x width, or N x tokens x "
+        "channels with a square of tokens: a tensor behind the pooling has no places left to map"
+    )
+
+
+def last_features(view: GraphView, image: str, logits: str) -> Grid:
+    """The last features with places that everything goes through on its way from the image to the scores.
+
+    Poolings are passed, so that the features before them are taken. Of a transformer with a class token they are those
+    before the last attention: behind it, the scores do not depend on the other tokens any more. If they are normalized
+    first, it is what comes of that: the score does not change with the length of what goes into a normalization, so its
+    derivative stands upright on it, and their product, which HiResCAM and XGrad-CAM take, is 0.
+
+    Args:
+        view: A model whose input has a fixed size but for the batch.
+        image: Its input.
+        logits: Its scores.
+
+    Raises:
+        CamrtError: There are none.
+    """
+    shapes = _Shapes(view)
+    for tensor, passed in _bottlenecks(view, image, logits):
+        grid = _grid(tensor, shapes.of(tensor))
+        if tensor in (logits, image) or grid is None or (grid.leading and not passed & _ATTENTION):
+            continue
+        while grid.leading is None and (node := view.producers.get(tensor)) and node.op_type in _POOLING:
+            tensor = node.input[0]
+            grid = _grid(tensor, shapes.of(tensor)) or grid
+        normalized = [node.output[0] for node in view.consumers[tensor] if node.op_type == "LayerNormalization"]
+        if grid.leading is not None and passed & _ATTENTION and normalized:
+            return _grid(normalized[0], shapes.of(normalized[0])) or grid
+        return grid
+    raise CamrtError(
+        f"the model has no features with places that all of the image goes through on its way to {logits!r}: name the "
+        "layer yourself (--layer)"
+    )
+
+
+def check_no_control_flow(node: onnx.NodeProto) -> None:
+    """A node must not have a body.
+
+    Raises:
+        CamrtError: It has.
+    """
+    if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+        raise CamrtError(
+            f"found control flow on the way to the scores ({node.name or node.output[0]!r}, {node.op_type}), expected "
+            "a plain graph: it has no gradient here, nor can it be run twice. Export the model without it, or use "
+            "--method cam or eigencam"
+        )
+
+
+def _grid(tensor: str, shape: Shape | None) -> Grid | None:
+    """The places of a tensor; None where it has none."""
+    if shape is None:
+        return None
+    sizes = [size for size in shape[1:] if isinstance(size, int)]
+    if len(sizes) != len(shape) - 1:
+        return None
+    if len(sizes) == 3:
+        channels, height, width = sizes
+        return Grid(tensor, channels, height, width) if height * width > 1 else None
+    if len(sizes) == 2:
+        tokens, channels = sizes
+        for leading in _LEADING:
+            side = math.isqrt(max(0, tokens - leading))
+            if side > 1 and side * side == tokens - leading:
+                return Grid(tensor, channels, side, side, leading)
+    return None
+
+
+def _bottlenecks(view: GraphView, image: str, logits: str) -> Iterator[tuple[str, set[str]]]:
+    """Tensors that all of the image goes through, the last first; and the operators that stand behind them."""
+    depends = _reached(view, image)
+    live, passed = {logits}, set[str]()
+    for node in reversed(view.needed_for([logits])):
+        if not live.intersection(node.output):
+            continue
+        if len(live) == 1:
+            yield next(iter(live)), set(passed)
+        live.difference_update(node.output)
+        passed.add(node.op_type)
+        live.update(name for name in node.input if name in depends and view.types.get(name) in FLOATS)
+    if len(live) == 1:
+        yield next(iter(live)), passed
+
+
+def _reached(view: GraphView, tensor: str) -> set[str]:
+    """A tensor and all that depends on it."""
+    reached = {tensor}
+    for node in view.model.graph.node:
+        if not reached.isdisjoint(_read(node)):
+            reached.update(node.output)
+    return reached
+
+
+def _read(node: onnx.NodeProto) -> Iterable[str]:
+    """What a node reads, and what its bodies do."""
+    yield from node.input
+    for value in attributes_of(node).values():
+        if isinstance(value, onnx.GraphProto):
+            for inner in value.node:
+                yield from _read(inner)

@@ -1,0 +1,175 @@
+"""The methods: how a map comes about.
+
+One idea, as in the family of class activation maps: a map is a weighted sum of features, ``ReLU(sum_k w_k A_k)``, and a
+method says what the weights are. It is a function of a `camrt.graph.methods.scene.Layer` (features, gradients, scores)
+that returns the sum, and `method` registers it. Methods of pixels return a map of the network's input in its place.
+
+This module loads nothing but the standard library: the command line asks it for the names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from camrt.errors import CamrtError
+
+if TYPE_CHECKING:
+    from camrt.graph.methods.scene import Layer, Scene
+
+# Method -> its module here. The order is that of the documentation.
+FAMILIES = {
+    "cam": "cam",
+    "gradcam": "gradcam",
+    "gradcam++": "gradcam",
+    "hirescam": "gradcam",
+    "xgradcam": "gradcam",
+    "layercam": "gradcam",
+    "eigencam": "eigencam",
+    "scorecam": "scorecam",
+    "guided-backprop": "saliency",
+    "guided-gradcam": "saliency",
+    "input-gradient": "saliency",
+    "smoothgrad": "saliency",
+    "integrated-gradients": "saliency",
+}
+METHODS = tuple(FAMILIES)
+Kind = Literal["head", "features", "pixels"]
+Maps = Callable[..., str]
+_Maps = TypeVar("_Maps", bound=Maps)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method.
+
+    Attributes:
+        name: What it is called by.
+        maps: The function.
+        kind: What it makes the map of: ``"head"``: the features of a classifier that ends in global average pooling and
+            a linear layer; ``"features"``: those of a layer; ``"pixels"``: the network's input.
+        title: Its name in the papers.
+        rectified: Whether what is negative is cut off.
+        layered: Whether it looks at features of a layer.
+        again: Whether it runs the network again, on other images.
+        gradients: Whether the network is differentiated.
+        top: How many classes it explains if nothing is said.
+        protocol: What the network sees of an image if nothing is said.
+    """
+
+    name: str
+    maps: Maps
+    kind: Kind
+    title: str
+    rectified: bool
+    layered: bool
+    again: bool
+    gradients: bool
+    top: int
+    protocol: str
+
+    @property
+    def source(self) -> str:
+        """The paper, as the function's docstring names it in its section Source."""
+        found = re.search(r"^Source:\n((?: +.*\n?)+)", inspect.getdoc(self.maps) or "", re.MULTILINE)
+        return " ".join(found.group(1).split()) if found else ""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What can be set of it -> the default."""
+        parameters = list(inspect.signature(self.maps).parameters.values())[1:]
+        return {parameter.name: parameter.default for parameter in parameters}
+
+    def checked(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Its settings, with those that are given.
+
+        Args:
+            settings: Name -> value; a text is read as what the default is.
+
+        Raises:
+            CamrtError: There is no such setting, or its value is of another type.
+        """
+        known = dict(self.settings)
+        for name, value in settings.items():
+            if name not in known:
+                listed = ", ".join(f"{key}={default!r}" for key, default in known.items())
+                raise CamrtError(
+                    f"found the setting {name!r} of {self.name}, expected "
+                    + (f"one of {listed}" if listed else "none: it has nothing to set")
+                )
+            known[name] = _as(value, self.settings[name], f"{self.name}'s {name}")
+        return known
+
+
+_entries: dict[str, Method] = {}
+
+
+def method(
+    name: str,
+    *,
+    kind: Kind,
+    title: str,
+    rectified: bool = True,
+    layered: bool = True,
+    again: bool = False,
+    gradients: bool = True,
+    top: int = 5,
+    protocol: str = "ten-crop",
+) -> Callable[[_Maps], _Maps]:
+    """Register the decorated function as a method; see `Method` for the arguments.
+
+    Args of the function: a `Layer` (``kind`` head and features) or a `Scene` (pixels). Keyword arguments with defaults
+    (int, float or str) are what users may set. It returns the name of a tensor: the sum that is the map before it is
+    rectified, (N, crops, classes, places); of pixels (N, crops, classes, side, side).
+
+    Raises:
+        CamrtError: There is one of that name.
+
+    Example:
+        >>> @method("mean-activation", kind="features", title="Mean", gradients=False)  # doctest: +SKIP
+        ... def mean_activation(layer):
+        ...     return layer.repeated(layer.builder.reduce("Mean", layer.features, [2]))
+    """
+
+    def register(maps: _Maps) -> _Maps:
+        if name in _entries:
+            raise CamrtError(f"found a second method {name!r}, expected one: {maps.__module__}")
+        _entries[name] = Method(name, maps, kind, title, rectified, layered, again, gradients, top, protocol)
+        return maps
+
+    return register
+
+
+def find(name: str) -> Method:
+    """The method of a name.
+
+    Raises:
+        CamrtError: There is none.
+    """
+    if name in FAMILIES:
+        importlib.import_module(f"{__name__}.{FAMILIES[name]}")
+    if name not in _entries:
+        names = ", ".join(dict.fromkeys([*METHODS, *_entries]))
+        raise CamrtError(f"found the method {name!r}, expected one of {names}")
+    return _entries[name]
+
+
+def _as(value: Any, default: Any, what: str) -> Any:
+    """A setting as the type of its default."""
+    kind = type(default)
+    try:
+        if isinstance(value, bool) or (kind is not str and not isinstance(value, (int, float, str))):
+            raise ValueError("no number")
+        found = kind(value)
+        if kind is int and not isinstance(value, str) and found != value:
+            raise ValueError("no whole number")
+    except (TypeError, ValueError):
+        raise CamrtError(f"found {what} {value!r}, expected {kind.__name__} as {default!r} is") from None
+    return found
+
+
+__all__ = ["FAMILIES", "METHODS", "Layer", "Method", "Scene", "find", "method"]

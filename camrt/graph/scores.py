@@ -1,0 +1,130 @@
+"""What of a network is explained: the tensor of its scores, and what stands before its Softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from onnx import TensorProto
+
+from camrt.classes import alike
+from camrt.errors import CamrtError
+from camrt.graph.view import GraphView, Shape, attributes_of
+
+# What may stand between an activation at the end and the output, and changes neither the scores nor their order.
+_SHAPING = {"Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast"}
+_ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A tensor with a score for each class.
+
+    Attributes:
+        output: The tensor: N rows of ``classes`` numbers, whatever axes of size 1 it has beside.
+        logits: What is differentiated: the tensor before the Softmax, else ``output``.
+        activation: What ``output`` went through after ``logits``: ``"Softmax"``, ``"LogSoftmax"``, ``"Sigmoid"`` or
+            ``""``.
+        classes: How many scores an image has.
+    """
+
+    output: str
+    logits: str
+    activation: str
+    classes: int
+
+    def describe(self) -> str:
+        """What was chosen, in a sentence."""
+        before = f" before their {self.activation}" if self.activation else ""
+        return f"scores {self.output!r} of {self.classes} classes; explained is {self.logits!r}{before}"
+
+
+def find_scores(view: GraphView, tensor: str | None = None) -> Scores:
+    """Find the scores of a classifier.
+
+    A score is differentiated before the Softmax, as y^c is defined by Selvaraju et al. (2017, section 3): behind it the
+    gradient of a sure answer vanishes, and other classes have a share in it.
+
+    Args:
+        view: The model.
+        tensor: The tensor that is explained, where it is not the last output of one row of scores an image.
+
+    Raises:
+        CamrtError: There is no such tensor, or it has no row of scores for an image.
+    """
+    if tensor is not None:
+        check_tensor(view, tensor, "scores")
+        classes = row_of(view.shapes.get(tensor))
+        if classes is None:
+            raise CamrtError(
+                f"found the scores {tensor!r} of shape {shown(view.shapes.get(tensor))}, expected N x classes. To "
+                "explain the sum of all its values, ask for the target 'sum'"
+            )
+        return _behind(view, tensor, classes)
+    for output in reversed(view.outputs):
+        classes = row_of(view.shapes.get(output))
+        if classes is not None and output in view.producers and view.types.get(output) in FLOATS:
+            return _behind(view, output, classes)
+    found = ", ".join(f"{name!r} {shown(view.shapes.get(name))}" for name in view.outputs)
+    raise CamrtError(
+        f"the model has no output of scores, found {found}, expected N x classes, float32. Name the tensor: --scores, "
+        "and --target sum where it is no row of classes"
+    )
+
+
+def row_of(shape: Shape | None) -> int | None:
+    """The number of scores in a row, of a shape like N x K or N x K x 1 x 1; None where it has another form."""
+    if shape is None or len(shape) < 2 or any(size != 1 for size in shape[2:]):
+        return None
+    return shape[1] if isinstance(shape[1], int) and shape[1] > 1 else None
+
+
+def check_tensor(view: GraphView, tensor: str, role: str) -> None:
+    """A tensor that was named must be one that the network computes in floating point.
+
+    Raises:
+        CamrtError: It is not there; the text names those that are called alike. Or it holds integers.
+    """
+    if tensor not in view.producers:
+        raise CamrtError(
+            f"found the {role} {tensor!r}, expected a tensor of the model"
+            f"{alike(tensor, list(view.producers)) or ': ' + few(view.producers)}"
+        )
+    kind = view.types.get(tensor, TensorProto.FLOAT)
+    if kind not in FLOATS:
+        raise CamrtError(
+            f"found the {role} {tensor!r} of type {TensorProto.DataType.Name(kind).lower()}, expected floating point: "
+            "integers have no gradient, and are no features"
+        )
+
+
+def few(names: Iterable[str], most: int = 6) -> str:
+    """The last of many names: what is looked for stands near the end."""
+    listed = list(names)
+    return ("..., " if len(listed) > most else "") + ", ".join(listed[-most:])
+
+
+def shown(shape: Shape | None) -> str:
+    """A shape for people: ``N x 3 x 224 x 224``."""
+    return (
+        "unknown" if shape is None else " x ".join("?" if size is None else str(size) for size in shape) or "a number"
+    )
+
+
+def _behind(view: GraphView, output: str, classes: int) -> Scores:
+    """The scores with what stands before their activation."""
+    tensor = output
+    while (node := view.producers.get(tensor)) is not None and node.op_type in _SHAPING:
+        tensor = node.input[0]
+    if node is None or node.op_type not in _ACTIVATIONS or not _over_classes(view, tensor, attributes_of(node)):
+        return Scores(output, output, "", classes)
+    return Scores(output, node.input[0], node.op_type, classes)
+
+
+def _over_classes(view: GraphView, tensor: str, attributes: dict[str, object]) -> bool:
+    """Whether an activation at the end works on the row of classes, as far as its axis says it."""
+    shape, axis = view.shapes.get(tensor), attributes.get("axis", -1)
+    if shape is None or not isinstance(axis, int) or len(shape) <= 2:
+        return True
+    return shape[axis % len(shape)] != 1

@@ -1,0 +1,125 @@
+"""What is explained: the best classes, given ones, a class that comes with each image, or a sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from onnx import numpy_helper
+
+from camrt.classes import class_number
+from camrt.errors import CamrtError
+from camrt.graph.builder import Builder
+from camrt.graph.scores import Scores
+
+Target: TypeAlias = int | str | Sequence[int | str]
+INPUT, SUM = "input", "sum"
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is explained of each image.
+
+    Attributes:
+        kind: ``"top"``: the best classes; ``"fixed"``: these ones; ``"input"``: those that come with the image;
+            ``"sum"``: the sum of a tensor's values.
+        count: How many maps an image gets.
+        classes: The classes of ``"fixed"``.
+    """
+
+    kind: Literal["top", "fixed", "input", "sum"]
+    count: int
+    classes: tuple[int, ...] = ()
+
+    @property
+    def fact(self) -> str | list[int]:
+        """For the model's metadata."""
+        return list(self.classes) if self.kind == "fixed" else self.kind
+
+    def tensor(self, builder: Builder, scores: str, given: str, output: str) -> str:
+        """The classes that are explained: (N, count) int64.
+
+        Args:
+            builder: Where the nodes go.
+            scores: (N, K) float32.
+            given: The graph's input of classes, for ``"input"``.
+            output: The tensor that is written.
+        """
+        if self.kind == "top":
+            builder.nodes_of("TopK", [scores, builder.shape(self.count)], [builder.name("best"), output], axis=1)
+            return output
+        if self.kind == "input":
+            return builder.node("Identity", [given], output)
+        rows = builder.slice(builder.node("Shape", [scores]), [0], [1], [0])
+        shape = builder.node("Concat", [rows, builder.shape(self.count)], axis=0)
+        fixed = builder.constant([self.classes or (0,)], "classes", np.int64)
+        return builder.node("Expand", [fixed, shape], output)
+
+    def seeds(self, builder: Builder, classes: str, crops: int, logits: str, scores: Scores, rank: int) -> str:
+        """What the backward pass begins with: the derivative of what is explained by the logits.
+
+        Args:
+            builder: Where the nodes go.
+            classes: (N, count) int64.
+            crops: How many crops an image has.
+            logits: (N * crops, K), perhaps with axes of size 1 behind.
+            scores: What they are.
+            rank: How many axes ``logits`` has.
+
+        Returns:
+            (N * crops * count, K, ...) float32: a 1 for the class of the row.
+        """
+        if self.kind == "sum":
+            return _filled(builder, 1, builder.node("Shape", [logits]))
+        each = builder.node("Expand", [builder.unsqueeze(classes, 1), builder.shape(1, crops, 1)])
+        column = builder.reshape(each, -1, 1)
+        rows = builder.slice(builder.node("Shape", [column]), [0], [1], [0])
+        zeros = _filled(builder, 0, builder.node("Concat", [rows, builder.shape(scores.classes)], axis=0))
+        ones = _filled(builder, 1, builder.node("Shape", [column]))
+        # Where a class is out of range, ScatterElements fails; OneHot would give zeros, and an empty map.
+        hot = builder.node("ScatterElements", [zeros, column, ones], axis=1)
+        return hot if rank == 2 else builder.reshape(hot, -1, scores.classes, *[1] * (rank - 2))
+
+
+def targets_of(
+    target: Target | None, top: int | None, most: int, labels: Sequence[str] | None, scores: Scores | None
+) -> Targets:
+    """What was asked for.
+
+    Args:
+        target: None for the best classes; ``"input"``, ``"sum"``; a class, or several: numbers, or names that the model
+            knows.
+        top: How many maps an image gets; None for ``most``, or as many as there are classes or were given.
+        most: How many of the best classes the method explains if nothing is said.
+        labels: The names of the classes, where they are known.
+        scores: What is explained; None for ``"sum"``.
+
+    Raises:
+        CamrtError: No such class; the text names those that are called alike. Or ``top`` contradicts it.
+    """
+    if target == SUM:
+        if top not in (None, 1):
+            raise CamrtError(f"found top {top} and the target {SUM!r}, expected top 1: a sum has one map")
+        return Targets("sum", 1)
+    assert scores is not None
+    if target is None or target == INPUT:
+        count = min(1 if target == INPUT else most, scores.classes) if top is None else top
+        if not 1 <= count <= scores.classes:
+            raise CamrtError(f"found top {count}, expected 1 to {scores.classes}, the number of classes")
+        return Targets("top" if target is None else "input", count)
+    asked = [target] if isinstance(target, str) or np.ndim(target) == 0 else list(target)  # type: ignore[arg-type]
+    classes = tuple(class_number(each, labels, scores.classes) for each in asked)
+    if not classes:
+        raise CamrtError("found no target, expected a class at least")
+    if top not in (None, len(classes)):
+        raise CamrtError(
+            f"found top {top} and {len(classes)} targets, expected one of both: --top is for the best classes"
+        )
+    return Targets("fixed", len(classes), classes)
+
+
+def _filled(builder: Builder, value: float, shape: str) -> str:
+    """A float32 tensor of a computed shape that holds one number."""
+    return builder.node("ConstantOfShape", [shape], value=numpy_helper.from_array(np.full(1, value, np.float32)))

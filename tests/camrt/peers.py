@@ -1,0 +1,71 @@
+"""Other people's implementations, on the same weights."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from typing import Any
+
+import pytest
+
+
+def grad_cam() -> Any:
+    """pytorch-grad-cam, or the test skips.
+
+    It imports torchvision, scikit-learn and matplotlib for what is not compared here. Where they are missing, modules
+    without content stand in. torchvision's compiled operators are missing beside a PyTorch without CUDA: what it
+    registers for them is let go.
+    """
+    torch = pytest.importorskip(
+        "torch", reason="PyTorch is not installed: methods are not compared with other libraries"
+    )
+    if importlib.util.find_spec("pytorch_grad_cam") is None:
+        pytest.skip("pytorch-grad-cam is not installed (pip install --no-deps grad-cam ttach tqdm)")
+    if "pytorch_grad_cam" in sys.modules:
+        return sys.modules["pytorch_grad_cam"]
+    missing = {name for name in ("torchvision", "sklearn", "matplotlib") if importlib.util.find_spec(name) is None}
+    stand_ins = [name for name in _ONLY_IMPORTED if name.partition(".")[0] in missing]
+    for name in stand_ins:
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
+        sys.modules[name].__dict__.update(dict.fromkeys(_ONLY_IMPORTED[name], object))
+    registered = torch.library.register_fake
+    torch.library.register_fake = _lenient(registered)
+    try:
+        return importlib.import_module("pytorch_grad_cam")
+    finally:
+        torch.library.register_fake = registered
+        for name in stand_ins:  # others, PyTorch's exporter among them, ask whether these are installed
+            del sys.modules[name]
+
+
+def torch_cam() -> Any:
+    """torch-cam's methods, or the test skips."""
+    pytest.importorskip("torch", reason="PyTorch is not installed: methods are not compared with other libraries")
+    return pytest.importorskip("torchcam.methods", reason="torch-cam is not installed (pip install --no-deps torchcam)")
+
+
+_ONLY_IMPORTED = {
+    "torchvision": (),
+    "torchvision.transforms": ("Compose", "Normalize", "ToTensor"),
+    "torchvision.transforms.functional": ("resize",),
+    "sklearn": (),
+    "sklearn.decomposition": ("NMF", "KernelPCA"),
+    "matplotlib": ("pyplot",),
+    "matplotlib.lines": ("Line2D",),
+}
+
+
+def _lenient(register: Any) -> Any:
+    def lenient(name: Any, *arguments: Any, **options: Any) -> Any:
+        def decorate(function: Any) -> Any:
+            try:
+                return register(name, *arguments, **options)(function)
+            except RuntimeError:  # there is no such operator
+                return function
+
+        return decorate
+
+    return lenient

@@ -1,0 +1,54 @@
+"""docs/methods.md says what the methods do."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from camrt import docs
+from camrt.graph import explain_graph, methods
+from camrt.graph.methods import METHODS
+from tests.camrt.classifiers import classifier
+from tests.camrt.test_explain_graph import PREPROCESS, images, run
+
+
+def test_page_of_methods_is_fresh(repository: Path) -> None:
+    assert (repository / "docs" / "methods.md").read_text() == docs.methods(), "run python -m camrt.docs docs"
+
+
+def test_links_lead_somewhere(repository: Path) -> None:
+    page = repository / "docs" / "methods.md"
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / target).exists(), target
+    headings = [re.sub(r"[^a-z0-9 -]", "", line[3:].lower()).replace(" ", "-") for line in re.findall("## .*", text)]
+    anchors = [f"{one}-{headings[:i].count(one)}" if one in headings[:i] else one for i, one in enumerate(headings)]
+    linked = re.findall(r"\]\(#([^)]+)\)", text)
+    assert len(set(linked)) == len(METHODS)
+    assert set(linked) <= set(anchors)
+
+
+@pytest.mark.slow
+def test_pictures_are_what_the_methods_show(repository: Path) -> None:
+    """As far as another processor's rounding goes."""
+    shown = dict(docs.pictures())
+    assert set(shown) == {f"{name}.png" for name in METHODS}
+    for name, content in shown.items():
+        kept = np.asarray(Image.open(repository / "docs" / docs.FOLDER / name)).astype(int)
+        found = np.asarray(Image.open(io.BytesIO(content))).astype(int)
+        assert found.shape == kept.shape == (docs.SIDE, docs.SIDE, 3)
+        assert np.abs(found - kept).mean() < 2, name
+
+
+def test_example_of_a_method_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "_entries", dict(methods._entries))
+    code = re.search(r"## A method of your own\n```python\n(.*?)```", docs.methods(), re.DOTALL)
+    assert code
+    exec(code.group(1), {})
+    explainer = explain_graph(classifier("gemm"), "mean-activation", preprocess=PREPROCESS)
+    assert run(explainer, {"image": images(1)})[2].max() > 0
