@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """How well lenetCAM reads and finds a digit among clutter: converted, explained, measured. Without PyTorch.
 
-usage: python benchmarks/lenet.py [CAFFEMODEL] [--data clutter:drawn,seed=3] [--count 10000] [--json]
+usage: python benchmarks/lenet.py [CAFFEMODEL] [--prototxt FILE] [--data clutter:drawn,seed=3] [--count 10000] [--json]
 
-Without CAFFEMODEL, the one that comes with camrt. The caffemodel and models/lenetCAM/deploy.prototxt are converted to
-ONNX, made an explainer graph, and shown canvases 0 to count - 1 of the generator that --data names, such as
+Without CAFFEMODEL, the one that comes with camrt. The caffemodel and the prototxt (models/lenetCAM/deploy.prototxt) are
+converted to ONNX, made an explainer graph, and shown canvases 0 to count - 1 of the generator of --data, such as
 
     --data clutter:MNIST_FOLDER,first=8000,count=2000,seed=3
 
@@ -45,12 +45,12 @@ NAME = "lenetCAM"
 BATCH = 32
 
 
-def explainer(caffemodel: Path | None, threads: int) -> Explainer:
-    """The network as its users run it: the named model, or another file of weights of the same form."""
+def explainer(caffemodel: Path | None, threads: int, prototxt: Path | None = None) -> Explainer:
+    """The network as its users run it: the named model, or another file of weights."""
     if caffemodel is None:
         return Explainer(NAME, top=1, threads=threads)
     model = zoo.find(NAME)
-    classifier = converters.convert(zoo.models_folder() / NAME / "deploy.prototxt", caffemodel)
+    classifier = converters.convert(prototxt or zoo.models_folder() / NAME / "deploy.prototxt", caffemodel)
     facts = {"camrt.features": model.features, "camrt.classifier": model.classifier, OWN_PROTOCOL: model.protocol}
     onnx.helper.set_model_props(classifier, {key: str(value) for key, value in facts.items()})
     return Explainer(classifier, preprocess=preprocess_of_named(model), top=1, threads=threads)
@@ -90,15 +90,19 @@ def measure(explain: Explainer, canvases: Clutter, count: int) -> dict[str, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description="How well lenetCAM reads and finds a digit among clutter.")
     parser.add_argument("caffemodel", nargs="?", type=Path, help="weights; by default those that come with camrt")
+    parser.add_argument("--prototxt", type=Path, help="the network that they belong to, where it is another one")
     parser.add_argument("--data", default="clutter:drawn,seed=3", help="the generator of the canvases")
     parser.add_argument("--count", type=int, default=10_000, help="how many canvases")
     parser.add_argument("--threads", type=int, default=2, help="of ONNX Runtime")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
+    if options.prototxt and not options.caffemodel:
+        parser.error("--prototxt goes with a CAFFEMODEL")
     if options.count < 1:
         parser.error(f"found --count {options.count}, expected at least 1")
     try:
-        facts = measure(explainer(options.caffemodel, options.threads), Clutter.parse(options.data), options.count)
+        explain = explainer(options.caffemodel, options.threads, options.prototxt)
+        facts = measure(explain, Clutter.parse(options.data), options.count)
     except (CamrtError, converters.ConversionError) as error:
         sys.exit(f"error: {error}")
     if options.json:

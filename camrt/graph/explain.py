@@ -244,7 +244,7 @@ def _grids(view: GraphView, entry: Method, asked: _Asked, seen: _Seen, image: st
     if entry.kind != "head":
         chosen = "" if asked.layers else "no layer was named; the last with places is taken: "
         listed = ", ".join(grid.describe() for grid in grids)
-        _log.info("%s of %s, by %slayer %s", entry.title, seen.scores.describe(), chosen, listed)
+        _log.info("%s of %s; %slayer %s", entry.title, seen.scores.describe(), chosen, listed)
     return grids
 
 

@@ -78,6 +78,17 @@ def test_the_files_belong_together(folder: Path) -> None:
     assert (folder / "labels.txt").read_text().split() == zoo.labels(zoo.find(LENET)) == list("0123456789")
 
 
+def test_the_sister_for_mnist(folder: Path) -> None:
+    """Trained and deployed forms hold the same weights; they differ in CAM_soft, which has none."""
+    deploy, trained = (read_net(folder / f"{name}_mnist.prototxt") for name in ("deploy", "train_val"))
+    assert weight_shapes(deploy) == weight_shapes(trained)
+    assert [layer.name for layer in deploy.layers if layer.name not in ("CAM_soft", "prob")] == [
+        layer.name for layer in trained.layers if layer.name != "loss"
+    ]
+    assert weight_shapes(deploy)["conv3"] == [(48, 48, 3, 3)]
+    assert 'net: "train_val_mnist.prototxt"' in (folder / "solver_mnist.prototxt").read_text()
+
+
 def test_the_solver_is_the_one_of_the_card(folder: Path) -> None:
     card, solver = (folder / "README.md").read_text(), (folder / "solver.prototxt").read_text()
     for line in ("max_iter", "random_seed"):
