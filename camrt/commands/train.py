@@ -39,8 +39,8 @@ layout), mnist:PATH[,first=N,count=N] (idx files) or clutter:DIGITS[,seed=N,...]
 
 Written under the prefix: _iter_N.caffemodel and .camrtstate (snapshots), _log.jsonl, _log.csv, _curves.png and
 _labels.txt.
-Ctrl-C ends the training with a snapshot, once more without. Killed at any moment, --resume goes on from the last
-snapshot, and reaches the same weights.
+Ctrl-C ends the training with a snapshot; a second Ctrl-C ends it without one. SIGHUP takes a snapshot and goes on.
+After a kill at any moment, --resume goes on from the last snapshot and reaches the same weights.
 
 {STATUS[:-1]}; 130 or 143 after Ctrl-C or SIGTERM.
 """
@@ -74,6 +74,9 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, help="In place of the solver's random_seed.")] = None,
     resize: Annotated[
         tuple[int, int] | None, typer.Option(metavar="H W", help="Resize images first, before the crop.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Images in a batch; by default what the data layers say.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that load images; 0 for none.")] = None,
     device: Annotated[
@@ -111,6 +114,7 @@ def train(
             restart=restart,
             seed=seed,
             resize=resize,
+            batch=batch,
             workers=workers,
             device=device,
             threads=threads,
@@ -190,7 +194,8 @@ class _Bar:
         self._task: TaskID | None = None
 
     def say(self, text: str) -> None:
-        self._progress.console.print(text, soft_wrap=True)
+        with contextlib.suppress(OSError):  # the terminal may be closed (SIGHUP); the training goes on
+            self._progress.console.print(text, soft_wrap=True)
 
     def begin(self, done: int, total: int) -> None:
         self._task = self._progress.add_task("", total=total, completed=done, loss="")

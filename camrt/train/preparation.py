@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,12 @@ def _chosen_start(options: Options, saved: Snapshots, reporter: Reporter) -> Sna
         return snapshots.read(options.snapshot)
     there = saved.states()
     for file in options.weights if options.restart else ():
-        if any(state.with_suffix(snapshots.WEIGHTS).resolve() == file.resolve() for state in there):
+        own = {
+            state.with_name(state.stem + ending).resolve()
+            for state in there
+            for ending in (snapshots.WEIGHTS, snapshots.WEIGHTS_HDF5)
+        }
+        if file.resolve() in own:
             raise CamrtError("is of a snapshot that --restart removes: give another prefix with --out", file=str(file))
     if options.resume:
         if not there:
@@ -180,6 +185,9 @@ def _restore(solver: Solver, start: Snapshot, fed: Feeding, reporter: Reporter) 
             f"note: the data was {facts['data']} with {_count(facts['images'])} images, and is {source.name} with "
             f"{_count(source.count)}: from here on it is another run"
         )
+    before = facts.get("batch", fed.batch_size)
+    if before != fed.batch_size:
+        reporter.say(f"note: a batch had {before} images, and has {fed.batch_size}: from here on it is another run")
 
 
 # ------------------------------------------------------------------------------------------------------------ the data
@@ -192,10 +200,14 @@ def _fed(options: Options, file: SolverFile, seed: int) -> tuple[list[Net], list
         test_data = options.data
     nets = [file.train_net(), *file.test_nets()]
     texts = [options.data, *([test_data] * (len(nets) - 1))]
-    return nets, [
-        feeding(net, text, seed=seed, resize=options.resize, find=_finder(net, options.solver))
+    fed = [
+        feeding(net, text, seed=seed, resize=options.resize, batch=options.batch, find=_finder(net, options.solver))
         for net, text in zip(nets, texts, strict=True)
     ]
+    if test_data is not None and len(nets) > 2:
+        note = f"all {len(nets) - 1} test nets read the same images, {test_data}: --test-data replaces their own data"
+        fed[1] = replace(fed[1], notes=(*fed[1].notes, note))
+    return nets, fed
 
 
 def _finder(net: Net, solver: Path) -> Callable[[str], Path]:

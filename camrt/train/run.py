@@ -8,6 +8,7 @@ on from a snapshot computes, bit by bit, what an unbroken one does.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
 import signal
 import threading
@@ -30,9 +31,10 @@ from camrt.train.options import Options, Outcome, Reporter, Silent
 from camrt.train.parallel import Group, all_finite
 from camrt.train.policies import learning_rate
 from camrt.train.preparation import Job, prefix_of, prepare
-from camrt.train.snapshot import Snapshots, packed
-from camrt.train.solverfile import read_solver
+from camrt.train.snapshot import WEIGHTS, WEIGHTS_HDF5, Snapshots, packed
+from camrt.train.solverfile import SolverFile, read_solver
 from camrt.train.weights import save_caffemodel
+from converters.schema.caffe_pb2 import SolverParameter
 
 LABELS = "_labels.txt"
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,7 +48,8 @@ def train(options: Options, *, group: Group | None = None, reporter: Reporter | 
     """Train a network as its solver file says.
 
     Files are written under one prefix: snapshots, the log, its table, the curves, and the names of the classes where
-    they are known. SIGINT and SIGTERM end the training after the iteration, with a snapshot.
+    they are known. SIGINT and SIGTERM end the training after the iteration, with a snapshot; SIGHUP takes a snapshot
+    and goes on, as in Caffe.
 
     Args:
         options: What is asked.
@@ -61,7 +64,7 @@ def train(options: Options, *, group: Group | None = None, reporter: Reporter | 
     if reporter is None or not group.is_first:
         reporter = Silent()
     file = read_solver(options.solver)
-    saved = Snapshots(prefix_of(options, file.param.snapshot_prefix))
+    saved = Snapshots(prefix_of(options, file.param.snapshot_prefix), _weights_ending(file))
     with saved.locked() if group.is_first else contextlib.nullcontext():
         try:
             job = prepare(options, file, saved, group, reporter)
@@ -71,6 +74,22 @@ def train(options: Options, *, group: Group | None = None, reporter: Reporter | 
                 "there is not enough memory on the device: lower batch_size and raise iter_size as much, or use --amp",
                 file=str(options.solver),
             ) from error
+
+
+def _weights_ending(file: SolverFile) -> str:
+    """The ending of the weights that the solver's `snapshot_format` asks for.
+
+    Raises:
+        CamrtError: HDF5, and h5py is not installed.
+    """
+    if file.param.snapshot_format != SolverParameter.HDF5:
+        return WEIGHTS
+    if importlib.util.find_spec("h5py") is None:
+        raise CamrtError(
+            "found snapshot_format HDF5, which needs h5py: pip install h5py, or use snapshot_format: BINARYPROTO",
+            file=file.file,
+        )
+    return WEIGHTS_HDF5
 
 
 class _Training:
@@ -94,7 +113,8 @@ class _Training:
         self.scaler = torch.amp.GradScaler(self.device.type) if options.amp == "fp16" else None
         if self.scaler is not None and job.facts.get("scaler"):
             self.scaler.load_state_dict(job.facts["scaler"])
-        self.signal = 0  # that came
+        self.signal = 0  # that came to end it
+        self.hangup = False  # whether a SIGHUP asked for a snapshot
         self.stopped = False
 
     # ------------------------------------------------------------------------------------------------------- the loop
@@ -111,9 +131,10 @@ class _Training:
             seconds = self._seconds()
             if self.log is not None:
                 self.log.write_table()
-                curves = self.log.draw()
-        if self.group.is_first and curves is None:
-            self.reporter.say("note: no curves were drawn: that takes matplotlib (pip install 'camrt[train]')")
+                try:
+                    curves = self.log.draw()
+                except ImportError:
+                    self.reporter.say("note: no curves were drawn: install matplotlib (pip install matplotlib)")
         return Outcome(
             self.iteration,
             self.weights,
@@ -146,6 +167,8 @@ class _Training:
             if self._must_stop() or (tests and not self._test()):
                 self._stop()
                 return
+            if self._must_snapshot() and self.iteration > max(0, self.saved):
+                self._snapshot()
             if self.job.two_stage and self.iteration == self.job.two_stage:
                 self._set_stage()
             self._iterate()
@@ -376,6 +399,7 @@ class _Training:
             "losses": list(self.recent),
             "data": source.name,
             "images": source.count,
+            "batch": self.job.feedings[0].batch_size,
             "two_stage": self.job.two_stage,
             "loaded": list(self.job.loaded),
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
@@ -388,7 +412,10 @@ class _Training:
 
     @contextlib.contextmanager
     def _heeding_signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM ends the training after the iteration; one more, later, ends it at once."""
+        """Handle signals: SIGINT and SIGTERM end the training after the iteration, and at once when they come again.
+
+        SIGHUP, which a closed terminal sends, only asks for a snapshot.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -403,7 +430,13 @@ class _Training:
                 raise KeyboardInterrupt
             self.signal = number
 
-        before = {number: signal.signal(number, heed) for number in (signal.SIGINT, signal.SIGTERM)}
+        def note_hangup(_: int, __: Any) -> None:
+            self.hangup = True
+
+        handlers: dict[int, Callable[[int, Any], None]] = {signal.SIGINT: heed, signal.SIGTERM: heed}
+        if hasattr(signal, "SIGHUP"):  # not on Windows
+            handlers[signal.SIGHUP] = note_hangup
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
@@ -416,6 +449,15 @@ class _Training:
             self.signal = self.group.largest(self.signal)
             return bool(self.signal)
         return bool(self.signal) and self.group.world == 1
+
+    def _must_snapshot(self) -> bool:
+        """Whether a SIGHUP came to any of the processes, which take the snapshot together."""
+        if self.group.world > 1:
+            if self.iteration % _AGREE:
+                return False
+            self.hangup = bool(self.group.largest(int(self.hangup)))
+        asked, self.hangup = self.hangup, False
+        return asked
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 from collections.abc import Callable, Generator, Sequence
@@ -60,6 +61,7 @@ def feeding(
     *,
     seed: int,
     resize: tuple[int, int] | None = None,
+    batch: int | None = None,
     find: Callable[[str], Path] = Path,
 ) -> Feeding:
     """What a network is fed with: what was named, or else its ImageData layer.
@@ -73,6 +75,7 @@ def feeding(
             of a source that stands in its place (``source: "clutter:drawn"``).
         seed: Of order, crops and mirroring.
         resize: Height and width that images get first, in place of what the layer says.
+        batch: Images in a batch, in place of what the layer says.
         find: From a relative path in the prototxt to where it lies.
 
     Raises:
@@ -86,7 +89,7 @@ def feeding(
     transform = _transform(layer, phase, find)
     if layer is None or layer.type in ("Input", "MemoryData"):
         transform = _as_declared(transform, declared)
-    notes = []
+    notes = _notes_on(layer, text)
     if resize is not None:
         transform = replace(transform, resize=resize)
     elif transform.resize is None and text is not None and getattr(source, "paths", None) is not None:
@@ -94,9 +97,12 @@ def feeding(
         if transform.resize is not None:
             height, width = transform.resize
             notes.append(f"images of {source.name} are resized to {width} x {height}; --resize changes it")
-    batch_size = _batch_size(layer) or (declared[0] if declared else 0)
+    batch_size = batch or _batch_size(layer) or (declared[0] if declared else 0)
     if not batch_size:
-        raise CamrtError(f"found no batch_size in the data layer of {net.name!r} ({phase}), expected one")
+        where = describe_layer(layer) if layer is not None else "the inputs"
+        raise CamrtError(
+            f"found no batch_size in {where} of {net.name!r} ({phase}), expected one: give it with --batch"
+        )
     own = _own(layer)
     shuffle = phase == "TRAIN" if text is not None else bool(own and own.shuffle)
     keys = [int(key) for key in np.random.SeedSequence((seed, phase == "TRAIN")).generate_state(3, np.uint64)]
@@ -224,7 +230,7 @@ def _begin(_: int) -> None:
 
 def _fed(net: Net) -> tuple[Layer | None, str, str | None]:
     """The layer of the images, the blob of the images and that of the labels."""
-    layers = [layer for layer in net.data if layer.type in DATA_LAYERS]
+    layers = [layer for layer in net.data if layer.type not in ("Input", "DummyData")]
     if layers:
         tops: Sequence[str] = layers[0].tops
         others = [one.name for one in net.inputs if one.name not in tops]
@@ -251,14 +257,32 @@ def _source(net: Net, layer: Layer | None, text: str | None, phase: Phase, find:
         return open_source(text, phase)
     flag = "--data" if phase == "TRAIN" else "--test-data"
     if layer is None or layer.type != "ImageData":
-        kind = layer.type if layer else "Input"
-        reads = "a database, which camrt does not read" if kind == "Data" else "nothing that camrt can read"
+        where = describe_layer(layer) if layer is not None else "Input layers"
+        reads = {"Data": "reads a database, which camrt does not", "Python": "runs Python code, which camrt does not"}
+        reason = reads.get(layer.type if layer is not None else "", "names no images that camrt can read")
         raise CamrtError(
-            f"found the {phase} data in a layer of type {kind}: {reads}. Say where the images are: {flag} folder:DIR, "
+            f"found the {phase} data in {where}, which {reason}. Say where the images are: {flag} folder:DIR, "
             "list:FILE, tiny:DIR, mnist:DIR or clutter:drawn",
             file=net.files[0] if net.files else None,
         )
     return from_layer(layer, find)
+
+
+def describe_layer(layer: Layer) -> str:
+    """A data layer for messages: its name and type, and of a Python layer its module and class."""
+    python = layer.params.python_param
+    of = f" {python.module}.{python.layer}" if layer.type == "Python" else ""
+    return f"the layer {layer.name!r} ({layer.type}{of})"
+
+
+def _notes_on(layer: Layer | None, text: str | None) -> list[str]:
+    """What --data changes beyond where the images come from."""
+    if text is None or layer is None or layer.type != "WindowData":
+        return []
+    return [
+        f"{describe_layer(layer)} crops windows from its images; {text} has whole images, so the network sees no "
+        "windows and no background class"
+    ]
 
 
 def _said(layer: Layer | None) -> str | None:
@@ -304,5 +328,15 @@ def _own(layer: Layer | None) -> Any:
 
 def _batch_size(layer: Layer | None) -> int:
     if layer is None or layer.type not in DATA_LAYERS:
-        return 0
+        return _python_batch_size(layer) if layer is not None and layer.type == "Python" else 0
     return int(getattr(getattr(layer.params, DATA_LAYERS[layer.type]), "batch_size", 0))
+
+
+def _python_batch_size(layer: Layer) -> int:
+    """The batch_size in a Python layer's `param_str`, where that is a dictionary, as in Caffe's own examples."""
+    try:
+        params = ast.literal_eval(layer.params.python_param.param_str or "None")
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return 0
+    size = params.get("batch_size", 0) if isinstance(params, dict) else 0
+    return size if isinstance(size, int) and 0 < size < 2**31 else 0
