@@ -20,7 +20,7 @@ from converters.terminal import say
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from camrt.train.options import Outcome, Precision, Reporter
+    from camrt.train.options import Precision, Reporter, TrainingResult
 
 TYPES = ("bf16", "fp16")
 
@@ -99,10 +99,10 @@ def train(
 
         require_torch()
         from camrt.train import parallel
-        from camrt.train.options import Options
+        from camrt.train.options import TrainingOptions
         from camrt.train.run import train as run
 
-        options = Options(
+        options = TrainingOptions(
             solver=solver,
             data=data,
             test_data=test_data,
@@ -133,7 +133,7 @@ def train(
             raise typer.Exit(128 + outcome.signal)
 
 
-def _conclude(outcome: Outcome, as_json: bool) -> None:
+def _conclude(outcome: TrainingResult, as_json: bool) -> None:
     if outcome.signal:
         name = signal.Signals(outcome.signal).name
         say(f"stopped by {name} after iteration {outcome.iteration}; --resume goes on from there")
@@ -146,7 +146,7 @@ def _conclude(outcome: Outcome, as_json: bool) -> None:
             print(value)
 
 
-def _dict(outcome: Outcome) -> dict[str, Any]:
+def _dict(outcome: TrainingResult) -> dict[str, Any]:
     return {each.name: getattr(outcome, each.name) for each in dataclasses.fields(outcome)}
 
 

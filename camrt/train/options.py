@@ -13,7 +13,7 @@ Precision = Literal["bf16", "fp16"]
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainingOptions:
     """What is asked of a training, beside its solver file.
 
     Attributes:
@@ -61,7 +61,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """What became of a training.
 
     Attributes:

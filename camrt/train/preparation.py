@@ -13,10 +13,10 @@ import torch
 
 from camrt.errors import CamrtError
 from camrt.train import snapshot as snapshots
-from camrt.train.data.loading import Feeding, feeding
+from camrt.train.data.loading import DataLoaderSpec, data_loader_spec
 from camrt.train.data.sources import has_test_part
 from camrt.train.networks import Network, network
-from camrt.train.options import Options, Reporter
+from camrt.train.options import Reporter, TrainingOptions
 from camrt.train.parallel import Group, choose_device
 from camrt.train.snapshot import Snapshot, Snapshots
 from camrt.train.solver import Solver
@@ -29,7 +29,7 @@ _SHOWN = 8  # names that a message lists
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class TrainingSetup:
     """All parts of a training.
 
     Attributes:
@@ -39,7 +39,7 @@ class Job:
         start: The snapshot that is gone on from.
         network: The network that is trained, on its device.
         tests: The networks that are tested. They have its weights.
-        feedings: What they are fed with, the trained one first.
+        loader_specs: What they are fed with, the trained one first.
         solver: The solver, with its history.
         loaded: The layers whose weights came from files, at the beginning.
         two_stage: Until which iteration those wait.
@@ -51,7 +51,7 @@ class Job:
     start: Snapshot | None
     network: Network
     tests: tuple[Network, ...]
-    feedings: tuple[Feeding, ...]
+    loader_specs: tuple[DataLoaderSpec, ...]
     solver: Solver
     loaded: tuple[str, ...]
     two_stage: int
@@ -62,7 +62,7 @@ class Job:
         return self.start.facts if self.start is not None else {}
 
 
-def prefix_of(options: Options, named: str) -> Path:
+def prefix_of(options: TrainingOptions, named: str) -> Path:
     """Where files go. Without a prefix, and for a folder, the solver file's name completes it, as in Caffe.
 
     Args:
@@ -76,7 +76,9 @@ def prefix_of(options: Options, named: str) -> Path:
     return prefix / options.solver.stem if is_folder else prefix
 
 
-def prepare(options: Options, file: SolverFile, saved: Snapshots, group: Group, reporter: Reporter) -> Job:
+def prepare(
+    options: TrainingOptions, file: SolverFile, saved: Snapshots, group: Group, reporter: Reporter
+) -> TrainingSetup:
     """Set up all parts. Nothing is written.
 
     Args:
@@ -94,16 +96,16 @@ def prepare(options: Options, file: SolverFile, saved: Snapshots, group: Group, 
     device = choose_device(options.device, group, param.device_id)
     start = _start(options, saved, group, reporter)
     seed = _seed(options, param, start, group)
-    nets, feedings = _fed(options, file, seed)
-    for note in dict.fromkeys(note for each in feedings for note in each.notes):
+    nets, loader_specs = _fed(options, file, seed)
+    for note in dict.fromkeys(note for each in loader_specs for note in each.notes):
         reporter.say(f"note: {note}")
-    shapes = [each.shapes() for each in feedings]
+    shapes = [each.shapes() for each in loader_specs]
     trained = network(nets[0], input_shapes=shapes[0], seed=seed)
     tests = [
         network(net, input_shapes=shape, share=trained, seed=seed)
         for net, shape in zip(nets[1:], shapes[1:], strict=True)
     ]
-    for each, fed in zip([trained, *tests], feedings, strict=True):
+    for each, fed in zip([trained, *tests], loader_specs, strict=True):
         _check_labels(each, fed)
     loaded = _load(options, param, trained, start, reporter)
     two_stage = _two_stage(options, start, trained, loaded)
@@ -111,11 +113,13 @@ def prepare(options: Options, file: SolverFile, saved: Snapshots, group: Group, 
         each.to(device)
     solver = Solver(param, trained)
     if start is not None:
-        _restore(solver, start, feedings[0], reporter)
-    return Job(param, device, seed, start, trained, tuple(tests), tuple(feedings), solver, loaded, two_stage)
+        _restore(solver, start, loader_specs[0], reporter)
+    return TrainingSetup(
+        param, device, seed, start, trained, tuple(tests), tuple(loader_specs), solver, loaded, two_stage
+    )
 
 
-def _configure(options: Options) -> None:
+def _configure(options: TrainingOptions) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.deterministic and torch.cuda.is_available():
@@ -127,14 +131,14 @@ def _configure(options: Options) -> None:
 # ----------------------------------------------------------------------------------------------------------- the start
 
 
-def _start(options: Options, saved: Snapshots, group: Group, reporter: Reporter) -> Snapshot | None:
+def _start(options: TrainingOptions, saved: Snapshots, group: Group, reporter: Reporter) -> Snapshot | None:
     """The snapshot to go on from. The first process decides, all read it."""
     chosen = _chosen_start(options, saved, reporter) if group.is_first else None
     file = group.of_first(chosen.file if chosen is not None else None)
     return chosen if group.is_first or file is None else snapshots.read(file)
 
 
-def _chosen_start(options: Options, saved: Snapshots, reporter: Reporter) -> Snapshot | None:
+def _chosen_start(options: TrainingOptions, saved: Snapshots, reporter: Reporter) -> Snapshot | None:
     if options.snapshot is not None:
         return snapshots.read(options.snapshot)
     there = saved.states()
@@ -159,7 +163,7 @@ def _chosen_start(options: Options, saved: Snapshots, reporter: Reporter) -> Sna
     return None
 
 
-def _seed(options: Options, param: SolverParameter, start: Snapshot | None, group: Group) -> int:
+def _seed(options: TrainingOptions, param: SolverParameter, start: Snapshot | None, group: Group) -> int:
     """The seed of the run that is gone on with; else the one that was given, or any."""
     given = options.seed
     if start is not None:
@@ -172,7 +176,7 @@ def _seed(options: Options, param: SolverParameter, start: Snapshot | None, grou
     return group.of_first(secrets.randbelow(2**31) if given is None else given)
 
 
-def _restore(solver: Solver, start: Snapshot, fed: Feeding, reporter: Reporter) -> None:
+def _restore(solver: Solver, start: Snapshot, fed: DataLoaderSpec, reporter: Reporter) -> None:
     """The solver's history; and a note where the data is not that of the snapshot."""
     try:
         solver.load_state_dict(snapshots.unpacked(start.facts["solver"], start.arrays, torch.from_numpy))
@@ -193,7 +197,7 @@ def _restore(solver: Solver, start: Snapshot, fed: Feeding, reporter: Reporter) 
 # ------------------------------------------------------------------------------------------------------------ the data
 
 
-def _fed(options: Options, file: SolverFile, seed: int) -> tuple[list[Net], list[Feeding]]:
+def _fed(options: TrainingOptions, file: SolverFile, seed: int) -> tuple[list[Net], list[DataLoaderSpec]]:
     """The nets, the trained one first, and what they are fed with."""
     test_data = options.test_data
     if test_data is None and options.data is not None and has_test_part(options.data):
@@ -201,7 +205,9 @@ def _fed(options: Options, file: SolverFile, seed: int) -> tuple[list[Net], list
     nets = [file.train_net(), *file.test_nets()]
     texts = [options.data, *([test_data] * (len(nets) - 1))]
     fed = [
-        feeding(net, text, seed=seed, resize=options.resize, batch=options.batch, find=_finder(net, options.solver))
+        data_loader_spec(
+            net, text, seed=seed, resize=options.resize, batch=options.batch, find=_finder(net, options.solver)
+        )
         for net, text in zip(nets, texts, strict=True)
     ]
     if test_data is not None and len(nets) > 2:
@@ -221,7 +227,7 @@ def _finder(net: Net, solver: Path) -> Callable[[str], Path]:
     return find
 
 
-def _check_labels(net: Network, fed: Feeding) -> None:
+def _check_labels(net: Network, fed: DataLoaderSpec) -> None:
     """Labels must be classes that the losses know: on a GPU a wrong one ends the process without a word."""
     largest, source = fed.feed.source.largest_label, fed.feed.source.name
     for layer in net.net.layers:
@@ -243,7 +249,7 @@ def _check_labels(net: Network, fed: Feeding) -> None:
 
 
 def _load(
-    options: Options, param: SolverParameter, trained: Network, start: Snapshot | None, reporter: Reporter
+    options: TrainingOptions, param: SolverParameter, trained: Network, start: Snapshot | None, reporter: Reporter
 ) -> tuple[str, ...]:
     """Load the snapshot's weights, or those to begin from.
 
@@ -269,7 +275,7 @@ def _load(
     return tuple(sorted(loaded))
 
 
-def _two_stage(options: Options, start: Snapshot | None, trained: Network, loaded: Sequence[str]) -> int:
+def _two_stage(options: TrainingOptions, start: Snapshot | None, trained: Network, loaded: Sequence[str]) -> int:
     """Until which iteration the loaded layers wait."""
     wanted = options.two_stage
     if start is not None:

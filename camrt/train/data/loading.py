@@ -28,7 +28,7 @@ _FEWER = 8 / 7  # images are this much larger than their crop: Caffe's 256 for 2
 
 
 @dataclass(frozen=True, eq=False)
-class Feeding:
+class DataLoaderSpec:
     """What a network is fed with.
 
     Attributes:
@@ -55,7 +55,7 @@ class Feeding:
         return shapes | ({self.label: (self.batch_size,)} if self.label else {})
 
 
-def feeding(
+def data_loader_spec(
     net: Net,
     text: str | None,
     *,
@@ -63,7 +63,7 @@ def feeding(
     resize: tuple[int, int] | None = None,
     batch: int | None = None,
     find: Callable[[str], Path] = Path,
-) -> Feeding:
+) -> DataLoaderSpec:
     """What a network is fed with: what was named, or else its ImageData layer.
 
     The data layer says how many images a batch has and what becomes of them (``transform_param``), wherever they come
@@ -108,7 +108,7 @@ def feeding(
     keys = [int(key) for key in np.random.SeedSequence((seed, phase == "TRAIN")).generate_state(3, np.uint64)]
     skip = keys[2] % own.rand_skip if text is None and own is not None and own.rand_skip else 0
     order = Order(source.count, shuffle, keys[0], skip)
-    return Feeding(image, label, Feed(source, transform.with_seed(keys[1]), order), batch_size, tuple(notes))
+    return DataLoaderSpec(image, label, Feed(source, transform.with_seed(keys[1]), order), batch_size, tuple(notes))
 
 
 class _Batches(Dataset[Any]):
@@ -125,11 +125,11 @@ class _Batches(Dataset[Any]):
         return torch.from_numpy(batch.images), torch.from_numpy(batch.labels), batch.unusable
 
 
-class Loading:
+class BatchLoader:
     """Loads batches, by workers of their own or, without any, when asked.
 
     Args:
-        feeding: The images.
+        spec: The images.
         positions: Of the first image of each batch.
         workers: Processes that load ahead; 0 for none. What is loaded does not depend on it.
         device: Where the batches go.
@@ -138,17 +138,17 @@ class Loading:
 
     def __init__(
         self,
-        feeding: Feeding,
+        spec: DataLoaderSpec,
         positions: Sequence[int],
         *,
         workers: int,
         device: torch.device,
         on_unusable: Callable[[str, str], Any] = lambda name, reason: None,
     ) -> None:
-        self.feeding, self.device, self._on_unusable = feeding, device, on_unusable
+        self.spec, self.device, self._on_unusable = spec, device, on_unusable
         self._unusable: set[str] = set()
         self._loader: DataLoader[Any] | None = DataLoader(
-            _Batches(feeding.feed, feeding.batch_size),
+            _Batches(spec.feed, spec.batch_size),
             batch_size=None,
             sampler=positions,
             collate_fn=None,
@@ -186,9 +186,9 @@ class Loading:
 
     def _inputs(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         moved = images.to(self.device, non_blocking=True)
-        inputs = {self.feeding.image: self.feeding.feed.transform.finish(moved.float())}
-        if self.feeding.label:
-            inputs[self.feeding.label] = labels.to(self.device, non_blocking=True)
+        inputs = {self.spec.image: self.spec.feed.transform.finish(moved.float())}
+        if self.spec.label:
+            inputs[self.spec.label] = labels.to(self.device, non_blocking=True)
         return inputs
 
     def _report(self, unusable: Sequence[tuple[str, str]]) -> None:
@@ -196,13 +196,13 @@ class Loading:
             if name not in self._unusable:  # every worker finds it once
                 self._unusable.add(name)
                 self._on_unusable(name, reason)
-        count = self.feeding.feed.source.count
+        count = self.spec.feed.source.count
         if unusable and count and 2 * len(self._unusable) > count:
             name, reason = unusable[0]
             raise CamrtError(
                 f"found {len(self._unusable):,} of {count:,} images that cannot be used, expected less than half. One "
                 f"is {name}: {reason}",
-                file=self.feeding.feed.source.name,
+                file=self.spec.feed.source.name,
             )
 
 

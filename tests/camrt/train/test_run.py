@@ -23,8 +23,8 @@ from camrt.errors import CamrtError  # noqa: E402
 from camrt.train import load_caffemodel, network, read_solver  # noqa: E402
 from camrt.train import run as running  # noqa: E402
 from camrt.train.data import Feed, ImageFiles, Order, Transform  # noqa: E402
-from camrt.train.data.loading import Feeding, Loading, feeding  # noqa: E402
-from camrt.train.options import Options  # noqa: E402
+from camrt.train.data.loading import BatchLoader, DataLoaderSpec, data_loader_spec  # noqa: E402
+from camrt.train.options import TrainingOptions  # noqa: E402
 from converters.reader import read_weights  # noqa: E402
 
 TINY = "clutter:drawn,count=400,size=32,distractors=0"
@@ -67,7 +67,7 @@ def _one_thread(monkeypatch):
 def train(solver: Path, **options):
     options = {"data": toy.DATA, "test_data": toy.TEST_DATA, "workers": 0} | options
     reporter = Lines()
-    return running.train(Options(solver, **options), reporter=reporter), reporter
+    return running.train(TrainingOptions(solver, **options), reporter=reporter), reporter
 
 
 def weights(file: Path) -> dict[str, list[np.ndarray]]:
@@ -117,10 +117,10 @@ def test_what_was_trained_converts_and_answers_as_the_test_net(tmp_path):
     net = tmp_path / "net.prototxt"
     model = converters.convert(net, outcome.weights, input_shapes={"data": (25, 1, 40, 40)}, outputs=["scores"])
     tested = read_solver(solver).test_nets()[0]
-    fed = feeding(tested, toy.TEST_DATA, seed=7)
+    fed = data_loader_spec(tested, toy.TEST_DATA, seed=7)
     test_net = network(tested, seed=1)
     load_caffemodel(test_net, outcome.weights)
-    inputs = next(iter(Loading(fed, [0], workers=0, device=torch.device("cpu"))))
+    inputs = next(iter(BatchLoader(fed, [0], workers=0, device=torch.device("cpu"))))
     with torch.no_grad():
         expected = test_net(inputs, keep=["scores"])["scores"].numpy()
     session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -133,7 +133,7 @@ def test_what_was_trained_converts_and_answers_as_the_test_net(tmp_path):
 
 def _second_accuracy(session, fed) -> float:
     """Of the second test batch: test_iter is 2."""
-    inputs = next(iter(Loading(fed, [25], workers=0, device=torch.device("cpu"))))
+    inputs = next(iter(BatchLoader(fed, [25], workers=0, device=torch.device("cpu"))))
     (found,) = session.run(["scores"], {"data": inputs["data"].numpy()})
     return float((found.argmax(1) == inputs["label"].numpy()).mean())
 
@@ -544,7 +544,7 @@ def test_more_than_half_of_the_images_unusable_is_an_error(tmp_path):
     for number in (0, 2, 4):
         paths[number].write_bytes(b"broken")
     feed = Feed(ImageFiles("files", list(map(str, paths)), range(5)), Transform(), Order(5))
-    loading = Loading(Feeding("data", "label", feed, 1), range(5), workers=0, device=torch.device("cpu"))
+    loading = BatchLoader(DataLoaderSpec("data", "label", feed, 1), range(5), workers=0, device=torch.device("cpu"))
     with pytest.raises(CamrtError, match="files: found 3 of 5 images that cannot be used, expected less than half"):
         list(loading)
 
