@@ -1,8 +1,8 @@
 """Real Caffe's answers to small networks (tests/data/caffe): two files for each family of layers.
 
 ``<family>.prototxts`` holds the networks, each after a line ``#### case: NAME``. ``<family>.npz`` holds the arrays,
-named ``NAME/<array>``; ``NAME/net.caffemodel`` is the weights file as bytes. The README beside them describes the arrays.
-To change the cases, unpack them into folders and pack them again::
+named ``NAME/<array>``; ``NAME/net.caffemodel`` is the weights file as bytes. The README beside them describes the
+arrays. To change the cases, unpack them into folders and pack them again::
 
     python -m tests.caffe_cases unpack tests/data/caffe/bvlc FOLDER
     python -m tests.caffe_cases pack FOLDER tests/data/caffe/bvlc
