@@ -13,7 +13,7 @@ import torch
 
 from camrt.errors import CamrtError
 from camrt.train import snapshot as snapshots
-from camrt.train.data.loading import DataLoaderSpec, data_loader_spec
+from camrt.train.data.loading import DataLoaderSpec, LabelLimit, data_loader_spec
 from camrt.train.data.sources import has_test_part
 from camrt.train.networks import Network, network
 from camrt.train.options import Reporter, TrainingOptions
@@ -105,8 +105,7 @@ def prepare(
         network(net, input_shapes=shape, share=trained, seed=seed)
         for net, shape in zip(nets[1:], shapes[1:], strict=True)
     ]
-    for each, fed in zip([trained, *tests], loader_specs, strict=True):
-        _check_labels(each, fed)
+    loader_specs = [_check_labels(each, fed) for each, fed in zip([trained, *tests], loader_specs, strict=True)]
     loaded = _load(options, param, trained, start, reporter)
     two_stage = _two_stage(options, start, trained, loaded)
     for each in [trained, *tests]:
@@ -183,7 +182,7 @@ def _restore(solver: Solver, start: Snapshot, fed: DataLoaderSpec, reporter: Rep
     except CamrtError as error:
         raise error.in_file(str(start.file)) from None
     reporter.say(f"going on from {start.file}")
-    source, facts = fed.feed.source, start.facts
+    source, facts = fed.first, start.facts
     if (facts["data"], facts["images"]) != (source.name, source.count):
         reporter.say(
             f"note: the data was {facts['data']} with {_count(facts['images'])} images, and is {source.name} with "
@@ -227,22 +226,33 @@ def _finder(net: Net, solver: Path) -> Callable[[str], Path]:
     return find
 
 
-def _check_labels(net: Network, fed: DataLoaderSpec) -> None:
-    """Labels must be classes that the losses know: on a GPU a wrong one ends the process without a word."""
-    largest, source = fed.feed.source.largest_label, fed.feed.source.name
+def _check_labels(net: Network, fed: DataLoaderSpec) -> DataLoaderSpec:
+    """Labels must be classes that the losses know: on a GPU a wrong one ends the process without a word.
+
+    Returns:
+        The data; labels that only loading tells are checked as they come.
+    """
+    streams = {top: stream for stream in fed.streams for top in stream.shapes()}
+    limits: dict[str, LabelLimit] = {}
     for layer in net.net.layers:
         shape = net.shapes.get(layer.bottoms[0]) if layer.bottoms else None
-        if layer.type not in ("SoftmaxWithLoss", "Accuracy") or fed.label not in layer.bottoms[1:] or shape is None:
+        stream = streams.get(layer.bottoms[1]) if len(layer.bottoms) > 1 else None
+        if layer.type not in ("SoftmaxWithLoss", "Accuracy") or shape is None or stream is None:
             continue
         is_loss = layer.type == "SoftmaxWithLoss"
         axis = (layer.params.softmax_param if is_loss else layer.params.accuracy_param).axis
-        ignored = layer.params.loss_param if is_loss else layer.params.accuracy_param
-        if largest >= shape[axis] and not (ignored.HasField("ignore_label") and ignored.ignore_label == largest):
+        param = layer.params.loss_param if is_loss else layer.params.accuracy_param
+        ignored = param.ignore_label if param.HasField("ignore_label") else None
+        largest = stream.largest_label
+        if largest is None:
+            limits[layer.bottoms[1]] = LabelLimit(shape[axis], ignored)
+        elif largest >= shape[axis] and ignored != largest:
             raise CamrtError(
                 f"found labels up to {largest}, expected 0 to {shape[axis] - 1}: the layer {layer.name!r} of "
                 f"{net.name!r} has {shape[axis]} classes",
-                file=source,
+                file=stream.name,
             )
+    return replace(fed, label_limits=limits)
 
 
 # --------------------------------------------------------------------------------------------------------- the weights

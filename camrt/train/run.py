@@ -156,7 +156,7 @@ class _Training:
             return None
         if self.options.restart:
             self.snapshots.remove()
-        classes = self.setup.loader_specs[0].feed.source.classes
+        classes = self.setup.loader_specs[0].first.classes
         if classes:
             names = "".join(f"{name}\n" for name in classes)
             results.write(self.snapshots.named(LABELS), names.encode(errors="replace"))
@@ -267,7 +267,7 @@ class _Training:
     def _loading(self, fed: DataLoaderSpec, positions: Sequence[int]) -> BatchLoader:
         workers = self.options.workers
         if workers is None:
-            workers = usual_workers(fed.feed.source, self.group.world)
+            workers = usual_workers(fed, self.group.world)
 
         def report(name: str, reason: str) -> None:
             self.reporter.say(f"warning: {name}: {reason}. The image was skipped")
@@ -393,7 +393,7 @@ class _Training:
         self.saved = self.iteration
 
     def _facts(self, solver: Any) -> dict[str, Any]:
-        source = self.setup.loader_specs[0].feed.source
+        source = self.setup.loader_specs[0].first
         return {
             "type": self.param.type,
             "solver": solver,

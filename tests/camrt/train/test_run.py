@@ -24,6 +24,7 @@ from camrt.train import load_caffemodel, network, read_solver  # noqa: E402
 from camrt.train import run as running  # noqa: E402
 from camrt.train.data import Feed, ImageFiles, Order, Transform  # noqa: E402
 from camrt.train.data.loading import BatchLoader, DataLoaderSpec, data_loader_spec  # noqa: E402
+from camrt.train.data.streams import ImageStream  # noqa: E402
 from camrt.train.options import TrainingOptions  # noqa: E402
 from converters.reader import read_weights  # noqa: E402
 
@@ -544,7 +545,9 @@ def test_more_than_half_of_the_images_unusable_is_an_error(tmp_path):
     for number in (0, 2, 4):
         paths[number].write_bytes(b"broken")
     feed = Feed(ImageFiles("files", list(map(str, paths)), range(5)), Transform(), Order(5))
-    loading = BatchLoader(DataLoaderSpec("data", "label", feed, 1), range(5), workers=0, device=torch.device("cpu"))
+    loading = BatchLoader(
+        DataLoaderSpec((ImageStream("data", "label", feed, 1),)), range(5), workers=0, device=torch.device("cpu")
+    )
     with pytest.raises(CamrtError, match="files: found 3 of 5 images that cannot be used, expected less than half"):
         list(loading)
 
@@ -617,15 +620,16 @@ def test_labels_that_the_network_does_not_know_are_refused_at_the_start(tmp_path
 def test_a_database_asks_for_data(tmp_path):
     solver = toy.write(tmp_path)
     net = (tmp_path / "net.prototxt").read_text().replace('"MemoryData"', '"Data"')
-    memory = "memory_data_param { batch_size: 8 channels: 1 height: 40 width: 40 }"
-    net = net.replace(memory, 'data_param { source: "train_lmdb" batch_size: 8 }')
+    memory = "memory_data_param { batch_size: %d channels: 1 height: 40 width: 40 }"
+    for batch in (8, 25):
+        net = net.replace(memory % batch, f'data_param {{ source: "train_lmdb" batch_size: {batch} }}')
     (tmp_path / "net.prototxt").write_text(net)
     with pytest.raises(
         CamrtError,
-        match=r"found the TRAIN data in the layer 'data' \(Data\), which reads a database.*--data folder:DIR",
+        match=r"train_lmdb: there is no such database, which the layer 'data' \(Data\) names.*--data folder:DIR",
     ):
         train(solver, data=None)
-    with pytest.raises(CamrtError, match=r"found the TEST data in the layer 'data' \(Data\).*--test-data"):
+    with pytest.raises(CamrtError, match=r"train_lmdb: there is no such database.*--test-data folder:DIR"):
         train(solver, test_data=None)
 
 
