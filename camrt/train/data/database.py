@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,7 @@ class Database:
 
     def __init__(self, path: Path, backend: str | None = None) -> None:
         self.path, self.backend = path, backend or _backend(path)
-        self._handle: Any = None
-        self._process = -1  # LMDB must be opened anew by each process
+        self._handle: _Handle | None = None
         with self._reporting():
             self.keys: list[bytes] = list(self._keys())
         if not self.keys:
@@ -65,9 +65,6 @@ class Database:
             raise CamrtError(f"found no record {self.keys[number][:40]!r} any more", file=str(self.path))
         return bytes(value)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None, "_process": -1}
-
     def _keys(self) -> Iterator[bytes]:
         handle = self._opened()
         if self.backend == LEVELDB:
@@ -77,10 +74,13 @@ class Database:
         with handle.begin() as transaction, transaction.cursor() as cursor:
             yield from cursor.iternext(keys=True, values=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None}
+
     def _opened(self) -> Any:
-        if self._handle is None or self._process != os.getpid():
-            self._handle, self._process = _open(self.path, self.backend), os.getpid()
-        return self._handle
+        if self._handle is None or self._handle.process != os.getpid():
+            self._handle = _opened(self.path, self.backend)
+        return self._handle.raw
 
     def _reporting(self) -> _Reporting:
         return _Reporting(self.path, self.backend)
@@ -114,6 +114,34 @@ def _backend(path: Path) -> str:
     )
 
 
+class _Handle:
+    """An open database, which is closed when nobody holds it any more."""
+
+    def __init__(self, path: Path, backend: str) -> None:
+        self.process, self.raw = os.getpid(), _open(path, backend)
+
+    def __del__(self) -> None:
+        if "raw" in self.__dict__ and self.process == os.getpid():
+            self.raw.close()
+
+
+# A process may open a database only once, though the networks for training and for testing often read the same one.
+_handles: weakref.WeakValueDictionary[tuple[str, int], _Handle] = weakref.WeakValueDictionary()
+
+
+def _opened(path: Path, backend: str) -> _Handle:
+    key = (str(path.resolve()), path.stat().st_ino if path.exists() else 0)
+    handle = _handles.get(key)
+    if handle is not None and handle.process == os.getpid():
+        return handle
+    if handle is not None and backend == LEVELDB:
+        raise CamrtError("LevelDB lets one process read: use --workers 0", file=str(path))
+    if handle is not None:
+        handle.raw.close()  # inherited from the process that forked this one
+    _handles[key] = handle = _Handle(path, backend)
+    return handle
+
+
 def _open(path: Path, backend: str) -> Any:
     found = _backend(path)
     if found != backend:
@@ -123,7 +151,9 @@ def _open(path: Path, backend: str) -> Any:
         if backend == LMDB:
             import lmdb
 
-            return lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False)
+            handle = lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False)
+            _check_length(handle, path)
+            return handle
         import plyvel
 
         return plyvel.DB(str(path), create_if_missing=False)
@@ -131,6 +161,15 @@ def _open(path: Path, backend: str) -> Any:
         raise CamrtError(
             f"is a {backend} database, which needs {package}: pip install {package}", file=str(path)
         ) from None
+
+
+def _check_length(handle: Any, path: Path) -> None:
+    """LMDB maps its file into memory: reading beyond the end of a truncated one would kill the process."""
+    file = path / "data.mdb" if path.is_dir() else path
+    expected = (handle.info()["last_pgno"] + 1) * handle.stat()["psize"]
+    found = file.stat().st_size
+    if found < expected:
+        raise CamrtError(f"is truncated: found {found:,} bytes, expected {expected:,}", file=str(file))
 
 
 class DatumSource:
