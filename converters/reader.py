@@ -32,9 +32,9 @@ _PROTOTXT = re.compile(rb"(?:\s++|#[^\n]*+)*+[a-z_]++\s*+[:{]")  # how a text pr
 _FOREIGN = {
     b"<": "an HTML or XML page: the download went wrong",
     b"version https://git-lfs": "a Git LFS pointer: fetch the file itself with `git lfs pull`",
-    b"PK\x03\x04": "a zip archive: unpack it first",
+    b"PK\x03\x04": "a zip archive: extract it first",
     b"\x1f\x8b": "a gzip archive: unpack it first",
-    b"\x80\x02": "a Python pickle (PyTorch?)",
+    b"\x80\x02": "a Python pickle, maybe an old PyTorch checkpoint: expected Caffe's weights (.caffemodel)",
     b"\x89PNG": "a PNG image",
     b"\xff\xfe": "UTF-16 text: save it as UTF-8",
     b"\xfe\xff": "UTF-16 text: save it as UTF-8",
@@ -182,6 +182,8 @@ def _contents(file: str) -> memoryview:
 
 def _refuse_foreign(data: memoryview, file: str) -> None:
     head = bytes(data[:64]).lstrip()
+    if head.startswith(b"PK\x03\x04") and b"/data.pkl" in bytes(data[:256]):  # torch.save: a zip archive of a pickle
+        raise ConversionError("is a PyTorch checkpoint, expected Caffe's weights (.caffemodel)", file=file)
     for magic, what in _FOREIGN.items():
         if head.startswith(magic):
             raise ConversionError(f"is {what}", file=file)

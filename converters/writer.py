@@ -1,4 +1,4 @@
-"""Weights -> a `.caffemodel`, as Caffe writes it."""
+"""Write weights as Caffe does: a `.caffemodel` or a `.caffemodel.h5`."""
 
 from __future__ import annotations
 
@@ -49,6 +49,36 @@ def write_caffemodel(
                     stream.write(part)
     except OSError as error:
         raise ConversionError(f"cannot be written: {error.strerror or error}", file=str(file)) from error
+
+
+def write_caffemodel_h5(path: str | os.PathLike[str], layers: Mapping[str, Iterable[np.ndarray]]) -> None:
+    """Write weights as a `.caffemodel.h5`: one float32 dataset ``/data/<layer>/<index>`` for each blob.
+
+    The layout is that of Caffe's ``Net::ToHDF5``. Only one layer's arrays need exist at a time.
+
+    Args:
+        path: The file. An existing one is replaced once the new one is complete.
+        layers: Layer name -> its blobs, in Caffe's order; anything that NumPy turns into float32.
+
+    Raises:
+        ConversionError: h5py is not installed, or the file cannot be written.
+    """
+    file = Path(path)
+    try:
+        import h5py
+    except ImportError:
+        raise ConversionError("needs h5py to write HDF5: pip install h5py", file=str(file)) from None
+    try:
+        sweep(file.parent, file.name)
+        with replacing(file) as stream, h5py.File(stream, "w") as handle:
+            data = handle.create_group("data")
+            for layer, blobs in layers.items():
+                group = data.create_group(layer)
+                for index, blob in enumerate(blobs):
+                    group.create_dataset(str(index), data=np.asarray(blob, np.float32))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConversionError(f"cannot be written: {reason}", file=str(file)) from error
 
 
 def _layer(name: str, blobs: Sequence[np.ndarray], type: str, *, v1: bool) -> list[bytes | memoryview]:

@@ -20,7 +20,7 @@ from converters.terminal import say
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from camrt.train.options import Outcome, Precision, Reporter
+    from camrt.train.options import Precision, Reporter, TrainingResult
 
 TYPES = ("bf16", "fp16")
 
@@ -39,8 +39,8 @@ layout), mnist:PATH[,first=N,count=N] (idx files) or clutter:DIGITS[,seed=N,...]
 
 Written under the prefix: _iter_N.caffemodel and .camrtstate (snapshots), _log.jsonl, _log.csv, _curves.png and
 _labels.txt.
-Ctrl-C ends the training with a snapshot, once more without. Killed at any moment, --resume goes on from the last
-snapshot, and reaches the same weights.
+Ctrl-C ends the training with a snapshot; a second Ctrl-C ends it without one. SIGHUP takes a snapshot and goes on.
+After a kill at any moment, --resume goes on from the last snapshot and reaches the same weights.
 
 {STATUS[:-1]}; 130 or 143 after Ctrl-C or SIGTERM.
 """
@@ -75,6 +75,9 @@ def train(
     resize: Annotated[
         tuple[int, int] | None, typer.Option(metavar="H W", help="Resize images first, before the crop.")
     ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Images in a batch; by default what the data layers say.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that load images; 0 for none.")] = None,
     device: Annotated[
         str | None, typer.Option(metavar="cuda|cpu|...", help="By default a GPU where there is one.")
@@ -96,10 +99,10 @@ def train(
 
         require_torch()
         from camrt.train import parallel
-        from camrt.train.options import Options
+        from camrt.train.options import TrainingOptions
         from camrt.train.run import train as run
 
-        options = Options(
+        options = TrainingOptions(
             solver=solver,
             data=data,
             test_data=test_data,
@@ -111,6 +114,7 @@ def train(
             restart=restart,
             seed=seed,
             resize=resize,
+            batch=batch,
             workers=workers,
             device=device,
             threads=threads,
@@ -129,7 +133,7 @@ def train(
             raise typer.Exit(128 + outcome.signal)
 
 
-def _conclude(outcome: Outcome, as_json: bool) -> None:
+def _conclude(outcome: TrainingResult, as_json: bool) -> None:
     if outcome.signal:
         name = signal.Signals(outcome.signal).name
         say(f"stopped by {name} after iteration {outcome.iteration}; --resume goes on from there")
@@ -142,7 +146,7 @@ def _conclude(outcome: Outcome, as_json: bool) -> None:
             print(value)
 
 
-def _dict(outcome: Outcome) -> dict[str, Any]:
+def _dict(outcome: TrainingResult) -> dict[str, Any]:
     return {each.name: getattr(outcome, each.name) for each in dataclasses.fields(outcome)}
 
 
@@ -190,7 +194,8 @@ class _Bar:
         self._task: TaskID | None = None
 
     def say(self, text: str) -> None:
-        self._progress.console.print(text, soft_wrap=True)
+        with contextlib.suppress(OSError):  # the terminal may be closed (SIGHUP); the training goes on
+            self._progress.console.print(text, soft_wrap=True)
 
     def begin(self, done: int, total: int) -> None:
         self._task = self._progress.add_task("", total=total, completed=done, loss="")

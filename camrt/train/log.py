@@ -78,15 +78,13 @@ class Log:
         """Draw the curves.
 
         Returns:
-            The picture; None where there is nothing to draw, or no matplotlib.
+            The picture; None if there is nothing to draw.
 
         Raises:
             CamrtError: It cannot be written.
+            ImportError: There is something to draw, and matplotlib is not installed.
         """
-        try:
-            picture = curves(self.records)
-        except ImportError:
-            return None
+        picture = curves(self.records)
         if picture is None:
             return None
         results.write(self.curves, picture)
@@ -105,11 +103,11 @@ def curves(records: Sequence[Record]) -> bytes | None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.figure import Figure
-
     panels = [lines for lines in (_losses(records), _measures(records), _rates(records)) if lines]
     if not panels:
         return None
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 3 * len(panels)), layout="constrained")
     for axes, lines in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels, strict=True):
         for name, points in lines.items():

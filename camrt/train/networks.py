@@ -90,7 +90,7 @@ class Blob:
 
 
 @dataclass(frozen=True)
-class Step:
+class CompiledLayer:
     """A layer, ready to run."""
 
     layer: Layer
@@ -295,7 +295,7 @@ def _loss_weights(net: Net) -> dict[str, float]:
     return weights
 
 
-def _run(step: Step, bottoms: list[Tensor]) -> Sequence[Tensor]:
+def _run(step: CompiledLayer, bottoms: list[Tensor]) -> Sequence[Tensor]:
     for index in step.closed:
         bottoms[index] = bottoms[index].detach()
     blobs = [blob for store in step.stores for blob in store.tensors()]
@@ -312,7 +312,7 @@ def _as_tops(result: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
     return (result,) if isinstance(result, Tensor) else result
 
 
-def _freeing(steps: list[Step], wanted: set[str]) -> list[Step]:
+def _freeing(steps: list[CompiledLayer], wanted: set[str]) -> list[CompiledLayer]:
     """The steps, each with the tensors that it is the last to read."""
     last: dict[str, int] = {}
     for index, step in enumerate(steps):
@@ -345,7 +345,7 @@ class _Build:
         self.last = set(net.tensors.values())
         self.writers: dict[str, Layer] = {top: layer for layer in net.layers for top in layer.tops}
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[CompiledLayer]:
         """All layers, in order."""
         steps = []
         layers = deque(self.net.layers)
@@ -361,7 +361,7 @@ class _Build:
                 operation = batch_norm_scale(self._place(layer), bool(scale_weights[1:]))
                 tops = after.tops
                 layer = replace(layer, scale=after)
-            steps.append(Step(layer, operation, tuple(stores), layer.bottoms, tops, self._closed(layer)))
+            steps.append(CompiledLayer(layer, operation, tuple(stores), layer.bottoms, tops, self._closed(layer)))
         return steps
 
     def _closed(self, layer: Layer) -> frozenset[int]:

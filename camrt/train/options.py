@@ -13,7 +13,7 @@ Precision = Literal["bf16", "fp16"]
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainingOptions:
     """What is asked of a training, beside its solver file.
 
     Attributes:
@@ -29,6 +29,7 @@ class Options:
         restart: Begin anew, and remove the snapshots that are there.
         seed: Of all that is random; None for the solver's random_seed, or any.
         resize: Height and width that images get first.
+        batch: Images in a batch of each process; None for the data layers' own numbers.
         workers: Processes that load images; None for as many as suit. What is computed does not depend on it.
         device: As PyTorch calls it; None for a GPU where there is one.
         threads: Of the CPU; None for as many as PyTorch takes.
@@ -47,6 +48,7 @@ class Options:
     restart: bool = False
     seed: int | None = None
     resize: tuple[int, int] | None = None
+    batch: int | None = None
     workers: int | None = None
     device: str | None = None
     threads: int | None = None
@@ -59,7 +61,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """What became of a training.
 
     Attributes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import torch
 
 from camrt.errors import CamrtError
 from camrt.train import snapshot as snapshots
-from camrt.train.data.loading import Feeding, feeding
+from camrt.train.data.loading import DataLoaderSpec, LabelLimit, data_loader_spec
 from camrt.train.data.sources import has_test_part
 from camrt.train.networks import Network, network
-from camrt.train.options import Options, Reporter
+from camrt.train.options import Reporter, TrainingOptions
 from camrt.train.parallel import Group, choose_device
 from camrt.train.snapshot import Snapshot, Snapshots
 from camrt.train.solver import Solver
@@ -29,7 +29,7 @@ _SHOWN = 8  # names that a message lists
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class TrainingSetup:
     """All parts of a training.
 
     Attributes:
@@ -39,7 +39,7 @@ class Job:
         start: The snapshot that is gone on from.
         network: The network that is trained, on its device.
         tests: The networks that are tested. They have its weights.
-        feedings: What they are fed with, the trained one first.
+        loader_specs: What they are fed with, the trained one first.
         solver: The solver, with its history.
         loaded: The layers whose weights came from files, at the beginning.
         two_stage: Until which iteration those wait.
@@ -51,7 +51,7 @@ class Job:
     start: Snapshot | None
     network: Network
     tests: tuple[Network, ...]
-    feedings: tuple[Feeding, ...]
+    loader_specs: tuple[DataLoaderSpec, ...]
     solver: Solver
     loaded: tuple[str, ...]
     two_stage: int
@@ -62,7 +62,7 @@ class Job:
         return self.start.facts if self.start is not None else {}
 
 
-def prefix_of(options: Options, named: str) -> Path:
+def prefix_of(options: TrainingOptions, named: str) -> Path:
     """Where files go. Without a prefix, and for a folder, the solver file's name completes it, as in Caffe.
 
     Args:
@@ -76,7 +76,9 @@ def prefix_of(options: Options, named: str) -> Path:
     return prefix / options.solver.stem if is_folder else prefix
 
 
-def prepare(options: Options, file: SolverFile, saved: Snapshots, group: Group, reporter: Reporter) -> Job:
+def prepare(
+    options: TrainingOptions, file: SolverFile, saved: Snapshots, group: Group, reporter: Reporter
+) -> TrainingSetup:
     """Set up all parts. Nothing is written.
 
     Args:
@@ -94,28 +96,29 @@ def prepare(options: Options, file: SolverFile, saved: Snapshots, group: Group, 
     device = choose_device(options.device, group, param.device_id)
     start = _start(options, saved, group, reporter)
     seed = _seed(options, param, start, group)
-    nets, feedings = _fed(options, file, seed)
-    for note in dict.fromkeys(note for each in feedings for note in each.notes):
+    nets, loader_specs = _fed(options, file, seed)
+    for note in dict.fromkeys(note for each in loader_specs for note in each.notes):
         reporter.say(f"note: {note}")
-    shapes = [each.shapes() for each in feedings]
+    shapes = [each.shapes() for each in loader_specs]
     trained = network(nets[0], input_shapes=shapes[0], seed=seed)
     tests = [
         network(net, input_shapes=shape, share=trained, seed=seed)
         for net, shape in zip(nets[1:], shapes[1:], strict=True)
     ]
-    for each, fed in zip([trained, *tests], feedings, strict=True):
-        _check_labels(each, fed)
+    loader_specs = [_check_labels(each, fed) for each, fed in zip([trained, *tests], loader_specs, strict=True)]
     loaded = _load(options, param, trained, start, reporter)
     two_stage = _two_stage(options, start, trained, loaded)
     for each in [trained, *tests]:
         each.to(device)
     solver = Solver(param, trained)
     if start is not None:
-        _restore(solver, start, feedings[0], reporter)
-    return Job(param, device, seed, start, trained, tuple(tests), tuple(feedings), solver, loaded, two_stage)
+        _restore(solver, start, loader_specs[0], reporter)
+    return TrainingSetup(
+        param, device, seed, start, trained, tuple(tests), tuple(loader_specs), solver, loaded, two_stage
+    )
 
 
-def _configure(options: Options) -> None:
+def _configure(options: TrainingOptions) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.deterministic and torch.cuda.is_available():
@@ -127,19 +130,24 @@ def _configure(options: Options) -> None:
 # ----------------------------------------------------------------------------------------------------------- the start
 
 
-def _start(options: Options, saved: Snapshots, group: Group, reporter: Reporter) -> Snapshot | None:
+def _start(options: TrainingOptions, saved: Snapshots, group: Group, reporter: Reporter) -> Snapshot | None:
     """The snapshot to go on from. The first process decides, all read it."""
     chosen = _chosen_start(options, saved, reporter) if group.is_first else None
     file = group.of_first(chosen.file if chosen is not None else None)
     return chosen if group.is_first or file is None else snapshots.read(file)
 
 
-def _chosen_start(options: Options, saved: Snapshots, reporter: Reporter) -> Snapshot | None:
+def _chosen_start(options: TrainingOptions, saved: Snapshots, reporter: Reporter) -> Snapshot | None:
     if options.snapshot is not None:
         return snapshots.read(options.snapshot)
     there = saved.states()
     for file in options.weights if options.restart else ():
-        if any(state.with_suffix(snapshots.WEIGHTS).resolve() == file.resolve() for state in there):
+        own = {
+            state.with_name(state.stem + ending).resolve()
+            for state in there
+            for ending in (snapshots.WEIGHTS, snapshots.WEIGHTS_HDF5)
+        }
+        if file.resolve() in own:
             raise CamrtError("is of a snapshot that --restart removes: give another prefix with --out", file=str(file))
     if options.resume:
         if not there:
@@ -154,7 +162,7 @@ def _chosen_start(options: Options, saved: Snapshots, reporter: Reporter) -> Sna
     return None
 
 
-def _seed(options: Options, param: SolverParameter, start: Snapshot | None, group: Group) -> int:
+def _seed(options: TrainingOptions, param: SolverParameter, start: Snapshot | None, group: Group) -> int:
     """The seed of the run that is gone on with; else the one that was given, or any."""
     given = options.seed
     if start is not None:
@@ -167,35 +175,44 @@ def _seed(options: Options, param: SolverParameter, start: Snapshot | None, grou
     return group.of_first(secrets.randbelow(2**31) if given is None else given)
 
 
-def _restore(solver: Solver, start: Snapshot, fed: Feeding, reporter: Reporter) -> None:
+def _restore(solver: Solver, start: Snapshot, fed: DataLoaderSpec, reporter: Reporter) -> None:
     """The solver's history; and a note where the data is not that of the snapshot."""
     try:
         solver.load_state_dict(snapshots.unpacked(start.facts["solver"], start.arrays, torch.from_numpy))
     except CamrtError as error:
         raise error.in_file(str(start.file)) from None
     reporter.say(f"going on from {start.file}")
-    source, facts = fed.feed.source, start.facts
+    source, facts = fed.first, start.facts
     if (facts["data"], facts["images"]) != (source.name, source.count):
         reporter.say(
             f"note: the data was {facts['data']} with {_count(facts['images'])} images, and is {source.name} with "
             f"{_count(source.count)}: from here on it is another run"
         )
+    before = facts.get("batch", fed.batch_size)
+    if before != fed.batch_size:
+        reporter.say(f"note: a batch had {before} images, and has {fed.batch_size}: from here on it is another run")
 
 
 # ------------------------------------------------------------------------------------------------------------ the data
 
 
-def _fed(options: Options, file: SolverFile, seed: int) -> tuple[list[Net], list[Feeding]]:
+def _fed(options: TrainingOptions, file: SolverFile, seed: int) -> tuple[list[Net], list[DataLoaderSpec]]:
     """The nets, the trained one first, and what they are fed with."""
     test_data = options.test_data
     if test_data is None and options.data is not None and has_test_part(options.data):
         test_data = options.data
     nets = [file.train_net(), *file.test_nets()]
     texts = [options.data, *([test_data] * (len(nets) - 1))]
-    return nets, [
-        feeding(net, text, seed=seed, resize=options.resize, find=_finder(net, options.solver))
+    fed = [
+        data_loader_spec(
+            net, text, seed=seed, resize=options.resize, batch=options.batch, find=_finder(net, options.solver)
+        )
         for net, text in zip(nets, texts, strict=True)
     ]
+    if test_data is not None and len(nets) > 2:
+        note = f"all {len(nets) - 1} test nets read the same images, {test_data}: --test-data replaces their own data"
+        fed[1] = replace(fed[1], notes=(*fed[1].notes, note))
+    return nets, fed
 
 
 def _finder(net: Net, solver: Path) -> Callable[[str], Path]:
@@ -209,29 +226,40 @@ def _finder(net: Net, solver: Path) -> Callable[[str], Path]:
     return find
 
 
-def _check_labels(net: Network, fed: Feeding) -> None:
-    """Labels must be classes that the losses know: on a GPU a wrong one ends the process without a word."""
-    largest, source = fed.feed.source.largest_label, fed.feed.source.name
+def _check_labels(net: Network, fed: DataLoaderSpec) -> DataLoaderSpec:
+    """Labels must be classes that the losses know: on a GPU a wrong one ends the process without a word.
+
+    Returns:
+        The data; labels that only loading tells are checked as they come.
+    """
+    streams = {top: stream for stream in fed.streams for top in stream.shapes()}
+    limits: dict[str, LabelLimit] = {}
     for layer in net.net.layers:
         shape = net.shapes.get(layer.bottoms[0]) if layer.bottoms else None
-        if layer.type not in ("SoftmaxWithLoss", "Accuracy") or fed.label not in layer.bottoms[1:] or shape is None:
+        stream = streams.get(layer.bottoms[1]) if len(layer.bottoms) > 1 else None
+        if layer.type not in ("SoftmaxWithLoss", "Accuracy") or shape is None or stream is None:
             continue
         is_loss = layer.type == "SoftmaxWithLoss"
         axis = (layer.params.softmax_param if is_loss else layer.params.accuracy_param).axis
-        ignored = layer.params.loss_param if is_loss else layer.params.accuracy_param
-        if largest >= shape[axis] and not (ignored.HasField("ignore_label") and ignored.ignore_label == largest):
+        param = layer.params.loss_param if is_loss else layer.params.accuracy_param
+        ignored = param.ignore_label if param.HasField("ignore_label") else None
+        largest = stream.largest_label
+        if largest is None:
+            limits[layer.bottoms[1]] = LabelLimit(shape[axis], ignored)
+        elif largest >= shape[axis] and ignored != largest:
             raise CamrtError(
                 f"found labels up to {largest}, expected 0 to {shape[axis] - 1}: the layer {layer.name!r} of "
                 f"{net.name!r} has {shape[axis]} classes",
-                file=source,
+                file=stream.name,
             )
+    return replace(fed, label_limits=limits)
 
 
 # --------------------------------------------------------------------------------------------------------- the weights
 
 
 def _load(
-    options: Options, param: SolverParameter, trained: Network, start: Snapshot | None, reporter: Reporter
+    options: TrainingOptions, param: SolverParameter, trained: Network, start: Snapshot | None, reporter: Reporter
 ) -> tuple[str, ...]:
     """Load the snapshot's weights, or those to begin from.
 
@@ -257,7 +285,7 @@ def _load(
     return tuple(sorted(loaded))
 
 
-def _two_stage(options: Options, start: Snapshot | None, trained: Network, loaded: Sequence[str]) -> int:
+def _two_stage(options: TrainingOptions, start: Snapshot | None, trained: Network, loaded: Sequence[str]) -> int:
     """Until which iteration the loaded layers wait."""
     wanted = options.two_stage
     if start is not None:

@@ -6,13 +6,13 @@ it computes its tops; `builds` registers it.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from camrt.errors import CamrtError
 from converters.net import Layer
+from converters.registration import Registry
 from converters.schema.caffe_pb2 import FillerParameter
 
 if TYPE_CHECKING:
@@ -92,21 +92,20 @@ def in_full(values: Tensor) -> Tensor:
     return values.float() if values.element_size() < 4 or not values.is_floating_point() else values
 
 
-_builders: dict[str, Builder] = {}
+_builders: Registry[str, Builder] = Registry(
+    "builder", [f"camrt.train.layers.{family}" for family in FAMILIES], ValueError
+)
 
 
 def builds(*types: str) -> Callable[[Builder], Builder]:
     """Register the decorated function as the builder of layer types.
 
     Raises:
-        ValueError: One of the types has a builder already.
+        ValueError: One of the types already has a builder.
     """
 
     def register(builder: Builder) -> Builder:
-        for type in types:
-            if type in _builders:
-                raise ValueError(f"found a second builder for {type!r}, expected one")
-            _builders[type] = builder
+        _builders.add(types, builder, builder)
         return builder
 
     return register
@@ -114,16 +113,9 @@ def builds(*types: str) -> Callable[[Builder], Builder]:
 
 def find(type: str) -> Builder | None:
     """The builder of a layer type, or None."""
-    _load_families()
-    return _builders.get(type)
+    return _builders.find(type)
 
 
 def types() -> Iterator[str]:
     """All layer types that can be trained."""
-    _load_families()
-    yield from _builders
-
-
-def _load_families() -> None:
-    for family in FAMILIES:
-        importlib.import_module(f"camrt.train.layers.{family}")
+    return _builders.keys()

@@ -8,6 +8,7 @@ on from a snapshot computes, bit by bit, what an unbroken one does.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
 import signal
 import threading
@@ -23,16 +24,17 @@ from torch import Tensor
 
 from camrt import results
 from camrt.errors import CamrtError
-from camrt.train.data.loading import Feeding, Loading, usual_workers
+from camrt.train.data.loading import BatchLoader, DataLoaderSpec, usual_workers
 from camrt.train.log import LINES, Log
 from camrt.train.networks import Network
-from camrt.train.options import Options, Outcome, Reporter, Silent
+from camrt.train.options import Reporter, Silent, TrainingOptions, TrainingResult
 from camrt.train.parallel import Group, all_finite
 from camrt.train.policies import learning_rate
-from camrt.train.preparation import Job, prefix_of, prepare
-from camrt.train.snapshot import Snapshots, packed
-from camrt.train.solverfile import read_solver
+from camrt.train.preparation import TrainingSetup, prefix_of, prepare
+from camrt.train.snapshot import WEIGHTS, WEIGHTS_HDF5, Snapshots, packed
+from camrt.train.solverfile import SolverFile, read_solver
 from camrt.train.weights import save_caffemodel
+from converters.schema.caffe_pb2 import SolverParameter
 
 LABELS = "_labels.txt"
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,11 +44,12 @@ _PATIENCE_S = 2.0  # after a signal, before one more is taken for impatience
 _LARGEST_OUTPUT = 100  # numbers of a test's output; more are no measure, but scores
 
 
-def train(options: Options, *, group: Group | None = None, reporter: Reporter | None = None) -> Outcome:
+def train(options: TrainingOptions, *, group: Group | None = None, reporter: Reporter | None = None) -> TrainingResult:
     """Train a network as its solver file says.
 
     Files are written under one prefix: snapshots, the log, its table, the curves, and the names of the classes where
-    they are known. SIGINT and SIGTERM end the training after the iteration, with a snapshot.
+    they are known. SIGINT and SIGTERM end the training after the iteration, with a snapshot; SIGHUP takes a snapshot
+    and goes on, as in Caffe.
 
     Args:
         options: What is asked.
@@ -61,11 +64,11 @@ def train(options: Options, *, group: Group | None = None, reporter: Reporter | 
     if reporter is None or not group.is_first:
         reporter = Silent()
     file = read_solver(options.solver)
-    saved = Snapshots(prefix_of(options, file.param.snapshot_prefix))
+    saved = Snapshots(prefix_of(options, file.param.snapshot_prefix), _weights_ending(file))
     with saved.locked() if group.is_first else contextlib.nullcontext():
         try:
-            job = prepare(options, file, saved, group, reporter)
-            return _Training(job, options, saved, group, reporter).run()
+            setup = prepare(options, file, saved, group, reporter)
+            return _Training(setup, options, saved, group, reporter).run()
         except torch.OutOfMemoryError as error:
             raise CamrtError(
                 "there is not enough memory on the device: lower batch_size and raise iter_size as much, or use --amp",
@@ -73,33 +76,54 @@ def train(options: Options, *, group: Group | None = None, reporter: Reporter | 
             ) from error
 
 
+def _weights_ending(file: SolverFile) -> str:
+    """The ending of the weights that the solver's `snapshot_format` asks for.
+
+    Raises:
+        CamrtError: HDF5, and h5py is not installed.
+    """
+    if file.param.snapshot_format != SolverParameter.HDF5:
+        return WEIGHTS
+    if importlib.util.find_spec("h5py") is None:
+        raise CamrtError(
+            "found snapshot_format HDF5, which needs h5py: pip install h5py, or use snapshot_format: BINARYPROTO",
+            file=file.file,
+        )
+    return WEIGHTS_HDF5
+
+
 class _Training:
     """A training under way."""
 
-    def __init__(self, job: Job, options: Options, saved: Snapshots, group: Group, reporter: Reporter) -> None:
-        self.job, self.options, self.snapshots, self.group, self.reporter = job, options, saved, group, reporter
-        self.param, self.network, self.device = job.param, job.network, job.device
-        self.iteration = job.start.iteration if job.start is not None else 0
-        self.saved = self.iteration if job.start is not None else -1  # the iteration of the last snapshot
-        self.weights = job.start.weights if job.start is not None else None
-        self.position = int(job.facts.get("position", 0))  # in the data, over all processes and epochs
-        self.earlier_seconds = float(job.facts.get("seconds", 0))
-        self.recent: deque[float] = deque(job.facts.get("losses", ()), maxlen=max(1, self.param.average_loss))
+    def __init__(
+        self, setup: TrainingSetup, options: TrainingOptions, saved: Snapshots, group: Group, reporter: Reporter
+    ) -> None:
+        self.setup, self.options, self.snapshots, self.group, self.reporter = setup, options, saved, group, reporter
+        self.param, self.network, self.device = setup.param, setup.network, setup.device
+        self.iteration = setup.start.iteration if setup.start is not None else 0
+        self.saved = self.iteration if setup.start is not None else -1  # the iteration of the last snapshot
+        self.weights = setup.start.weights if setup.start is not None else None
+        self.position = int(setup.facts.get("position", 0))  # in the data, over all processes and epochs
+        self.earlier_seconds = float(setup.facts.get("seconds", 0))
+        self.recent: deque[float] = deque(setup.facts.get("losses", ()), maxlen=max(1, self.param.average_loss))
         self.losses = _Losses(min(self.param.display or _CHECK, _CHECK), self.device)
-        self.results: list[dict[str, float]] = [{} for _ in job.tests]
+        self.results: list[dict[str, float]] = [{} for _ in setup.tests]
         self.waiting = [
-            blob.parameter for blob in job.network.blobs if job.two_stage and blob.lr_mult and blob.layer in job.loaded
+            blob.parameter
+            for blob in setup.network.blobs
+            if setup.two_stage and blob.lr_mult and blob.layer in setup.loaded
         ]
         self.precision = _TYPES[options.amp] if options.amp else None
         self.scaler = torch.amp.GradScaler(self.device.type) if options.amp == "fp16" else None
-        if self.scaler is not None and job.facts.get("scaler"):
-            self.scaler.load_state_dict(job.facts["scaler"])
-        self.signal = 0  # that came
+        if self.scaler is not None and setup.facts.get("scaler"):
+            self.scaler.load_state_dict(setup.facts["scaler"])
+        self.signal = 0  # that came to end it
+        self.hangup = False  # whether a SIGHUP asked for a snapshot
         self.stopped = False
 
     # ------------------------------------------------------------------------------------------------------- the loop
 
-    def run(self) -> Outcome:
+    def run(self) -> TrainingResult:
         """Train to the end, or until a signal."""
         self.log = self._begin_log()
         self.began = time.perf_counter()
@@ -111,10 +135,11 @@ class _Training:
             seconds = self._seconds()
             if self.log is not None:
                 self.log.write_table()
-                curves = self.log.draw()
-        if self.group.is_first and curves is None:
-            self.reporter.say("note: no curves were drawn: that takes matplotlib (pip install 'camrt[train]')")
-        return Outcome(
+                try:
+                    curves = self.log.draw()
+                except ImportError:
+                    self.reporter.say("note: no curves were drawn: install matplotlib (pip install matplotlib)")
+        return TrainingResult(
             self.iteration,
             self.weights,
             self._smoothed(),
@@ -131,7 +156,7 @@ class _Training:
             return None
         if self.options.restart:
             self.snapshots.remove()
-        classes = self.job.feedings[0].feed.source.classes
+        classes = self.setup.loader_specs[0].first.classes
         if classes:
             names = "".join(f"{name}\n" for name in classes)
             results.write(self.snapshots.named(LABELS), names.encode(errors="replace"))
@@ -146,7 +171,9 @@ class _Training:
             if self._must_stop() or (tests and not self._test()):
                 self._stop()
                 return
-            if self.job.two_stage and self.iteration == self.job.two_stage:
+            if self._must_snapshot() and self.iteration > max(0, self.saved):
+                self._snapshot()
+            if self.setup.two_stage and self.iteration == self.setup.two_stage:
                 self._set_stage()
             self._iterate()
             if self._is_due(param.snapshot):
@@ -169,7 +196,7 @@ class _Training:
     def _iterate(self) -> None:
         """One iteration: gradients of iter_size batches, and the solver's step."""
         iteration = self.iteration
-        torch.manual_seed(_mixed(self.job.seed, iteration, self.group.rank))
+        torch.manual_seed(_mixed(self.setup.seed, iteration, self.group.rank))
         total: Tensor | None = None
         for _ in range(self.param.iter_size):
             with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
@@ -193,40 +220,40 @@ class _Training:
         learned = [blob.parameter for blob in self.network.blobs if blob.parameter.grad is not None]
         self.group.average([parameter.grad for parameter in learned if parameter.grad is not None])
         if self.scaler is None:
-            self.job.solver.update()
+            self.setup.solver.update()
             return
-        before = self.job.solver.iteration
-        step = _Step(learned, self.job.solver.update)
+        before = self.setup.solver.iteration
+        step = _ScaledUpdate(learned, self.setup.solver.update)
         self.scaler.unscale_(step)
         self.scaler.step(step)
         self.scaler.update()
         if (
-            self.job.solver.iteration == before
+            self.setup.solver.iteration == before
         ):  # the gradients were too large for float16: no step, and a smaller scale
-            self.job.solver.iteration = before + 1
+            self.setup.solver.iteration = before + 1
             for parameter in learned:
                 parameter.grad = None
 
     def _set_stage(self) -> None:
         """Have the loaded layers wait, or learn."""
-        waits = self.iteration < self.job.two_stage
+        waits = self.iteration < self.setup.two_stage
         for parameter in self.waiting:
             parameter.requires_grad_(not waits)
             parameter.grad = None
         if self.waiting:
-            what = f"only new layers learn, to iteration {self.job.two_stage}" if waits else "all layers learn"
+            what = f"only new layers learn, to iteration {self.setup.two_stage}" if waits else "all layers learn"
             self.reporter.say(f"from iteration {self.iteration} on {what}")
 
     @contextlib.contextmanager
     def _loading_ahead(self) -> Iterator[None]:
         """Load the batches of this process."""
-        size, own = self._batch(), self.job.feedings[0].batch_size
+        size, own = self._batch(), self.setup.loader_specs[0].batch_size
         left = max(0, self.param.max_iter - self.iteration) * self.param.iter_size
         first = self.position + self.group.rank * own
-        train = self._loading(self.job.feedings[0], range(first, self.position + left * size, size))
+        train = self._loading(self.setup.loader_specs[0], range(first, self.position + left * size, size))
         self.test_batches = [
             self._loading(each, range(self.group.rank * own, count * own, self.group.world * own))
-            for each, count in zip(self.job.feedings[1:], self.param.test_iter, strict=True)
+            for each, count in zip(self.setup.loader_specs[1:], self.param.test_iter, strict=True)
             for own in (each.batch_size,)
         ]
         self.batches = iter(train)
@@ -237,19 +264,19 @@ class _Training:
             for loading in (train, *self.test_batches):
                 loading.close()
 
-    def _loading(self, fed: Feeding, positions: Sequence[int]) -> Loading:
+    def _loading(self, fed: DataLoaderSpec, positions: Sequence[int]) -> BatchLoader:
         workers = self.options.workers
         if workers is None:
-            workers = usual_workers(fed.feed.source, self.group.world)
+            workers = usual_workers(fed, self.group.world)
 
         def report(name: str, reason: str) -> None:
             self.reporter.say(f"warning: {name}: {reason}. The image was skipped")
 
-        return Loading(fed, positions, workers=min(workers, len(positions)), device=self.device, on_unusable=report)
+        return BatchLoader(fed, positions, workers=min(workers, len(positions)), device=self.device, on_unusable=report)
 
     def _batch(self) -> int:
         """Images of all processes together."""
-        return self.job.feedings[0].batch_size * self.group.world
+        return self.setup.loader_specs[0].batch_size * self.group.world
 
     def _test(self) -> bool:
         """Run the test nets.
@@ -259,7 +286,7 @@ class _Training:
         """
         self._look_at_losses()
         self.group.average(list(self.network.buffers()))
-        for number, (net, batches) in enumerate(zip(self.job.tests, self.test_batches, strict=True)):
+        for number, (net, batches) in enumerate(zip(self.setup.tests, self.test_batches, strict=True)):
             began = time.perf_counter()
             found = self._mean_outputs(net, batches)
             if found is None:
@@ -276,13 +303,13 @@ class _Training:
                     }
                 )
             values = ", ".join(f"{name} = {value:.6g}" for name, value in found.items())
-            which = f"test net {number}" if len(self.job.tests) > 1 else "test"
+            which = f"test net {number}" if len(self.setup.tests) > 1 else "test"
             took = time.perf_counter() - began
             self.reporter.say(f"iteration {self.iteration}, {which}: {values} ({took:.1f} s)")
         return True
 
     @torch.no_grad()
-    def _mean_outputs(self, net: Network, batches: Loading) -> dict[str, float] | None:
+    def _mean_outputs(self, net: Network, batches: BatchLoader) -> dict[str, float] | None:
         """The mean of each output over the batches of all processes; None when a signal came."""
         sums: dict[str, Tensor] = {}
         count = 0
@@ -356,7 +383,7 @@ class _Training:
             )
         if self.group.is_first:
             arrays: dict[str, np.ndarray[Any, Any]] = {}
-            facts = self._facts(packed(self.job.solver.state_dict(), arrays))
+            facts = self._facts(packed(self.setup.solver.state_dict(), arrays))
             self.weights = self.snapshots.write(
                 self.iteration, lambda file: save_caffemodel(self.network, file), arrays, facts
             )
@@ -366,18 +393,19 @@ class _Training:
         self.saved = self.iteration
 
     def _facts(self, solver: Any) -> dict[str, Any]:
-        source = self.job.feedings[0].feed.source
+        source = self.setup.loader_specs[0].first
         return {
             "type": self.param.type,
             "solver": solver,
-            "seed": self.job.seed,
+            "seed": self.setup.seed,
             "position": self.position,
             "seconds": self._seconds(),
             "losses": list(self.recent),
             "data": source.name,
             "images": source.count,
-            "two_stage": self.job.two_stage,
-            "loaded": list(self.job.loaded),
+            "batch": self.setup.loader_specs[0].batch_size,
+            "two_stage": self.setup.two_stage,
+            "loaded": list(self.setup.loaded),
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
         }
 
@@ -388,7 +416,10 @@ class _Training:
 
     @contextlib.contextmanager
     def _heeding_signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM ends the training after the iteration; one more, later, ends it at once."""
+        """Handle signals: SIGINT and SIGTERM end the training after the iteration, and at once when they come again.
+
+        SIGHUP, which a closed terminal sends, only asks for a snapshot.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -403,7 +434,13 @@ class _Training:
                 raise KeyboardInterrupt
             self.signal = number
 
-        before = {number: signal.signal(number, heed) for number in (signal.SIGINT, signal.SIGTERM)}
+        def note_hangup(_: int, __: Any) -> None:
+            self.hangup = True
+
+        handlers: dict[int, Callable[[int, Any], None]] = {signal.SIGINT: heed, signal.SIGTERM: heed}
+        if hasattr(signal, "SIGHUP"):  # not on Windows
+            handlers[signal.SIGHUP] = note_hangup
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
@@ -416,6 +453,15 @@ class _Training:
             self.signal = self.group.largest(self.signal)
             return bool(self.signal)
         return bool(self.signal) and self.group.world == 1
+
+    def _must_snapshot(self) -> bool:
+        """Whether a SIGHUP came to any of the processes, which take the snapshot together."""
+        if self.group.world > 1:
+            if self.iteration % _AGREE:
+                return False
+            self.hangup = bool(self.group.largest(int(self.hangup)))
+        asked, self.hangup = self.hangup, False
+        return asked
 
 
 @dataclass
@@ -446,7 +492,7 @@ class _Losses:
         return [float(value) for value in values.tolist()]
 
 
-class _Step:
+class _ScaledUpdate:
     """The solver's step, as PyTorch's GradScaler asks of an optimizer."""
 
     def __init__(self, parameters: Sequence[Tensor], step: Callable[[], Any]) -> None:

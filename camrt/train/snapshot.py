@@ -2,7 +2,8 @@
 
 A snapshot at iteration N is two files, named as Caffe names its own:
 
-* ``PREFIX_iter_N.caffemodel``: the weights. The converter reads it, and Caffe.
+* ``PREFIX_iter_N.caffemodel`` (``.caffemodel.h5`` with ``snapshot_format: HDF5``): the weights. The converter reads it,
+  and so does Caffe.
 * ``PREFIX_iter_N.camrtstate``: the solver's history and the facts of the run, and the size and SHA-256 of the weights.
   It is an .npz archive without pickled objects.
 
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 from camrt import results
 from camrt.errors import CamrtError
 
-WEIGHTS, STATE = ".caffemodel", ".camrtstate"
+WEIGHTS, WEIGHTS_HDF5, STATE = ".caffemodel", ".caffemodel.h5", ".camrtstate"
 FORMAT = "camrt training state 1"
 _FACTS, _ARRAY = "facts", "$array"
 _CHUNK = 1 << 24
@@ -62,10 +63,11 @@ class Snapshots:
 
     Args:
         prefix: What the files' names begin with, folder included.
+        ending: The ending of new weights: `WEIGHTS` or `WEIGHTS_HDF5`.
     """
 
-    def __init__(self, prefix: Path) -> None:
-        self.prefix = prefix
+    def __init__(self, prefix: Path, ending: str = WEIGHTS) -> None:
+        self.prefix, self.ending = prefix, ending
 
     def named(self, ending: str) -> Path:
         """A file under the prefix."""
@@ -95,7 +97,7 @@ class Snapshots:
     def paths(self, iteration: int) -> tuple[Path, Path]:
         """The files of the weights and of the state."""
         stem = f"{self.prefix.name}_iter_{iteration}"
-        return self.prefix.with_name(stem + WEIGHTS), self.prefix.with_name(stem + STATE)
+        return self.prefix.with_name(stem + self.ending), self.prefix.with_name(stem + STATE)
 
     def states(self) -> list[Path]:
         """The files of states that are there, the earliest iteration first; they need not be whole."""
@@ -107,7 +109,7 @@ class Snapshots:
         Raises:
             CamrtError: One cannot be removed.
         """
-        for file in [*self._files(STATE), *self._files(WEIGHTS)]:
+        for file in [*self._files(STATE), *self._files(WEIGHTS), *self._files(WEIGHTS_HDF5)]:
             try:
                 file.unlink(missing_ok=True)
             except OSError as error:
@@ -185,8 +187,9 @@ def read(file: Path) -> Snapshot:
     Raises:
         CamrtError: It is not there, damaged, or no state of camrt; its weights are not there, or others.
     """
-    if file.suffix == WEIGHTS and file.with_suffix(STATE).is_file():
-        file = file.with_suffix(STATE)
+    stem = file.name.removesuffix(WEIGHTS_HDF5).removesuffix(WEIGHTS)
+    if stem != file.name and file.with_name(stem + STATE).is_file():
+        file = file.with_name(stem + STATE)
     try:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

@@ -23,7 +23,7 @@ Tensors = list[Tensor]
 
 
 @dataclass(frozen=True)
-class Step:
+class Update:
     """What an update rule is given.
 
     Attributes:
@@ -50,11 +50,11 @@ class Rule:
         slots: How many tensors it remembers for each blob.
     """
 
-    update: Callable[[Step], Tensors]
+    update: Callable[[Update], Tensors]
     slots: int = 1
 
 
-def _sgd(step: Step) -> Tensors:
+def _sgd(step: Update) -> Tensors:
     """V = momentum V + rate g; w -= V. So the momentum holds rates of the past."""
     (velocity,) = step.history
     torch._foreach_mul_(velocity, step.param.momentum)
@@ -63,7 +63,7 @@ def _sgd(step: Step) -> Tensors:
     return velocity
 
 
-def _nesterov(step: Step) -> Tensors:
+def _nesterov(step: Update) -> Tensors:
     """V' = momentum V + rate g; w -= (1 + momentum) V' - momentum V (Sutskever et al. 2013)."""
     (velocity,) = step.history
     momentum = step.param.momentum
@@ -75,14 +75,14 @@ def _nesterov(step: Step) -> Tensors:
     return step.gradients
 
 
-def _adagrad(step: Step) -> Tensors:
+def _adagrad(step: Update) -> Tensors:
     """H += g^2; w -= rate g / (sqrt(H) + delta) (Duchi et al. 2011)."""
     (squares,) = step.history
     torch._foreach_addcmul_(squares, step.gradients, step.gradients)
     return _divided(step, squares)
 
 
-def _rmsprop(step: Step) -> Tensors:
+def _rmsprop(step: Update) -> Tensors:
     """H = rms_decay H + (1 - rms_decay) g^2; w -= rate g / (sqrt(H) + delta) (Tieleman and Hinton 2012)."""
     (squares,) = step.history
     torch._foreach_mul_(squares, step.param.rms_decay)
@@ -90,7 +90,7 @@ def _rmsprop(step: Step) -> Tensors:
     return _divided(step, squares)
 
 
-def _divided(step: Step, squares: Tensors) -> Tensors:
+def _divided(step: Update, squares: Tensors) -> Tensors:
     """Rate g / (sqrt(H) + delta)."""
     roots = torch._foreach_sqrt(squares)
     torch._foreach_add_(roots, step.param.delta)
@@ -99,7 +99,7 @@ def _divided(step: Step, squares: Tensors) -> Tensors:
     return step.gradients
 
 
-def _adadelta(step: Step) -> Tensors:
+def _adadelta(step: Update) -> Tensors:
     """Zeiler 2012: the root of (past updates + delta) / (past gradients + delta), both as moving mean squares."""
     squares, updates = step.history
     momentum, delta = step.param.momentum, step.param.delta
@@ -115,7 +115,7 @@ def _adadelta(step: Step) -> Tensors:
     return step.gradients
 
 
-def _adam(step: Step) -> Tensors:
+def _adam(step: Update) -> Tensors:
     """Kingma and Ba 2015. Delta is added to the root of the uncorrected mean square, as in Caffe."""
     means, squares = step.history
     beta1, beta2, time = step.param.momentum, step.param.momentum2, step.iteration + 1
@@ -204,7 +204,7 @@ class Solver:
         rate = self.rate
         rates = [rate * blob.lr_mult for blob in blobs]
         history = [[slot[index] for index in active] for slot in self._history]
-        changes = self._rule.update(Step(self.param, self.iteration, rates, gradients, history))
+        changes = self._rule.update(Update(self.param, self.iteration, rates, gradients, history))
         torch._foreach_sub_(weights, changes)
         for blob in blobs:
             blob.parameter.grad = None

@@ -1,4 +1,4 @@
-"""Weights between a network and a `.caffemodel`."""
+"""Weights between a network and a `.caffemodel` or `.caffemodel.h5`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from camrt.train.networks import Network
 from converters.errors import ConversionError
 from converters.reader import read_weights
 from converters.shape import show
-from converters.writer import write_caffemodel
+from converters.writer import write_caffemodel, write_caffemodel_h5
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,10 @@ def load_caffemodel(network: Network, path: str | os.PathLike[str]) -> Report:
     try:
         weights = read_weights(path)
     except ConversionError as error:
-        raise CamrtError(str(error)) from None
+        advice = ""
+        if "PyTorch" in error.message:
+            advice = ": copy its tensors into `camrt.train.network(net).stored` and write them with `save_caffemodel`"
+        raise CamrtError(f"{error}{advice}") from None
     stored = network.stored
     common = [layer for layer in weights.layers if layer in stored]
     if not common:
@@ -92,15 +95,18 @@ def save_caffemodel(network: Network, path: str | os.PathLike[str]) -> None:
 
     Args:
         network: The network, on any device.
-        path: The file. One that is there is replaced once the new one is whole.
+        path: The file; HDF5 if its name ends in `.h5`. An existing file is replaced once the new one is complete.
 
     Raises:
-        CamrtError: The file cannot be written.
+        CamrtError: The file cannot be written, or h5py is missing for `.h5`.
     """
     types = {layer.name: layer.type for layer in network.net.layers}
     layers = {layer: _arrays(blobs) for layer, blobs in network.stored.items()}
     try:
-        write_caffemodel(path, layers, types=types, name=network.name)
+        if os.fspath(path).endswith(".h5"):
+            write_caffemodel_h5(path, layers)
+        else:
+            write_caffemodel(path, layers, types=types, name=network.name)
     except ConversionError as error:
         raise CamrtError(str(error)) from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,31 +14,29 @@ import converters
 from camrt import matlab
 from camrt.errors import CamrtError
 from camrt.graph.gradient import differentiate
+from tests.caffe_cases import CASES, silent
 from tests.camrt.gradients import interleaved, run, with_gradients
 from tests.camrt.test_full_size import seeded
 
-CAFFE = Path(__file__).resolve().parents[1] / "data" / "caffe" / "bvlc"
-CASES = sorted(path.parent.name for path in CAFFE.glob("*/grad.npz"))
+BVLC = {case.name: case for case in CASES.values() if case.origin == "bvlc"}
+WITH_GRADIENT = [name for name, case in BVLC.items() if case.has_gradients]
 # Caffe gives zeros for what it does not differentiate: case -> blob.
 NOT_IN_CAFFE = {"crop": "ref", "lstm": "cont"}
 
 
 def converted(case: str, opset: int) -> onnx.ModelProto:
-    folder = CAFFE / case
-    weights = folder / "net.caffemodel"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", converters.ConversionWarning)
-        return converters.convert(folder / "net.prototxt", weights if weights.exists() else None, opset=opset)
+    with silent():
+        return converters.convert(BVLC[case].prototxt, BVLC[case].caffemodel, opset=opset)
 
 
 def test_there_are_69_cases() -> None:
-    assert len(CASES) == 69
+    assert len(WITH_GRADIENT) == 69
 
 
 @pytest.mark.parametrize("opset", [13, 17, 22])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", WITH_GRADIENT)
 def test_layers_as_caffe(case: str, opset: int) -> None:
-    stored, values = np.load(CAFFE / case / "grad.npz"), np.load(CAFFE / case / "io.npz")
+    stored, values = BVLC[case].gradients(), BVLC[case].arrays()
     model = converted(case, opset)
     outputs = [key[5:] for key in stored if key.startswith("diff:")]
     bottoms = [key[5:] for key in stored if key.startswith("grad:") and key[5:] != NOT_IN_CAFFE.get(case)]
@@ -51,10 +48,10 @@ def test_layers_as_caffe(case: str, opset: int) -> None:
         np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", WITH_GRADIENT)
 def test_several_gradients_an_image(case: str) -> None:
     """Twice Caffe's gradient and once another, in one pass; behind LSTM the images are the second axis."""
-    stored, values = np.load(CAFFE / case / "grad.npz"), np.load(CAFFE / case / "io.npz")
+    stored, values = BVLC[case].gradients(), BVLC[case].arrays()
     model = converted(case, 17)
     outputs = [key[5:] for key in stored if key.startswith("diff:")]
     bottoms = [key[5:] for key in stored if key.startswith("grad:") and key[5:] != NOT_IN_CAFFE.get(case)]
@@ -70,10 +67,10 @@ def test_several_gradients_an_image(case: str) -> None:
 
 def test_what_caffe_does_not_differentiate() -> None:
     """Of a Crop's second bottom only the size counts: an error. LSTM's marks have a gradient that Caffe leaves out."""
-    assert not np.load(CAFFE / "crop" / "grad.npz")["grad:ref"].any()
+    assert not BVLC["crop"].gradients()["grad:ref"].any()
     with pytest.raises(CamrtError, match="'out' does not depend on 'ref'"):
         differentiate(converted("crop", 17), "out", "ref")
-    stored, values = (np.load(CAFFE / "lstm" / name) for name in ("grad.npz", "io.npz"))
+    stored, values = BVLC["lstm"].gradients(), BVLC["lstm"].arrays()
     assert not stored["grad:cont"].any()
     model = differentiate(converted("lstm", 17), "out", "cont", stored["diff:out"])
     feed = {name: values[f"in:{name}"] for name in ("data", "cont")}

@@ -33,9 +33,9 @@ from converters import ConversionError, convert, registry
 from converters.schema import caffe_pb2
 from converters.wire import scan
 from tests.bounded import TookTooLong, within
+from tests.caffe_cases import CASES
 from tests.caffe_files import caffemodel, input_layer, layer, network
 
-DATA = Path(__file__).resolve().parents[1] / "data" / "caffe"
 LARGEST = 40_000  # bytes of a file that is damaged: small ones are hit where it matters
 SECONDS = 10.0  # for one input, of computing
 
@@ -96,9 +96,8 @@ def own_networks() -> list[Files]:
 def cases() -> list[Files]:
     """The networks that real Caffe's answers are kept for, as far as they are small."""
     found = []
-    for prototxt in sorted(DATA.glob("*/*/net.prototxt")):
-        weights = prototxt.with_name("net.caffemodel")
-        files = Files(prototxt.read_bytes(), weights.read_bytes() if weights.exists() else None)
+    for case in CASES.values():
+        files = Files(case.prototxt.read_bytes(), case.caffemodel.read_bytes() if case.caffemodel else None)
         if max(len(files.prototxt), len(files.caffemodel or b"")) <= LARGEST:
             found.append(files)
     return found

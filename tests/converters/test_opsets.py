@@ -10,7 +10,8 @@ from onnx import TensorProto, helper
 
 from converters import ConversionError, convert
 from converters.conversion import DEFAULT_OPSET, OLDEST_OPSET
-from tests.converters.test_layers import CASES, CONVERTED, NEWEST_OF_TYPE, Case, check, converted, read, session_of
+from tests.caffe_cases import CASES, Case, read
+from tests.converters.agreement import CONVERTED, NEWEST_OF_TYPE, check, converted, session_of
 
 NEWEST = onnx.defs.onnx_opset_version()
 CHAIN = CASES["bvlc/conv_bn_scale_relu_inplace"]

@@ -55,7 +55,7 @@ def _permutation(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class ImageBatch:
     """Images and labels, ready for the network.
 
     Attributes:
@@ -85,7 +85,7 @@ class Feed:
         self.source, self.transform, self.order = source, transform, order
         self._unusable: dict[int, CamrtError] = {}
 
-    def batch(self, position: int, size: int) -> Batch:
+    def batch(self, position: int, size: int) -> ImageBatch:
         """The images from a position on.
 
         Args:
@@ -98,7 +98,7 @@ class Feed:
         numbers = self.order.numbers(np.arange(position, position + size, dtype=np.int64))
         found, labels = self.source.read(numbers)
         if isinstance(found, np.ndarray) and self.transform.passes(found[0]):
-            return Batch(self.transform.batch(found, position), labels)
+            return ImageBatch(self.transform.batch(found, position), labels)
         images: list[Any] = list(found)
         labels = labels.copy()
         before = set(self._unusable)
@@ -108,7 +108,7 @@ class Feed:
                 images[slot], labels[slot] = self._next_usable(position + slot)
         new = [self._unusable[number] for number in self._unusable.keys() - before]
         unusable = tuple(sorted((error.file or self.source.name, error.message) for error in new))
-        return Batch(self.transform.batch(images, position), labels, unusable)
+        return ImageBatch(self.transform.batch(images, position), labels, unusable)
 
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images that `batch` gives.

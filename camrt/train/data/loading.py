@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,33 +17,58 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from camrt.errors import CamrtError
+from camrt.train.data.database import Database, DatumSource
+from camrt.train.data.dummy import DummyData
 from camrt.train.data.feed import Feed, Order
+from camrt.train.data.hdf5 import Hdf5Data
 from camrt.train.data.sources import KINDS, Phase, Source, from_layer, open_source
+from camrt.train.data.streams import ImageStream, Stream
 from camrt.train.data.transform import Transform, of_layer
+from camrt.train.data.windows import WindowData
 from converters.deploy import DATA_LAYERS
 from converters.net import Layer, Net
 
 MOST_WORKERS = 8
+KINDS_HINT = "folder:DIR, list:FILE, tiny:DIR, mnist:DIR or clutter:drawn"
 _FEWER = 8 / 7  # images are this much larger than their crop: Caffe's 256 for 224
 
 
+class LabelLimit(NamedTuple):
+    """What labels a network knows.
+
+    Attributes:
+        classes: Labels are 0 to this, less one.
+        ignored: A label beside these that is passed over; None for none.
+    """
+
+    classes: int
+    ignored: int | None
+
+
 @dataclass(frozen=True, eq=False)
-class Feeding:
+class DataLoaderSpec:
     """What a network is fed with.
 
     Attributes:
-        image: The blob of the images.
-        label: The blob of the labels; None where the network has none.
-        feed: The images and labels.
-        batch_size: How many at once, in each process.
+        streams: The data layers' batches.
         notes: What the user should know.
+        label_limits: Top -> the labels that the network knows, for labels that must be checked as they come; see
+            `Stream.largest_label`.
     """
 
-    image: str
-    label: str | None
-    feed: Feed
-    batch_size: int
+    streams: tuple[Stream, ...]
     notes: tuple[str, ...] = ()
+    label_limits: Mapping[str, LabelLimit] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Stream:
+        """The first data layer, whose batches positions count."""
+        return self.streams[0]
+
+    @property
+    def batch_size(self) -> int:
+        """The items of a batch of the first data layer, in each process."""
+        return self.first.batch_size
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the network's inputs.
@@ -50,80 +76,145 @@ class Feeding:
         Raises:
             CamrtError: No image can be used.
         """
-        shapes: dict[str, tuple[int, ...]] = {self.image: (self.batch_size, *self.feed.shape())}
-        return shapes | ({self.label: (self.batch_size,)} if self.label else {})
+        return {top: shape for stream in self.streams for top, shape in stream.shapes().items()}
 
 
-def feeding(
+def data_loader_spec(
     net: Net,
     text: str | None,
     *,
     seed: int,
     resize: tuple[int, int] | None = None,
+    batch: int | None = None,
     find: Callable[[str], Path] = Path,
-) -> Feeding:
-    """What a network is fed with: what was named, or else its ImageData layer.
+) -> DataLoaderSpec:
+    """Find out what feeds a network: the named source, or its own data layers.
 
-    The data layer says how many images a batch has and what becomes of them (``transform_param``), wherever they come
+    A data layer says how many images a batch has and how they are transformed (``transform_param``), wherever they come
     from.
 
     Args:
         net: The network, read for training.
-        text: A source, for `open_source`; None for the data layer's own: the list of an ImageData layer, or the text
-            of a source that stands in its place (``source: "clutter:drawn"``).
-        seed: Of order, crops and mirroring.
-        resize: Height and width that images get first, in place of what the layer says.
-        find: From a relative path in the prototxt to where it lies.
+        text: A source, for `open_source`; None for the data layers' own: databases, lists, HDF5 files, windows, or the
+            text of a source that stands in their place (``source: "clutter:drawn"``).
+        seed: For order, crops and mirroring.
+        resize: Height and width that images are resized to first, in place of what the layer says.
+        batch: Items in a batch, in place of what the layers say.
+        find: Resolves a relative path of the prototxt.
 
     Raises:
-        CamrtError: The layer is none that can be fed; images are missing.
+        CamrtError: A layer cannot be fed; images or files are missing.
     """
+    options = _Options(seed, resize, batch, find)
+    layers = [layer for layer in net.data if layer.type != "Input"]
+    own = [layer for layer in layers if layer.type in _OWN or (layer.type == "ImageData" and _said(layer) is None)]
+    if text is None and len(layers) >= 1 and (len(layers) > 1 or own) and not _bare_inputs(net, layers):
+        streams, notes = [], []
+        for number, layer in enumerate(layers):
+            stream, more = _stream(net, layer, replace(options, seed=seed if not number else _other(seed, number)))
+            streams.append(stream)
+            notes += more
+        return DataLoaderSpec(tuple(streams), tuple(notes))
+    images, image, label = _fed(net)
+    stream, notes = _image_stream(net, images, image, label, text, options)
+    return DataLoaderSpec((stream,), tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What `data_loader_spec` was given."""
+
+    seed: int
+    resize: tuple[int, int] | None
+    batch: int | None
+    find: Callable[[str], Path]
+
+
+_OWN = ("Data", "DummyData", "HDF5Data", "WindowData")
+
+
+def _other(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _bare_inputs(net: Net, layers: Sequence[Layer]) -> bool:
+    """Whether some inputs come from no data layer."""
+    given = {top for layer in layers for top in layer.tops}
+    return any(one.name not in given for one in net.inputs)
+
+
+def _stream(net: Net, layer: Layer, options: _Options) -> tuple[Stream, list[str]]:
+    """A data layer's own batches, and notes."""
+    if layer.type == "DummyData":
+        return DummyData.of(layer, options.seed), []
+    if layer.type == "HDF5Data":
+        return Hdf5Data.of(layer, options.find, seed=options.seed, batch=options.batch), []
+    if layer.type == "WindowData":
+        return WindowData.of(layer, options.find, seed=options.seed, batch=options.batch), []
+    if len(layer.tops) > 2:
+        raise CamrtError(f"found {len(layer.tops)} tops of {describe_layer(layer)}, expected images and labels")
+    return _image_stream(net, layer, layer.tops[0], layer.tops[1] if len(layer.tops) > 1 else None, None, options)
+
+
+def _image_stream(
+    net: Net, layer: Layer | None, image: str, label: str | None, text: str | None, options: _Options
+) -> tuple[ImageStream, list[str]]:
+    """Images and labels, named or a layer's own, and notes."""
     phase: Phase = "TRAIN" if net.phase == "TRAIN" else "TEST"
-    layer, image, label = _fed(net)
+    find = options.find
     text = text if text is not None else _said(layer)
     declared = next((one.shape for one in net.inputs if one.name == image), None)
     source = _source(net, layer, text, phase, find)
     transform = _transform(layer, phase, find)
     if layer is None or layer.type in ("Input", "MemoryData"):
         transform = _as_declared(transform, declared)
-    notes = []
-    if resize is not None:
-        transform = replace(transform, resize=resize)
+    notes = _notes_on(layer, text)
+    if options.resize is not None:
+        transform = replace(transform, resize=options.resize)
     elif transform.resize is None and text is not None and getattr(source, "paths", None) is not None:
         transform = _with_usual_size(transform)
         if transform.resize is not None:
             height, width = transform.resize
             notes.append(f"images of {source.name} are resized to {width} x {height}; --resize changes it")
-    batch_size = _batch_size(layer) or (declared[0] if declared else 0)
+    batch_size = options.batch or _batch_size(layer) or (declared[0] if declared else 0)
     if not batch_size:
-        raise CamrtError(f"found no batch_size in the data layer of {net.name!r} ({phase}), expected one")
+        where = describe_layer(layer) if layer is not None else "the inputs"
+        raise CamrtError(
+            f"found no batch_size in {where} of {net.name!r} ({phase}), expected one: give it with --batch"
+        )
     own = _own(layer)
-    shuffle = phase == "TRAIN" if text is not None else bool(own and own.shuffle)
-    keys = [int(key) for key in np.random.SeedSequence((seed, phase == "TRAIN")).generate_state(3, np.uint64)]
-    skip = keys[2] % own.rand_skip if text is None and own is not None and own.rand_skip else 0
-    order = Order(source.count, shuffle, keys[0], skip)
-    return Feeding(image, label, Feed(source, transform.with_seed(keys[1]), order), batch_size, tuple(notes))
+    shuffle = phase == "TRAIN" if text is not None else bool(getattr(own, "shuffle", False))
+    keys = [int(key) for key in np.random.SeedSequence((options.seed, phase == "TRAIN")).generate_state(3, np.uint64)]
+    rand_skip = getattr(own, "rand_skip", 0) if text is None else 0
+    order = Order(source.count, shuffle, keys[0], keys[2] % rand_skip if rand_skip else 0)
+    return ImageStream(image, label, Feed(source, transform.with_seed(keys[1]), order), batch_size), notes
 
 
 class _Batches(Dataset[Any]):
-    """Batches by the position of their first image, as PyTorch's loader wants them."""
+    """Batches by the position of their first item, as PyTorch's loader wants them."""
 
-    def __init__(self, feed: Feed, size: int) -> None:
-        self.feed, self.size = feed, size
+    def __init__(self, streams: Sequence[Stream]) -> None:
+        self.streams = streams
 
     def __getitem__(self, position: int) -> Any:
+        inputs: dict[str, Tensor] = {}
+        unusable: list[tuple[str, str]] = []
         try:
-            batch = self.feed.batch(position, self.size)
+            for stream in self.streams:
+                # Layers may have batches of different sizes: each goes on by its own.
+                loaded = stream.load(position // self.streams[0].batch_size * stream.batch_size)
+                inputs |= {top: torch.from_numpy(values) for top, values in loaded.arrays.items()}
+                unusable += loaded.unusable
         except CamrtError as error:
             return error  # as it is: the loader would wrap it into a traceback
-        return torch.from_numpy(batch.images), torch.from_numpy(batch.labels), batch.unusable
+        return inputs, unusable
 
 
-class Loading:
+class BatchLoader:
     """Loads batches, by workers of their own or, without any, when asked.
 
     Args:
-        feeding: The images.
+        spec: The images.
         positions: Of the first image of each batch.
         workers: Processes that load ahead; 0 for none. What is loaded does not depend on it.
         device: Where the batches go.
@@ -132,17 +223,17 @@ class Loading:
 
     def __init__(
         self,
-        feeding: Feeding,
+        spec: DataLoaderSpec,
         positions: Sequence[int],
         *,
         workers: int,
         device: torch.device,
         on_unusable: Callable[[str, str], Any] = lambda name, reason: None,
     ) -> None:
-        self.feeding, self.device, self._on_unusable = feeding, device, on_unusable
+        self.spec, self.device, self._on_unusable = spec, device, on_unusable
         self._unusable: set[str] = set()
         self._loader: DataLoader[Any] | None = DataLoader(
-            _Batches(feeding.feed, feeding.batch_size),
+            _Batches(spec.streams),
             batch_size=None,
             sampler=positions,
             collate_fn=None,
@@ -163,9 +254,10 @@ class Loading:
             for loaded in self._loader or ():
                 if isinstance(loaded, CamrtError):
                     raise loaded
-                images, labels, unusable = loaded
+                inputs, unusable = loaded
                 self._report(unusable)
-                yield self._inputs(images, labels)
+                self._check_labels(inputs)
+                yield self._on_device(inputs)
         except RuntimeError as error:
             if "worker" not in str(error):
                 raise
@@ -178,36 +270,49 @@ class Loading:
         """End the workers."""
         self._loader = None  # whose iterator ends them when it goes
 
-    def _inputs(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        moved = images.to(self.device, non_blocking=True)
-        inputs = {self.feeding.image: self.feeding.feed.transform.finish(moved.float())}
-        if self.feeding.label:
-            inputs[self.feeding.label] = labels.to(self.device, non_blocking=True)
-        return inputs
+    def _on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        moved = {top: values.to(self.device, non_blocking=True) for top, values in inputs.items()}
+        for stream in self.spec.streams:
+            moved = stream.finish(moved)
+        return moved
+
+    def _check_labels(self, inputs: dict[str, Tensor]) -> None:
+        """Find labels that the network does not know: on a GPU a wrong one ends the process without a word."""
+        for top, (classes, ignored) in self.spec.label_limits.items():
+            labels = inputs[top]
+            wrong = (labels < 0) | (labels >= classes)
+            if ignored is not None:
+                wrong &= labels != ignored
+            if wrong.any():
+                raise CamrtError(
+                    f"found the label {labels[wrong][0].item():g}, expected 0 to {classes - 1}: the network has "
+                    f"{classes} classes",
+                    file=self.spec.first.name,
+                )
 
     def _report(self, unusable: Sequence[tuple[str, str]]) -> None:
         for name, reason in unusable:
             if name not in self._unusable:  # every worker finds it once
                 self._unusable.add(name)
                 self._on_unusable(name, reason)
-        count = self.feeding.feed.source.count
+        count = self.spec.first.count
         if unusable and count and 2 * len(self._unusable) > count:
             name, reason = unusable[0]
             raise CamrtError(
                 f"found {len(self._unusable):,} of {count:,} images that cannot be used, expected less than half. One "
                 f"is {name}: {reason}",
-                file=self.feeding.feed.source.name,
+                file=self.spec.first.name,
             )
 
 
-def usual_workers(source: Source, processes: int = 1) -> int:
-    """How many workers load images, where nothing is said.
+def usual_workers(spec: DataLoaderSpec, processes: int = 1) -> int:
+    """The number of workers that load data by default.
 
     Args:
-        source: The images.
-        processes: How many train on this machine.
+        spec: The data.
+        processes: The processes that train on this machine.
     """
-    if source.is_cheap:
+    if all(stream.is_cheap for stream in spec.streams):
         return 0
     return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // (2 * processes)))
 
@@ -224,7 +329,7 @@ def _begin(_: int) -> None:
 
 def _fed(net: Net) -> tuple[Layer | None, str, str | None]:
     """The layer of the images, the blob of the images and that of the labels."""
-    layers = [layer for layer in net.data if layer.type in DATA_LAYERS]
+    layers = [layer for layer in net.data if layer.type != "Input"]
     if layers:
         tops: Sequence[str] = layers[0].tops
         others = [one.name for one in net.inputs if one.name not in tops]
@@ -250,15 +355,50 @@ def _source(net: Net, layer: Layer | None, text: str | None, phase: Phase, find:
     if text is not None:
         return open_source(text, phase)
     flag = "--data" if phase == "TRAIN" else "--test-data"
+    if layer is not None and layer.type == "Data":
+        return _database(layer, find, flag)
     if layer is None or layer.type != "ImageData":
-        kind = layer.type if layer else "Input"
-        reads = "a database, which camrt does not read" if kind == "Data" else "nothing that camrt can read"
+        where = describe_layer(layer) if layer is not None else "Input layers"
+        is_python = layer is not None and layer.type == "Python"
+        reason = "runs Python code, which camrt does not" if is_python else "names no images"
         raise CamrtError(
-            f"found the {phase} data in a layer of type {kind}: {reads}. Say where the images are: {flag} folder:DIR, "
-            "list:FILE, tiny:DIR, mnist:DIR or clutter:drawn",
+            f"found the {phase} data in {where}, which {reason}. Say where the images are: {flag} {KINDS_HINT}",
             file=net.files[0] if net.files else None,
         )
     return from_layer(layer, find)
+
+
+def _database(layer: Layer, find: Callable[[str], Path], flag: str) -> Source:
+    param = layer.params.data_param
+    if not param.source:
+        raise CamrtError(f"found no source in {describe_layer(layer)}, expected a database")
+    backend = type(param).DB.Name(param.backend) if param.HasField("backend") else None
+    is_coloured = param.force_encoded_color or layer.params.transform_param.force_color
+    path = find(param.source)
+    if not path.exists():
+        raise CamrtError(
+            f"there is no such database, which {describe_layer(layer)} names. Make it with `camrt data lmdb`, or say "
+            f"where the images are: {flag} {KINDS_HINT}",
+            file=str(path),
+        )
+    return DatumSource(Database(path, backend), is_coloured=is_coloured)
+
+
+def describe_layer(layer: Layer) -> str:
+    """A data layer for messages: its name and type, and of a Python layer its module and class."""
+    python = layer.params.python_param
+    of = f" {python.module}.{python.layer}" if layer.type == "Python" else ""
+    return f"the layer {layer.name!r} ({layer.type}{of})"
+
+
+def _notes_on(layer: Layer | None, text: str | None) -> list[str]:
+    """What --data changes beyond where the images come from."""
+    if text is None or layer is None or layer.type != "WindowData":
+        return []
+    return [
+        f"{describe_layer(layer)} crops windows from its images; {text} has whole images, so the network sees no "
+        "windows and no background class"
+    ]
 
 
 def _said(layer: Layer | None) -> str | None:
@@ -299,10 +439,20 @@ def _with_usual_size(transform: Transform) -> Transform:
 
 
 def _own(layer: Layer | None) -> Any:
-    return layer.params.image_data_param if layer is not None and layer.type == "ImageData" else None
+    return getattr(layer.params, DATA_LAYERS[layer.type]) if layer is not None and layer.type in DATA_LAYERS else None
 
 
 def _batch_size(layer: Layer | None) -> int:
     if layer is None or layer.type not in DATA_LAYERS:
-        return 0
+        return _python_batch_size(layer) if layer is not None and layer.type == "Python" else 0
     return int(getattr(getattr(layer.params, DATA_LAYERS[layer.type]), "batch_size", 0))
+
+
+def _python_batch_size(layer: Layer) -> int:
+    """The batch_size in a Python layer's `param_str`, where that is a dictionary, as in Caffe's own examples."""
+    try:
+        params = ast.literal_eval(layer.params.python_param.param_str or "None")
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return 0
+    size = params.get("batch_size", 0) if isinstance(params, dict) else 0
+    return size if isinstance(size, int) and 0 < size < 2**31 else 0

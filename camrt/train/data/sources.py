@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from converters.net import Layer
 
 Phase = Literal["TRAIN", "TEST"]
-Image = NDArray[np.uint8]
+Image = NDArray[Any]  # uint8; float32 from databases of floats
 # A stack (N, H, W, C); or one by one, and in place of an image why it cannot be read.
-Images = NDArray[np.uint8] | Sequence[Image | CamrtError]
+Images = NDArray[Any] | Sequence[Image | CamrtError]
 KINDS = ("list", "folder", "tiny", "mnist", "clutter")
 _SHOWN = 10  # files that an error lists
 
@@ -44,14 +44,14 @@ class Source(Protocol):
         name: What it is called in messages.
         classes: The names of the classes; empty where none are known.
         count: How many images there are; None where they never end.
-        largest_label: The largest label that occurs.
+        largest_label: The largest label that occurs; None if only reading tells.
         is_cheap: Whether an image costs less than handing it from one process to another.
     """
 
     name: str
     classes: tuple[str, ...]
     count: int | None
-    largest_label: int
+    largest_label: int | None
     is_cheap: bool
 
     def read(self, numbers: NDArray[np.int64]) -> tuple[Images, NDArray[np.int64]]:
@@ -61,7 +61,7 @@ class Source(Protocol):
             numbers: (N,) from 0 to ``count`` - 1.
 
         Returns:
-            N images, (H, W, 1) or (H, W, 3) BGR, and the labels (N,).
+            N images, (H, W, C), of three channels BGR, and the labels (N,).
         """
 
 
@@ -88,11 +88,11 @@ class ImageFiles:
         self.paths = np.array([os.fsencode(path) for path in paths])
         self.labels = np.asarray(labels, np.int64)
         self.count: int | None = len(self.paths)
-        self.largest_label = int(self.labels.max())
+        self.largest_label: int | None = int(self.labels.max())
 
     def read(self, numbers: NDArray[np.int64]) -> tuple[Images, NDArray[np.int64]]:
         """See `Source.read`. Colours as OpenCV has them, and so Caffe: BGR."""
-        return [_decoded(os.fsdecode(self.paths[number])) for number in numbers], self.labels[numbers]
+        return [decoded_image(os.fsdecode(self.paths[number])) for number in numbers], self.labels[numbers]
 
 
 class Digits:
@@ -104,7 +104,7 @@ class Digits:
     def __init__(self, name: str, digits: clutter.Digits) -> None:
         self.name, self._digits = name, digits
         self.count: int | None = len(digits)
-        self.largest_label = int(digits.labels.max())
+        self.largest_label: int | None = int(digits.labels.max())
 
     def read(self, numbers: NDArray[np.int64]) -> tuple[Images, NDArray[np.int64]]:
         """See `Source.read`."""
@@ -120,7 +120,7 @@ class Clutters:
 
     def __init__(self, name: str, canvases: clutter.Clutter) -> None:
         self.name, self.canvases = name, canvases
-        self.largest_label = int(canvases.digits.labels.max())
+        self.largest_label: int | None = int(canvases.digits.labels.max())
 
     def read(self, numbers: NDArray[np.int64]) -> tuple[Images, NDArray[np.int64]]:
         """See `Source.read`."""
@@ -350,7 +350,8 @@ def _whole(make: Any, name: str, paths: list[str], labels: list[int], *more: Any
     return make(name, paths, labels, *more)
 
 
-def _decoded(path: str) -> Image | CamrtError:
+def decoded_image(path: str) -> Image | CamrtError:
+    """An image file as BGR (H, W, 3), or the reason why it cannot be read."""
     from camrt import images
 
     try:

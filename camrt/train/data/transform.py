@@ -50,22 +50,22 @@ class Transform:
         """Whether each pixel has a mean of its own."""
         return self.mean is not None and self.mean.shape[1:] != (1, 1)
 
-    def passes(self, image: NDArray[np.uint8]) -> bool:
+    def passes(self, image: NDArray[Any]) -> bool:
         """Whether images like this one come through `prepared` as they are."""
         return self.prepared(image) is image
 
-    def prepared(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def prepared(self, image: NDArray[Any]) -> NDArray[Any]:
         """The image with the wanted size, (H, W, C), ready for the crop. Grey ones become coloured in `finish`.
 
         Raises:
             CamrtError: It is smaller than the crop, or does not fit the mean.
         """
         if self.channels == 1 and image.shape[2] == 3:
-            image = np.asarray(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_BGR2GRAY), np.uint8)[:, :, None]
+            image = np.asarray(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_BGR2GRAY), image.dtype)[:, :, None]
         if self.resize is not None and self.resize != image.shape[:2]:
             height, width = self.resize
             resized = cv2.resize(np.ascontiguousarray(image), (width, height))
-            image = np.asarray(resized, np.uint8).reshape(height, width, -1)
+            image = np.asarray(resized, image.dtype).reshape(height, width, -1)
         height, width, channels = image.shape
         if self.crop is not None and (height < self.crop[0] or width < self.crop[1]):
             raise CamrtError(
@@ -81,7 +81,7 @@ class Transform:
             )
         return image
 
-    def batch(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], position: int) -> NDArray[Any]:
+    def batch(self, images: NDArray[Any] | Sequence[NDArray[Any]], position: int) -> NDArray[Any]:
         """Cut and mirror.
 
         Args:
@@ -109,7 +109,7 @@ class Transform:
             )
         return np.stack(cuts)
 
-    def _cut(self, image: NDArray[np.uint8], chance: NDArray[np.float64], size: tuple[int, int]) -> NDArray[Any]:
+    def _cut(self, image: NDArray[Any], chance: NDArray[np.float64], size: tuple[int, int]) -> NDArray[Any]:
         """The crop of an image, (C, h, w)."""
         (height, width), (down, right, mirrored, _) = size if self.crop else image.shape[:2], chance
         spare_y, spare_x = image.shape[0] - height, image.shape[1] - width
@@ -152,14 +152,15 @@ def of_layer(layer: Layer, find: Callable[[str], Path], *, is_random: bool) -> T
         CamrtError: Both a mean file and mean values; the file is no mean.
     """
     param = layer.params.transform_param
-    own: Any = layer.params.image_data_param if layer.type == "ImageData" else layer.params.data_param
+    owns = {"ImageData": layer.params.image_data_param, "WindowData": layer.params.window_data_param}
+    own: Any = owns.get(layer.type, layer.params.data_param)
     crop = param.crop_size or own.crop_size
     sizes = (
         (own.new_height, own.new_width) if layer.type == "ImageData" else (0, 0),
         (param.resize_param.height, param.resize_param.width),
     )
     is_grey = param.force_gray or (layer.type == "ImageData" and not own.is_color)
-    is_coloured = param.force_color or layer.type == "ImageData"
+    is_coloured = param.force_color or layer.type in owns
     if (param.mean_file or own.mean_file) and param.mean_value:
         raise CamrtError(f"layer {layer.name} ({layer.type}): found a mean_file and mean_value, expected one of them")
     file = param.mean_file or own.mean_file

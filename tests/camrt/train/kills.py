@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from camrt.train import log, run
-from camrt.train.options import Options
+from camrt.train.options import TrainingOptions
 from tests.camrt.train import toy
 
 FIELDS = "max_iter: 7 snapshot: 2 test_interval: 3 display: 2 average_loss: 3"
@@ -59,7 +59,7 @@ def train(folder: Path, data: str, die_at: tuple[str, int] | None = None) -> Non
 
     os.replace, run._Training._update = replacing, updating
     log.curves = lambda records: None  # which takes most of the time, and nothing depends on it
-    run.train(Options(folder / "solver.prototxt", data=data, test_data=data, resume=True, threads=1, workers=0))
+    run.train(TrainingOptions(folder / "solver.prototxt", data=data, test_data=data, resume=True, threads=1, workers=0))
 
 
 def note_modules(file: Path, work: Callable[[], object]) -> None:

@@ -12,8 +12,8 @@ import pytest
 from camrt import CamrtError
 from converters import read_net
 from converters.reader import parse_prototxt
+from tests.caffe_cases import CASES, Case, answers_of, read
 from tests.caffe_files import input_layer, layer
-from tests.converters.test_layers import CASES, Case, answers_of, read
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: nothing is trained")
 from camrt import train  # noqa: E402
@@ -25,7 +25,7 @@ UNTRAINED = re.compile(
     r"detection_|interp_|priorbox_|psp_|roipool_|segnet_|ssd_head|im2col_(1d|3d|axis2)$|v0_net$|only_input$"
 )
 TRAINED = [name for name, case in CASES.items() if not UNTRAINED.match(case.name)]
-WITH_GRADIENT = [name for name, case in CASES.items() if (case.folder / "grad.npz").exists()]
+WITH_GRADIENT = [name for name, case in CASES.items() if case.has_gradients]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -64,8 +64,7 @@ def test_all_stored_gradients_are_compared() -> None:
 @pytest.mark.parametrize("name", WITH_GRADIENT)
 def test_backward_as_caffe(name: str) -> None:
     case = CASES[name]
-    with np.load(case.folder / "grad.npz") as stored:
-        gradients = dict(stored)
+    gradients = case.gradients()
     inputs = tensors(answers_of(case)[0].inputs)
     for blob in inputs.values():
         blob.requires_grad_()

@@ -106,4 +106,11 @@ def test_the_curves_are_drawn(log):
 def test_without_matplotlib_there_are_no_curves(log, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert log.draw() is None
+    with pytest.raises(ImportError):
+        log.draw()
+
+
+def test_without_anything_to_draw_matplotlib_is_not_needed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert Log(tmp_path / "net").draw() is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -22,8 +23,9 @@ from camrt.errors import CamrtError  # noqa: E402
 from camrt.train import load_caffemodel, network, read_solver  # noqa: E402
 from camrt.train import run as running  # noqa: E402
 from camrt.train.data import Feed, ImageFiles, Order, Transform  # noqa: E402
-from camrt.train.data.loading import Feeding, Loading, feeding  # noqa: E402
-from camrt.train.options import Options  # noqa: E402
+from camrt.train.data.loading import BatchLoader, DataLoaderSpec, data_loader_spec  # noqa: E402
+from camrt.train.data.streams import ImageStream  # noqa: E402
+from camrt.train.options import TrainingOptions  # noqa: E402
 from converters.reader import read_weights  # noqa: E402
 
 TINY = "clutter:drawn,count=400,size=32,distractors=0"
@@ -66,7 +68,7 @@ def _one_thread(monkeypatch):
 def train(solver: Path, **options):
     options = {"data": toy.DATA, "test_data": toy.TEST_DATA, "workers": 0} | options
     reporter = Lines()
-    return running.train(Options(solver, **options), reporter=reporter), reporter
+    return running.train(TrainingOptions(solver, **options), reporter=reporter), reporter
 
 
 def weights(file: Path) -> dict[str, list[np.ndarray]]:
@@ -75,7 +77,8 @@ def weights(file: Path) -> dict[str, list[np.ndarray]]:
 
 def assert_same(one: Path, other: Path, tolerance: float = 0) -> None:
     found, expected = weights(one), weights(other)
-    assert list(found) == list(expected)
+    assert found.keys() == expected.keys()
+    assert list(found) == list(expected) or one.suffix == ".h5"  # HDF5 lists names in alphabetical order
     for name in expected:
         for blob, wanted in zip(found[name], expected[name], strict=True):
             if tolerance:
@@ -115,10 +118,10 @@ def test_what_was_trained_converts_and_answers_as_the_test_net(tmp_path):
     net = tmp_path / "net.prototxt"
     model = converters.convert(net, outcome.weights, input_shapes={"data": (25, 1, 40, 40)}, outputs=["scores"])
     tested = read_solver(solver).test_nets()[0]
-    fed = feeding(tested, toy.TEST_DATA, seed=7)
+    fed = data_loader_spec(tested, toy.TEST_DATA, seed=7)
     test_net = network(tested, seed=1)
     load_caffemodel(test_net, outcome.weights)
-    inputs = next(iter(Loading(fed, [0], workers=0, device=torch.device("cpu"))))
+    inputs = next(iter(BatchLoader(fed, [0], workers=0, device=torch.device("cpu"))))
     with torch.no_grad():
         expected = test_net(inputs, keep=["scores"])["scores"].numpy()
     session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -131,7 +134,7 @@ def test_what_was_trained_converts_and_answers_as_the_test_net(tmp_path):
 
 def _second_accuracy(session, fed) -> float:
     """Of the second test batch: test_iter is 2."""
-    inputs = next(iter(Loading(fed, [25], workers=0, device=torch.device("cpu"))))
+    inputs = next(iter(BatchLoader(fed, [25], workers=0, device=torch.device("cpu"))))
     (found,) = session.run(["scores"], {"data": inputs["data"].numpy()})
     return float((found.argmax(1) == inputs["label"].numpy()).mean())
 
@@ -236,6 +239,42 @@ def test_a_signal_ends_it_with_a_snapshot_that_is_gone_on_from(tmp_path, monkeyp
     assert reporter.bounds == (13, 30)
     assert ended.signal == 0
     assert_same(ended.weights, unbroken.weights)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="the system has no SIGHUP")
+def test_a_hangup_takes_a_snapshot_and_the_training_goes_on(tmp_path, monkeypatch):
+    unbroken, _ = train(toy.write(tmp_path / "a"))
+    update = running._Training._update
+
+    def interrupted(self):
+        update(self)
+        if self.iteration == 12:
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    monkeypatch.setattr(running._Training, "_update", interrupted)
+    solver = toy.write(tmp_path / "b")
+    before = signal.getsignal(signal.SIGHUP)
+    ended, _ = train(solver)
+    assert signal.getsignal(signal.SIGHUP) is before
+    assert (ended.iteration, ended.signal) == (30, 0)
+    assert_same(ended.weights, unbroken.weights)
+    monkeypatch.undo()
+    resumed, reporter = train(solver, snapshot=tmp_path / "b" / "out" / "toy_iter_13.camrtstate")
+    assert reporter.bounds == (13, 30)
+    assert_same(resumed.weights, unbroken.weights)
+
+
+def test_stopped_before_the_first_iteration_there_is_no_note_of_matplotlib(tmp_path, monkeypatch):
+    begin = running._Training._set_stage
+
+    def interrupted(self):
+        begin(self)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(running._Training, "_set_stage", interrupted)
+    stopped, reporter = train(toy.write(tmp_path))
+    assert (stopped.iteration, stopped.signal) == (0, signal.SIGINT)
+    assert "matplotlib" not in reporter.text
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path, monkeypatch):
@@ -506,7 +545,9 @@ def test_more_than_half_of_the_images_unusable_is_an_error(tmp_path):
     for number in (0, 2, 4):
         paths[number].write_bytes(b"broken")
     feed = Feed(ImageFiles("files", list(map(str, paths)), range(5)), Transform(), Order(5))
-    loading = Loading(Feeding("data", "label", feed, 1), range(5), workers=0, device=torch.device("cpu"))
+    loading = BatchLoader(
+        DataLoaderSpec((ImageStream("data", "label", feed, 1),)), range(5), workers=0, device=torch.device("cpu")
+    )
     with pytest.raises(CamrtError, match="files: found 3 of 5 images that cannot be used, expected less than half"):
         list(loading)
 
@@ -579,15 +620,112 @@ def test_labels_that_the_network_does_not_know_are_refused_at_the_start(tmp_path
 def test_a_database_asks_for_data(tmp_path):
     solver = toy.write(tmp_path)
     net = (tmp_path / "net.prototxt").read_text().replace('"MemoryData"', '"Data"')
-    memory = "memory_data_param { batch_size: 8 channels: 1 height: 40 width: 40 }"
-    net = net.replace(memory, 'data_param { source: "train_lmdb" batch_size: 8 }')
+    memory = "memory_data_param { batch_size: %d channels: 1 height: 40 width: 40 }"
+    for batch in (8, 25):
+        net = net.replace(memory % batch, f'data_param {{ source: "train_lmdb" batch_size: {batch} }}')
     (tmp_path / "net.prototxt").write_text(net)
     with pytest.raises(
-        CamrtError, match=r"found the TRAIN data in a layer of type Data: a database.*--data folder:DIR"
+        CamrtError,
+        match=r"train_lmdb: there is no such database, which the layer 'data' \(Data\) names.*--data folder:DIR",
     ):
         train(solver, data=None)
-    with pytest.raises(CamrtError, match=r"found the TEST data in a layer of type Data.*--test-data"):
+    with pytest.raises(CamrtError, match=r"train_lmdb: there is no such database.*--test-data folder:DIR"):
         train(solver, test_data=None)
+
+
+def with_layer(folder: Path, type: str, params: str, **fields: str) -> Path:
+    """The toy network with another kind of data layer."""
+    solver = toy.write(folder, **fields)
+    net = (folder / "net.prototxt").read_text().replace('"MemoryData"', f'"{type}"')
+    for batch in (8, 25):
+        net = net.replace(f"memory_data_param {{ batch_size: {batch} channels: 1 height: 40 width: 40 }}",
+                          params.replace("BATCH", str(batch)))  # fmt: skip
+    (folder / "net.prototxt").write_text(net)
+    return solver
+
+
+PYTHON = (
+    'python_param { module: "pascal" layer: "Multilabel" param_str: "{\'batch_size\': BATCH, \'im_shape\': [40]}" }'
+)
+
+
+def test_data_takes_the_place_of_a_python_layer(tmp_path):
+    """The same run as with a MemoryData layer: its param_str gives the batch size."""
+    expected, _ = train(toy.write(tmp_path / "a", solver="max_iter: 3"))
+    found, _ = train(with_layer(tmp_path / "b", "Python", PYTHON, solver="max_iter: 3"))
+    assert_same(found.weights, expected.weights)
+
+
+def test_a_python_layer_is_named(tmp_path):
+    solver = with_layer(tmp_path / "a", "Python", PYTHON)
+    with pytest.raises(
+        CamrtError, match=r"layer 'data' \(Python pascal.Multilabel\), which runs Python code.*--data folder:DIR"
+    ):
+        train(solver, data=None)
+    for number, text in enumerate(("", "(", "[1]", "{'batch_size': -1}")):
+        bare = with_layer(
+            tmp_path / str(number), "Python", f'python_param {{ module: "m" layer: "L" param_str: "{text}" }}'
+        )
+        with pytest.raises(CamrtError, match=r"found no batch_size in the layer 'data' \(Python m.L\).*--batch"):
+            train(bare)
+
+
+def test_the_batch_can_be_given(tmp_path):
+    expected, _ = train(toy.write(tmp_path / "a", solver="max_iter: 3", batch=4))
+    solver = toy.write(tmp_path / "b", solver="max_iter: 3 test_iter: 2")
+    found, _ = train(solver, batch=4)
+    assert_same(found.weights, expected.weights)
+    _, reporter = train(solver, batch=5, snapshot=found.weights.with_suffix(".camrtstate"))
+    assert "note: a batch had 4 images, and has 5: from here on it is another run" in reporter.text
+
+
+def test_whole_images_in_place_of_windows_are_told(tmp_path):
+    params = 'window_data_param { source: "windows.txt" batch_size: BATCH }'
+    _, reporter = train(with_layer(tmp_path, "WindowData", params, solver="max_iter: 1"))
+    assert reporter.text.count("note: the layer 'data' (WindowData) crops windows from its images") == 2
+    assert "the network sees no windows" in reporter.text
+
+
+def test_one_source_for_several_test_nets_is_told(tmp_path):
+    solver = toy.write(tmp_path, solver="max_iter: 1")
+    solver.write_text(solver.read_text().replace("test_iter: 2", "test_iter: 2 test_iter: 1"))
+    _, reporter = train(solver)
+    assert f"note: all 2 test nets read the same images, {toy.TEST_DATA}" in reporter.text
+    _, reporter = train(toy.write(tmp_path / "one", solver="max_iter: 1"))
+    assert "test nets" not in reporter.text
+
+
+def test_weights_as_hdf5(tmp_path):
+    pytest.importorskip("h5py", reason="HDF5 needs h5py")
+    binary, _ = train(toy.write(tmp_path / "a"))
+    solver = toy.write(tmp_path / "b", solver="snapshot_format: HDF5 max_iter: 20")
+    stopped, _ = train(solver)
+    assert stopped.weights.name == "toy_iter_20.caffemodel.h5"
+    assert not list(stopped.weights.parent.glob("*.caffemodel"))
+    solver.write_text(solver.read_text().replace("max_iter: 20", "max_iter: 30"))
+    ended, _ = train(solver, resume=True)
+    assert_same(ended.weights, binary.weights)
+    with pytest.raises(CamrtError, match="is of a snapshot that --restart removes"):
+        train(solver, restart=True, weights=(ended.weights,))
+    train(toy.write(tmp_path / "b", solver="max_iter: 10"), restart=True)
+    assert [file.name for file in ended.weights.parent.glob("*.caffemodel*")] == ["toy_iter_10.caffemodel"]
+
+
+def test_hdf5_without_h5py_is_told_at_the_start(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "h5py" else find(name))
+    with pytest.raises(CamrtError, match=r"solver.prototxt: found snapshot_format HDF5, which needs h5py"):
+        train(toy.write(tmp_path, solver="snapshot_format: HDF5"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_weights_of_pytorch_are_named(tmp_path, legacy):
+    file = tmp_path / "net.pth"
+    torch.save({"fc.weight": torch.zeros(10, 16)}, file, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CamrtError, match=r"net.pth: is a.*PyTorch checkpoint.*save_caffemodel") as caught:
+        train(toy.write(tmp_path), weights=(file,))
+    assert "unpack" not in str(caught.value)
 
 
 def test_a_source_may_stand_in_the_data_layer(tmp_path):

@@ -196,6 +196,27 @@ def test_the_sum_is_clipped_before_it_is_divided() -> None:
     assert biases == pytest.approx([-0.5 * 4 * 2 / norm / 4] * 2)
 
 
+def test_adams_delta_is_added_before_the_correction() -> None:
+    """Caffe's AdamSolver adds delta to the root of the raw mean square; PyTorch's Adam, to that of the corrected one.
+
+    With a delta as large as the gradients, the two differ from the first step on.
+    """
+    network = line()
+    solver = train.Solver(parameters('type: "Adam" momentum: 0.9 momentum2: 0.99 delta: 0.5'), network)
+    gradient, mean, square, weight = 3.0, 0.0, 0.0, 5.0
+    theirs = torch.nn.Parameter(torch.tensor(5.0))
+    pytorch = torch.optim.Adam([theirs], lr=1.0, betas=(0.9, 0.99), eps=0.5)
+    for time in (1, 2, 3):
+        weights, _ = after(network, solver)
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.99 * square + 0.01 * gradient**2
+        weight -= 1.0 * math.sqrt(1 - 0.99**time) / (1 - 0.9**time) * mean / (math.sqrt(square) + 0.5)
+        theirs.grad = torch.tensor(gradient)
+        pytorch.step()
+        assert weights == pytest.approx([weight] * 2, rel=1e-5)
+        assert abs(weights[0] - theirs.item()) > 0.1
+
+
 def test_small_gradients_are_not_clipped() -> None:
     network = line()
     weights, _ = after(network, train.Solver(parameters("clip_gradients: 1000"), network))

@@ -14,8 +14,8 @@ from converters import convert, read_net
 from converters.reader import parse_prototxt, read_weights
 from converters.schema import caffe_pb2
 from converters.writer import write_caffemodel
+from tests.caffe_cases import CASES, answers_of, silent
 from tests.caffe_files import input_layer, layer, written
-from tests.converters.test_layers import CASES, answers_of, silent
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: nothing is trained")
 from camrt import train  # noqa: E402
@@ -97,7 +97,7 @@ def test_the_converter_reads_it(tmp_path: Path) -> None:
     torch.testing.assert_close(read({"data": torch.from_numpy(x)})["fc"].detach().numpy(), expected)
 
 
-SMALL = [name for name, case in CASES.items() if case.caffemodel and case.folder.parent.name == "bvlc"]
+SMALL = [name for name, case in CASES.items() if case.caffemodel and case.origin == "bvlc"]
 UNTRAINED = ("v0_net", "model_missing_default_fillers", "model_missing_layer", "no_model_bilinear")
 
 

@@ -1,0 +1,260 @@
+"""Data: LMDB and LevelDB databases of Datum messages (data_layer.cpp, db_lmdb.cpp, db_leveldb.cpp)."""
+
+from __future__ import annotations
+
+import io
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from camrt import images
+from camrt.errors import CamrtError
+from camrt.train.data.sources import Images
+from converters.schema.caffe_pb2 import Datum
+
+LMDB, LEVELDB = "LMDB", "LEVELDB"
+_GREY = ("1", "L", "I;16", "I", "F")
+
+
+class Database:
+    """The records of a database, by number, in the order of their keys, as Caffe's cursor gives them.
+
+    Args:
+        path: A folder (LMDB, LevelDB), or LMDB's file.
+        backend: ``"LMDB"`` or ``"LEVELDB"``; None to tell by the files.
+
+    Attributes:
+        backend: Which it is.
+
+    Raises:
+        CamrtError: There is none, it is damaged or empty, or its package is not installed.
+    """
+
+    def __init__(self, path: Path, backend: str | None = None) -> None:
+        self.path, self.backend = path, backend or _backend(path)
+        self._handle: _Handle | None = None
+        with self._reporting():
+            self.keys: list[bytes] = list(self._keys())
+        if not self.keys:
+            raise CamrtError(f"found no records in the {self.backend} database, expected at least one", file=str(path))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def get(self, number: int) -> bytes:
+        """A record.
+
+        Raises:
+            CamrtError: The database is damaged.
+        """
+        with self._reporting():
+            handle = self._opened()
+            if self.backend == LEVELDB:
+                value = handle.get(self.keys[number])
+            else:
+                with handle.begin() as transaction:
+                    value = transaction.get(self.keys[number])
+        if value is None:
+            raise CamrtError(f"found no record {self.keys[number][:40]!r} any more", file=str(self.path))
+        return bytes(value)
+
+    def _keys(self) -> Iterator[bytes]:
+        handle = self._opened()
+        if self.backend == LEVELDB:
+            with handle.iterator(include_value=False) as iterator:
+                yield from iterator
+            return
+        with handle.begin() as transaction, transaction.cursor() as cursor:
+            yield from cursor.iternext(keys=True, values=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None}
+
+    def _opened(self) -> Any:
+        if self._handle is None or self._handle.process != os.getpid():
+            self._handle = _opened(self.path, self.backend)
+        return self._handle.raw
+
+    def _reporting(self) -> _Reporting:
+        return _Reporting(self.path, self.backend)
+
+
+class _Reporting:
+    """Turn what the packages raise, which has no common class, into a CamrtError."""
+
+    def __init__(self, path: Path, backend: str) -> None:
+        self.path, self.backend = path, backend
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, CamrtError):
+            raise CamrtError(f"cannot be read as {self.backend}: {error}", file=str(self.path)) from None
+
+
+def _backend(path: Path) -> str:
+    if not path.exists():
+        raise CamrtError("there is no such database", file=str(path))
+    if path.is_file() or (path / "data.mdb").is_file():
+        return LMDB
+    if (path / "CURRENT").is_file():
+        return LEVELDB
+    raise CamrtError(
+        "is neither an LMDB database (data.mdb) nor a LevelDB database (CURRENT). `camrt data lmdb` makes one from "
+        "images",
+        file=str(path),
+    )
+
+
+class _Handle:
+    """An open database, which is closed when nobody holds it any more."""
+
+    def __init__(self, path: Path, backend: str) -> None:
+        self.process, self.raw = os.getpid(), _open(path, backend)
+
+    def __del__(self) -> None:
+        if "raw" in self.__dict__ and self.process == os.getpid():
+            self.raw.close()
+
+
+# A process may open a database only once, though the networks for training and for testing often read the same one.
+_handles: weakref.WeakValueDictionary[tuple[str, int], _Handle] = weakref.WeakValueDictionary()
+
+
+def _opened(path: Path, backend: str) -> _Handle:
+    key = (str(path.resolve()), path.stat().st_ino if path.exists() else 0)
+    handle = _handles.get(key)
+    if handle is not None and handle.process == os.getpid():
+        return handle
+    if handle is not None and backend == LEVELDB:
+        raise CamrtError("LevelDB lets one process read: use --workers 0", file=str(path))
+    if handle is not None:
+        handle.raw.close()  # inherited from the process that forked this one
+    _handles[key] = handle = _Handle(path, backend)
+    return handle
+
+
+def _open(path: Path, backend: str) -> Any:
+    found = _backend(path)
+    if found != backend:
+        raise CamrtError(f"found a database of {found}, expected {backend} as the layer's backend says", file=str(path))
+    package = "lmdb" if backend == LMDB else "plyvel"
+    try:
+        if backend == LMDB:
+            import lmdb
+
+            handle = lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False)
+            _check_length(handle, path)
+            return handle
+        import plyvel
+
+        return plyvel.DB(str(path), create_if_missing=False)
+    except ImportError:
+        raise CamrtError(
+            f"is a {backend} database, which needs {package}: pip install {package}", file=str(path)
+        ) from None
+
+
+def _check_length(handle: Any, path: Path) -> None:
+    """LMDB maps its file into memory: reading beyond the end of a truncated one would kill the process."""
+    file = path / "data.mdb" if path.is_dir() else path
+    expected = (handle.info()["last_pgno"] + 1) * handle.stat()["psize"]
+    found = file.stat().st_size
+    if found < expected:
+        raise CamrtError(f"is truncated: found {found:,} bytes, expected {expected:,}", file=str(file))
+
+
+class DatumSource:
+    """The images and labels of a database, as a `Source`.
+
+    Attributes:
+        name: The database, for messages.
+        database: The records.
+    """
+
+    classes: tuple[str, ...] = ()
+    largest_label: int | None = None  # only reading all records would tell
+
+    def __init__(self, database: Database, *, is_coloured: bool = False) -> None:
+        self.database, self.is_coloured = database, is_coloured
+        self.name = str(database.path)
+        self.count: int | None = len(database)
+        # LevelDB lets one process in. Decoding is what workers are for.
+        self.is_cheap = database.backend == LEVELDB or not parse(database, 0).encoded
+
+    def read(self, numbers: NDArray[np.int64]) -> tuple[Images, NDArray[np.int64]]:
+        """See `Source.read`; an image has as many channels as its Datum, and may be float32."""
+        found: list[Any] = []
+        labels = np.empty(len(numbers), np.int64)
+        for slot, number in enumerate(numbers.tolist()):
+            try:
+                datum = parse(self.database, number)
+                labels[slot] = datum.label
+                found.append(pixels(datum, is_coloured=self.is_coloured))
+            except CamrtError as error:
+                labels[slot] = 0
+                found.append(error.in_file(f"{self.name}, record {number}"))
+        if all(isinstance(image, np.ndarray) and image.shape == found[0].shape for image in found):
+            return np.stack(found), labels
+        return found, labels
+
+    @property
+    def paths(self) -> Sequence[bytes]:
+        """What each image is called in messages."""
+        return _Names(self.name)
+
+
+class _Names(Sequence[bytes]):
+    def __init__(self, database: str) -> None:
+        self._database = database
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, number: Any) -> Any:
+        return f"{self._database}, record {number}".encode(errors="surrogateescape")
+
+
+def parse(database: Database, number: int) -> Datum:
+    """Read a record.
+
+    Raises:
+        CamrtError: It is no Datum.
+    """
+    try:
+        return Datum.FromString(database.get(number))
+    except DecodeError:
+        raise CamrtError("is no Datum message") from None
+
+
+def pixels(datum: Datum, *, is_coloured: bool = False) -> NDArray[Any]:
+    """The values of a Datum.
+
+    Args:
+        datum: Raw bytes, floats, or an encoded image.
+        is_coloured: Whether encoded images become coloured (Caffe's force_encoded_color); else grey ones stay grey.
+
+    Returns:
+        (H, W, C) uint8, or float32 for floats. Encoded images are BGR.
+
+    Raises:
+        CamrtError: Sizes and bytes do not fit; the image cannot be decoded.
+    """
+    if datum.encoded:
+        rgb = images.decode(datum.data)
+        if not is_coloured and Pillow.open(io.BytesIO(datum.data)).mode in _GREY:
+            return rgb[:, :, :1]
+        return rgb[:, :, ::-1]
+    shape = (datum.channels, datum.height, datum.width)
+    values: NDArray[Any] = np.frombuffer(datum.data, np.uint8) if datum.data else np.array(datum.float_data, np.float32)
+    if min(shape) < 1 or int(np.prod(shape, dtype=object)) != values.size:
+        raise CamrtError(f"found {values.size:,} values, expected {' x '.join(map(str, shape))}")
+    return values.reshape(shape).transpose(1, 2, 0)
