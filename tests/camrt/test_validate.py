@@ -230,16 +230,14 @@ def test_usage_and_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
-def test_seeded_weights_give_real_caffes_answers(reference: Path, tmp_path: Path) -> None:
-    """VGG16-CAM with weights drawn by a seed: Caffe's scores, maps and a sample of its features on img1.
-
-    Not AlexNet+-CAM: its reference has the middle crop a pixel beside the one that prepare_image.m cuts.
-    """
-    folder = reference / "nets" / "vgg16CAM"
+@pytest.mark.parametrize("name", ["vgg16CAM", "alexnetplusCAM"])
+def test_seeded_weights_give_real_caffes_answers(name: str, reference: Path, tmp_path: Path) -> None:
+    """Weights drawn by a seed: Caffe's scores, maps and a sample of its features on img1."""
+    folder = reference / "nets" / name
     seeded = SeededModel.of_table(json.loads((folder / "shapes.json").read_text()))
     weights = seeded.write(tmp_path / "seeded.caffemodel", v1=True)
     status, out, err = run(
-        "vgg16CAM", "--weights", weights, "--reference", folder / "expected.npz",
+        name, "--weights", weights, "--reference", folder / "expected.npz",
         "--reference-dir", reference / "matlab_demo", "--json",
     )  # fmt: skip
     assert status == 0, out + err
