@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camrt.errors import CamrtError
+from converters.errors import install, printable
 
 if TYPE_CHECKING:
     import onnx
@@ -168,13 +169,13 @@ class Report:
         table = Table(*columns, box=None, pad_edge=False, caption=self.note or None, caption_justify="left")
         for check in self.checks:
             table.add_row(
-                check.name,
+                printable(check.name),
                 " x ".join(map(str, check.shape)),
                 f"{check.largest:.4g}",
                 f"{check.difference:.2g}",
                 "" if check.cosine is None else f"{check.cosine:.7f}",
                 f"{check.common[0]} of {check.common[1]}" if check.common else "",
-                f"{check.verdict}: {check.remark}" if check.remark else check.verdict,
+                printable(f"{check.verdict}: {check.remark}" if check.remark else check.verdict),
             )
         return table
 
@@ -410,7 +411,7 @@ def _mat(path: Path) -> Mapping[str, Any]:
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise CamrtError("reading .mat files needs SciPy: pip install scipy", file=str(path)) from None
+        raise CamrtError(f"reading .mat files takes SciPy: {install('scipy')}", file=str(path)) from None
     return {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from converters import textformat, wire
-from converters.errors import ConversionError
+from converters.errors import ConversionError, install
 from converters.mapping import mapped
 from converters.schema import caffe_pb2
 from converters.textformat import UnknownField
@@ -207,7 +207,7 @@ def _hdf5_layers(file: str) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
     try:
         import h5py
     except ImportError:
-        raise ConversionError("holds weights as HDF5: install h5py (pip install 'camrt[hdf5]')", file=file) from None
+        raise ConversionError(f"holds weights as HDF5, which takes h5py: {install('h5py')}", file=file) from None
     found: dict[str, dict[int, np.ndarray]] = {}
     room = MAX_HDF5_GAIN * os.path.getsize(file) + (1 << 20)  # noqa: PTH202 - bytes that may be read
     try:
