@@ -80,7 +80,17 @@ class Weights:
         """
         message = self.model.network(self.file) if self.model else caffe_pb2.NetParameter()
         if not message.layer and not message.layers:
-            raise ConversionError("carries no network, only weights: give its prototxt too", file=self.file)
+            raise ConversionError(
+                "carries no network, only weights: give its prototxt first, as deploy.prototxt net.caffemodel",
+                file=self.file,
+            )
+        if not any(layer.top for layer in (*message.layer, *message.layers)):
+            names = ", ".join([*list(self.layers)[:4], *["..."] * (len(self.layers) > 4)])
+            raise ConversionError(
+                f"holds the weights of {len(self.layers)} layers ({names}) but not how the layers are connected: give "
+                "its prototxt first, as deploy.prototxt net.caffemodel",
+                file=self.file,
+            )
         return Network(upgrade(message, self.file), (), self.file)
 
 
