@@ -84,7 +84,7 @@ class Weights:
                 "carries no network, only weights: give its prototxt first, as deploy.prototxt net.caffemodel",
                 file=self.file,
             )
-        if not any(layer.top for layer in (*message.layer, *message.layers)):
+        if not (any(layer.top for layer in message.layer) or any(layer.top for layer in message.layers)):
             names = ", ".join([*list(self.layers)[:4], *["..."] * (len(self.layers) > 4)])
             raise ConversionError(
                 f"holds the weights of {len(self.layers)} layers ({names}) but not how the layers are connected: give "
