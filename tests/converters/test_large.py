@@ -27,13 +27,13 @@ def in_place_behind_a_layer(count: int) -> str:
 
 
 def split_of_many(count: int) -> str:
-    return INPUT + SPLIT.format(tops=" ".join(f'top: "t{index}"' for index in range(3 * count)))
+    return INPUT + SPLIT.format(tops=" ".join(f'top: "t{index}"' for index in range(5 * count)))
 
 
 @pytest.mark.parametrize("network", [in_place_under_one_name, in_place_behind_a_layer, split_of_many])
 def test_time_grows_with_the_size_and_not_with_its_square(network: Callable[[int], str]) -> None:
-    """8,000 layers, or 24,000 tops. They took 10 s and more; the limit leaves a slow machine room."""
-    with within(4):
+    """8,000 layers, or 40,000 tops. They took 9 s and more; the limit leaves a slow machine room."""
+    with within(6):
         converted = build(read_net(parse_prototxt(network(8000))))
     names = [node.name for node in converted.draft.graph.nodes]
     assert len(names) == len(set(names)) >= 8000
