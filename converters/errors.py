@@ -91,6 +91,12 @@ class ConversionError(Exception):
         """The same error, with the file named if it was not."""
         return ConversionError(self.message, layer=self.layer, file=self.file or file, details=self.details)
 
+    def with_hint(self, hint: str) -> ConversionError:
+        """The same error, with a further line; an empty one changes nothing."""
+        if not hint or hint in self.details:
+            return self
+        return ConversionError(self.message, layer=self.layer, file=self.file, details=(*self.details, hint))
+
 
 def detail_lines(details: Sequence[str]) -> list[str]:
     """The further lines of an error, as they are shown: the last one always, and as many others as fit."""

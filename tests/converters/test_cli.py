@@ -244,6 +244,36 @@ def test_errors(net: tuple[Path, Path], tmp_path: Path, arguments: list[str], st
     assert not list(folder.iterdir()), "a failed conversion leaves nothing"
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--input-shape", "data=1,3"],
+         "small.prototxt: --input-shape data=1,3 does not fit the network, which takes data=4,3,16,16"),
+        (["--input-shape", "data=1,4,16,16"], "--input-shape data=1,4,16,16 does not fit the network"),
+        (["--input-shape", "data=1,3,2,2"], "--input-shape data=1,3,2,2 does not fit the network"),
+        (["--input-shape", "data=1,3,32,32", "--outputs", "porb"], "did you mean prob, pool?"),
+    ],
+)  # fmt: skip
+def test_a_shape_that_does_not_fit_is_blamed(
+    options: list[str], words: str, net: tuple[Path, Path], tmp_path: Path
+) -> None:
+    done = convert(*net, *options, home=tmp_path, cwd=tmp_path)
+    assert done.returncode == 1
+    assert words in done.stderr
+    if "--outputs" in options:
+        assert "--input-shape" not in done.stderr
+    else:
+        assert "layer conv (Convolution): found" in done.stderr, "the reason is told too"
+
+
+def test_a_shape_that_the_description_does_not_say_is_told(net: tuple[Path, Path], tmp_path: Path) -> None:
+    lines = NET.strip().splitlines()
+    net[0].write_text("\n".join([lines[0], 'input: "data"', *lines[2:]]))
+    done = convert(*net, "--input-shape", "data=1,3", home=tmp_path, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("it was --input-shape data=1,3")
+
+
 def test_failed_conversion_keeps_the_old_file(net: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     out.write_bytes(b"old")
