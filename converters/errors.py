@@ -13,6 +13,8 @@ MAX_NAME = 500  # of a layer
 MAX_PATH = 4096  # of a file: what Linux takes
 MAX_DETAILS, MAX_DETAIL = 100, 2000  # lines, and characters of each
 
+RUNTIME_GPU = "onnxruntime-gpu[cuda,cudnn]"  # ONNX Runtime for NVIDIA GPUs, in place of onnxruntime
+
 # Modules that have another name than the package that installs them.
 _PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless<5", "google": "protobuf", "yaml": "pyyaml"}
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from converters.errors import ConversionError, ConversionWarning, install, printable
+from converters.errors import RUNTIME_GPU, ConversionError, ConversionWarning, install, printable
 
 INTERRUPTED = 128 + signal.SIGINT  # the exit status after Ctrl-C, as in a shell
 _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or that of the copy of click in newer versions of typer
@@ -109,7 +109,7 @@ def _missing(error: ModuleNotFoundError) -> str:
     module = (error.name or "").partition(".")[0]
     if not module:
         return str(error)
-    gpu = f", or for NVIDIA GPUs {install('onnxruntime-gpu[cuda,cudnn]')}" if module == "onnxruntime" else ""
+    gpu = f", or for NVIDIA GPUs {install(RUNTIME_GPU)}" if module == "onnxruntime" else ""
     return f"{module} is not installed: {install(module)}{gpu}"
 
 
