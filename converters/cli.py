@@ -6,6 +6,7 @@ import json
 import math
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,7 @@ import typer
 
 from converters.errors import ConversionError, ConversionWarning
 from converters.provenance import Provenance
-from converters.terminal import amount, bar, reporting, say
+from converters.terminal import amount, bar, reporting, run, say, table
 
 if TYPE_CHECKING:
     from converters.conversion import Converted
@@ -25,15 +26,15 @@ LONG_WORK = 32 << 20  # bytes; writing more than this shows a bar
 
 EXAMPLES = """Examples:
 
-  convert vgg16CAM
+  camrt convert vgg16CAM
 
-  convert vgg16CAM --weights vgg16CAM_train_iter_90000.caffemodel -o vgg16CAM.onnx
+  camrt convert vgg16CAM --weights vgg16CAM_train_iter_90000.caffemodel -o vgg16CAM.onnx
 
-  convert deploy.prototxt net.caffemodel -o net.onnx --verify
+  camrt convert deploy.prototxt net.caffemodel -o net.onnx --verify
 
-  convert train_val.prototxt net.caffemodel --input-shape data=1,3,256,256 --outputs fc7,prob
+  camrt convert train_val.prototxt net.caffemodel --input-shape data=1,3,256,256 --outputs fc7,prob
 
-  convert deploy.prototxt net.caffemodel --plugin my_layers.py
+  camrt convert deploy.prototxt net.caffemodel --plugin my_layers.py
 
 Exit status: 0, 1 (the conversion or the verification failed) or 2 (usage).
 """
@@ -101,12 +102,12 @@ def convert(
         wanted = [name for group in outputs or [] for name in group.split(",") if name] or None
         say(f"converting {_described(task)}")
         with Provenance(task.files, _memory()) as provenance:  # hashes beside everything that follows
-            from converters import conversion, registry
+            from converters import registry
 
             for file in plugin or []:
                 registry.load_plugin(file)
             net = _read(task, phase, level, stage or [])
-            converted = conversion.build(net, outputs=wanted, opset=opset, input_shapes=shapes)
+            converted = _built(net, wanted, opset, shapes)
             for note in converted.notes:
                 warnings.warn(note, ConversionWarning, stacklevel=1)
             size = _write(task, converted, provenance)
@@ -209,6 +210,41 @@ def _read(task: _Task, phase: str, level: int, stages: list[str]) -> Net:
     return read_net(description, task.weights, phase=phase, level=level, stages=stages)
 
 
+def _built(net: Net, outputs: list[str] | None, opset: int, shapes: Mapping[str, Sequence[int]]) -> Converted:
+    """Build the graph. An error names the shapes that were given, where they are the reason.
+
+    A shape that does not fit shows late, as weights of another shape or a kernel larger than its image.
+    """
+    from converters import conversion
+
+    try:
+        return conversion.build(net, outputs=outputs, opset=opset, input_shapes=shapes)
+    except ConversionError as error:
+        declared = {data.name: data.shape for data in net.inputs}
+        changed = [name for name, sizes in shapes.items() if declared.get(name, sizes) != sizes]
+        if not changed or not declared.keys() >= shapes.keys():
+            raise
+        given = " and ".join(_as_option(name, shapes[name]) for name in changed)
+        if None in (declared[name] for name in changed):
+            hint = f"The description does not say the input's shape: it was --input-shape {given}"
+            raise error.with_hint(hint) from None
+        try:
+            conversion.build(net, outputs=outputs, opset=opset)
+        except ConversionError:
+            raise error from None  # it fails either way
+        takes = " and ".join(_as_option(name, declared[name] or ()) for name in changed)
+        where = f"layer {error.layer}: " if error.layer else ""
+        raise ConversionError(
+            f"--input-shape {given} does not fit the network, which takes {takes} by its description: "
+            f"{where}{error.message}",
+            file=error.file,
+        ) from None
+
+
+def _as_option(name: str, shape: Sequence[int]) -> str:
+    return f"{name}={','.join(map(str, shape))}"
+
+
 def _write(task: _Task, converted: Converted, provenance: Provenance) -> int:
     from converters import model
 
@@ -243,19 +279,19 @@ def _show(
         print(json.dumps({**facts, "verified": verified}))
         return
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("model", facts["output"])
-    table.add_row("inputs", "\n".join(facts["inputs"]))
-    table.add_row("outputs", "\n".join(facts["outputs"]))
-    table.add_row("layers", f"{facts['layers']:,} as {facts['nodes']:,} nodes")
-    table.add_row("parameters", f"{facts['parameters']:,}")
-    table.add_row("opset", str(facts["opset"]))
-    table.add_row("size", amount(size))
-    table.add_row("time", f"{seconds:.2f} s")
+    rows = {
+        "model": facts["output"],
+        "inputs": facts["inputs"],
+        "outputs": facts["outputs"],
+        "layers": f"{facts['layers']:,} as {facts['nodes']:,} nodes",
+        "parameters": f"{facts['parameters']:,}",
+        "opset": str(facts["opset"]),
+        "size": amount(size),
+        "time": f"{seconds:.2f} s",
+    }
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(table)
+    console.print(table(rows))
     if report is not None:
         console.print(report.as_table())
 
@@ -290,4 +326,4 @@ def app() -> typer.Typer:
 
 def main() -> None:
     """Run the command and leave with its exit status."""
-    app()(prog_name="convert")
+    run(app(), "convert")

@@ -167,7 +167,8 @@ def _wanted(net: Net, outputs: Sequence[str] | None) -> tuple[str, ...]:
         tensor = name if name in written else net.tensors.get(name, name)
         if tensor not in written:
             near = difflib.get_close_matches(name, written, n=3, cutoff=0.5)
-            hint = f"did you mean {', '.join(near)}?" if near else "see the prototxt's tops"
+            last = list(dict.fromkeys(top for layer in net.layers[-8:] for top in layer.tops))[-8:]
+            hint = f"did you mean {', '.join(near)}?" if near else f"the last ones are {', '.join(last)}"
             if any(tensor == data.name for data in net.inputs):
                 hint = "it is an input"
             raise ConversionError(f"found the output {name!r}, expected a blob that a layer writes: {hint}")
@@ -208,10 +209,12 @@ def _check_supported(net: Net) -> None:
         module, _, name = example.removeprefix("Python ").rpartition(".")
         how = f'handles("Python", module="{module}", layer="{name}")'
     raise ConversionError(
-        f"{sum(map(len, missing.values()))} layer(s) of {len(missing)} type(s) have no handler:\n"
-        + "\n".join(lines)
-        + f"\nTo plug one in, write a function under @converters.{how} in a file, say my_layers.py, and name it with "
-        "--plugin my_layers.py (converters.load_plugin in Python); CONTRIBUTING.md shows one in ten lines"
+        f"{sum(map(len, missing.values()))} layer(s) of {len(missing)} type(s) have no handler:",
+        details=[
+            *lines,
+            f"To plug one in, write a function under @converters.{how} in a file, say my_layers.py, and name it with "
+            "--plugin my_layers.py (converters.load_plugin in Python); CONTRIBUTING.md shows one in ten lines",
+        ],
     )
 
 

@@ -113,7 +113,8 @@ def write(
 
     Args:
         draft: The model.
-        path: Where to. Weights beyond ``limit`` go to ``<path>.data`` beside it, in ONNX's external format.
+        path: Where to; missing folders are made. Weights beyond ``limit`` go to ``<path>.data`` beside it, in ONNX's
+            external format.
         metadata: Gives its metadata_props; asked last, as they may still be in the making when the writing begins.
         limit: The largest model in bytes that is written as one file.
         advance: Told of the bytes of each tensor once it is written.
@@ -142,7 +143,8 @@ def save(model: onnx.ModelProto, path: Path, *, limit: int = MAX_MODEL) -> int:
     Args:
         model: Its weights are in the message; it is not changed, and not copied. It may be larger than Protocol Buffers
             serializes.
-        path: Where to. Weights beyond ``limit`` go to ``<path>.data`` beside it, in ONNX's external format.
+        path: Where to; missing folders are made. Weights beyond ``limit`` go to ``<path>.data`` beside it, in ONNX's
+            external format.
         limit: The largest model in bytes that is written as one file.
 
     Returns:
@@ -213,9 +215,8 @@ class _Large:
 
 
 def _check_place(path: Path) -> None:
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
-        raise ConversionError(f"{what}, expected the name of a file in a folder that exists", file=str(path))
+    if path.is_dir():
+        raise ConversionError("is a folder, expected the name of a file", file=str(path))
 
 
 def _write(
@@ -226,10 +227,14 @@ def _write(
     advance: Callable[[int], object] = lambda count: None,
     last: Callable[[], bytes] = bytes,
 ) -> int:
-    """Write the header, the large initializers and what comes last. Returns the bytes."""
+    """Write the header, the large initializers and what comes last. Returns the bytes.
+
+    Missing folders are made: only now, so that a failed conversion leaves none.
+    """
     size = header.ByteSize() + sum(one.nbytes + one.head.ByteSize() + 64 for one in large)
     beside = path.with_name(path.name + ".data")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             sweep(path.parent, path.name)
             # The data comes into place first (the stack unwinds from the last): no model without its weights.

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from converters.errors import printable
 from converters.mapping import mapped
 
 _CHUNK = 64 << 20  # bytes hashed at a time: so that it stops soon, and seldom waits for the interpreter
@@ -120,7 +121,7 @@ class Provenance:
 
 
 def _identity(file: str) -> list[int] | None:
-    """What changes when a file does: as git tells whether it must look again. None for small files and none."""
+    """What changes when a file does: as git tells whether it must look again. None for small and missing files."""
     try:
         status = os.stat(file)  # noqa: PTH116
     except OSError:
@@ -152,5 +153,9 @@ def _remember(memory: Path, learnt: dict[str, list[int | str]]) -> None:
         draft.write_text(json.dumps(dict(list(known.items())[-_MOST_REMEMBERED:])), encoding="utf-8")
         draft.replace(memory)
     except OSError as error:
-        print(f"note: {memory} cannot be written ({error.strerror})", file=sys.stderr)
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there may be no folder, or a file in its place
+            draft.unlink(missing_ok=True)
+        note = (
+            f"note: {memory} cannot be written ({error.strerror or error}), so large files are hashed again next time"
+        )
+        print(printable(note), file=sys.stderr)

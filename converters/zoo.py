@@ -16,19 +16,12 @@ Example:
 
 from __future__ import annotations
 
-import argparse
 import functools
-import hashlib
 import json
 import os
-import shutil
-import signal
-import sys
-import tempfile
-import time
 import tomllib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -36,13 +29,12 @@ from string import Template
 from types import MappingProxyType
 from typing import Any, Literal
 
+from converters.download import Expected, download, sha256_of
 from converters.errors import ConversionError, ConversionWarning
 
-ATTEMPTS = 3
-PAUSE_S = 2  # before the second attempt; twice that before the third
-TIMEOUT_S = 30  # without a byte
-FINAL_STATUS = (401, 403, 404, 410, 451)  # asking again does not help
-STALE_S = 3600  # a download that lives writes far more often than that
+# A released file may hold more than the network that camrt knows: the further heads of its training. In
+# bvlc_googlenet.caffemodel that is nearly as much again.
+MOST_WEIGHTS = 3  # times the bytes of the network's parameters
 LOCK_NAME = "models.lock"
 
 
@@ -294,9 +286,7 @@ def weights(model: NamedModel, file: Path | None = None, *, cache: Path | None =
         return _whole(model, path)
     released = model.weights
     try:
-        digest = _download(
-            released.urls, path, at_least=released.least_bytes, sha256=released.sha256, progress=progress
-        )
+        digest = download(released.urls, path, _weights_of(model), progress=progress)
     except ConversionError as error:
         raise ConversionError(
             f"the weights of {model.name} cannot be downloaded: {error}. "
@@ -359,10 +349,10 @@ def download_reference(names: Iterable[str] | None = None, *, cache: Path | None
     for name in reference_files() if names is None else names:
         wanted = reference_files()[name]
         path = folder / wanted.path
-        if path.exists() and _sha256(path) == wanted.sha256:
+        if path.exists() and sha256_of(path) == wanted.sha256:
             continue
         try:
-            _download([wanted.url], path, at_least=wanted.size, sha256=wanted.sha256, progress=progress)
+            download([wanted.url], path, Expected(wanted.size, wanted.size, wanted.sha256), progress=progress)
         except ConversionError as error:
             source = _toml("reference.toml")["source"]
             raise ConversionError(
@@ -405,213 +395,40 @@ def _read_labels(path: Path) -> list[str] | None:
 # ------------------------------------------------------------------------------------------------- downloading
 
 
-def _download(urls: Sequence[str], path: Path, *, at_least: int, sha256: str | None, progress: bool) -> str:
-    """Downloads the first of the URLs that answers to ``path``, which only ever holds a whole file.
+def _weights_of(model: NamedModel) -> Expected:
+    """What the weights of a model must be: a caffemodel with the layers of its network, of their shapes."""
 
-    The file grows in a folder of its own and is moved when it is whole and checked, so that two processes do not
-    disturb each other and one that is killed leaves nothing that is taken for the file.
+    def check(file: Path) -> None:
+        from converters.conversion import build
+        from converters.net import read_net
+        from converters.reader import parse_prototxt
 
-    Returns:
-        The file's SHA-256, in hex.
+        with warnings.catch_warnings(action="ignore", category=ConversionWarning):  # converting says them
+            build(read_net(parse_prototxt(model.prototxt(), f"{model.name}.prototxt"), file))
 
-    Raises:
-        ConversionError: None of them gave the file; the text says why, for each.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{path.name}.", suffix=".part", dir=path.parent, ignore_cleanup_errors=True
-        ) as folder:
-            part = Path(folder) / path.name
-            _fetch(urls, part, at_least=at_least, progress=progress)
-            digest = _sha256(part)
-            if sha256 is not None and digest != sha256:
-                raise ConversionError(
-                    f"{urls[0]} is not the file that was expected: its SHA-256 is {digest}, not {sha256}"
-                )
-            part.replace(path)
-            return digest
-    except OSError as error:
-        raise ConversionError(
-            f"{path.parent} cannot be written ({error.strerror or error}). Choose another cache folder with CAMRT_HOME"
-        ) from error
-
-
-def _fetch(urls: Sequence[str], part: Path, *, at_least: int, progress: bool) -> None:
-    """Downloads the first of the URLs that answers with enough bytes, each of them tried several times."""
-    reasons = []
-    for url in urls:
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(PAUSE_S * attempt)
-            reason, is_final = _attempt(url, part, at_least=at_least, progress=progress)
-            if reason is None:
-                return
-            if is_final:
-                break
-        reasons.append(f"{url}: {reason}")
-    raise ConversionError("; ".join(reasons))
-
-
-def _attempt(url: str, part: Path, *, at_least: int, progress: bool) -> tuple[str | None, bool]:
-    """Downloads once. Returns why it failed, or None, and whether it would fail again."""
-    try:
-        import pooch
-        import requests
-    except ImportError as error:
-        raise ConversionError(f"downloading needs {error.name}: pip install {error.name}") from error
-    bar = _Bar(part.name) if progress else None
-    try:
-        pooch.HTTPDownloader(progressbar=bar or False, chunk_size=1 << 16, timeout=TIMEOUT_S)(url, str(part), None)
-    except requests.HTTPError as error:
-        if error.response is None:
-            return str(error), False
-        status, words = error.response.status_code, error.response.reason
-        return f"the server answers {status} {words}", status in FINAL_STATUS
-    except requests.Timeout:
-        return f"no answer within {TIMEOUT_S} s", False
-    except requests.RequestException as error:
-        return _innermost(error), False
-    finally:
-        if bar:
-            bar.close()
-    size = part.stat().st_size
-    if size < at_least:
-        return f"the file there is truncated: {size:,} bytes came, at least {at_least:,} were expected", False
-    return None, False
-
-
-def _innermost(error: BaseException) -> str:
-    """What went wrong at the bottom of a chain of network errors, whose outer texts repeat the URL."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return f"{type(error).__name__}: {error}"
-
-
-def _sweep(folder: Path) -> None:
-    """Removes what downloads left that were killed."""
-    for leftover in folder.glob(".*.part"):
-        times = [entry.stat().st_mtime for entry in (leftover, *leftover.glob("*"))]
-        if time.time() - max(times) > STALE_S:
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    released = model.weights
+    return Expected(released.least_bytes, MOST_WEIGHTS * released.least_bytes + (1 << 20), released.sha256, check)
 
 
 def _remember(lock: Path, name: str, digest: str) -> None:
-    """Notes the file's checksum at its first download; warns when a later one differs.
+    """Note the file's checksum at its first download; warn when a later one differs.
 
     Lines are only ever appended, in one write each: two processes lose nothing, and the first line of a file counts.
     """
-    lines = lock.read_text(encoding="utf-8").splitlines() if lock.exists() else []
-    first: dict[str, str] = {}
-    for line in lines:
-        seen, _, file_name = line.partition("  ")
-        first.setdefault(file_name, seen)
-    if name not in first:
-        with lock.open("a", encoding="utf-8") as file:
-            file.write(f"{digest}  {name}\n")
-    elif first[name] != digest:
+    try:
+        lines = lock.read_text(encoding="utf-8").splitlines() if lock.exists() else []
+        first = {file_name: seen for seen, _, file_name in (line.partition("  ") for line in reversed(lines))}
+        if name not in first:
+            with lock.open("a", encoding="utf-8") as file:
+                file.write(f"{digest}  {name}\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = f"{lock} cannot be written or read ({error}), so a later change of {name} will not be noticed"
+        warnings.warn(reason, ConversionWarning, stacklevel=3)
+        return
+    if first.get(name, digest) != digest:
         warnings.warn(
             f"{name} is not the file that was downloaded first: its SHA-256 was {first[name]} and is now {digest}. "
             f"The new file is kept. If you trust it, remove the line from {lock}",
             ConversionWarning,
             stacklevel=3,
         )
-
-
-class _Bar:
-    """What pooch asks of a progress bar, drawn by rich on stderr."""
-
-    def __init__(self, title: str) -> None:
-        from rich import progress
-        from rich.console import Console
-
-        columns = progress.DownloadColumn(), progress.TransferSpeedColumn(), progress.TimeRemainingColumn()
-        self._drawing = progress.Progress(
-            progress.TextColumn("{task.description}"), progress.BarColumn(), *columns, console=Console(stderr=True)
-        )
-        self._task = self._drawing.add_task(title, total=None)
-
-    @property
-    def total(self) -> float | None:
-        return self._drawing.tasks[0].total
-
-    @total.setter
-    def total(self, total: int) -> None:
-        self._drawing.update(self._task, total=total or None)
-        self._drawing.start()  # not before the server answered
-
-    def update(self, count: int) -> None:
-        self._drawing.advance(self._task, count)
-
-    def reset(self) -> None:
-        self._drawing.update(self._task, completed=0)
-
-    def close(self) -> None:
-        if self._drawing.live.is_started:
-            self._drawing.stop()
-
-
-# ------------------------------------------------------------------------------------------------- command line
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Downloads named models: ``python -m converters.zoo [NAME...] [--reference]``.
-
-    Args:
-        arguments: The command line, if not that of the process.
-
-    Returns:
-        0, or 1 if something could not be downloaded. A wrong command line exits with status 2.
-    """
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    try:
-        chosen = [find(name) for name in options.names]
-    except ConversionError as error:
-        parser.error(str(error))
-    if not chosen and not options.reference:
-        print(f"{parser.format_usage()}\n{_listing()}")
-        return 0
-    failures = 0
-    for what in [*chosen, *(["reference"] if options.reference else [])]:
-        try:
-            print(weights(what) if isinstance(what, NamedModel) else download_reference())
-        except ConversionError as error:
-            print(f"error: {error}", file=sys.stderr)
-            failures += 1
-    return 1 if failures else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="download_models.sh",
-        description="Download the weights of named models into the cache folder. Without a name, list the models.",
-        epilog="The cache folder is $CAMRT_HOME, or else the user's cache folder for camrt. "
-        "Exit status: 0, 1 (something could not be downloaded) or 2 (usage).",
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a model, by its name or an alias")
-    parser.add_argument("--reference", action="store_true", help="the data files of the original demo too")
-    return parser
-
-
-def _listing() -> str:
-    lines = [f"Models (cache folder {cache_folder()}):"]
-    for model in models().values():
-        names = ", ".join((model.name, *model.aliases))
-        size = f"{model.weights.least_bytes / 1e6:,.0f} MB or more"
-        state = "with camrt" if model.weights.bundled else "downloaded" if weights_path(model).exists() else size
-        lines.append(f"  {names:<42} {model.trained_on:<38} {state}")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    # A polite kill unwinds the stack, which removes the unfinished file.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    sys.exit(main())
