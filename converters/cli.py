@@ -1,4 +1,4 @@
-"""The command `convert`: what `scripts/convert.py` and `camrt convert` run."""
+"""The command `convert`, run by `scripts/convert.py` and `camrt convert`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Exit status: 0, 1 (the conversion or the verification failed) or 2 (usage).
 
 @dataclass(frozen=True)
 class _Task:
-    """What the command line asks for."""
+    """What to convert, and where to."""
 
     description: str | Path  # a prototxt's or caffemodel's path, or the text of a named model's prototxt
     weights: Path | None
@@ -172,7 +172,7 @@ def _named(name: str, weights: Path | None, output: Path | None) -> _Task:
 
 
 def _memory() -> Path:
-    """Where digests are remembered."""
+    """The file that caches checksums."""
     from converters import zoo
 
     return zoo.cache_folder() / "digests.json"

@@ -62,7 +62,7 @@ def test_errors_are_fit_for_a_terminal(error: type[ConversionError] | type[Camrt
     long = str(error("m" * 10**7, file="f" * 10**6, details=["d" * 10**6, *map(str, range(10**5)), "last"]))
     assert len(long) < 20_000
     assert len(long.split("\n")) == MAX_DETAILS + 2
-    assert long.endswith("... and 99,902 more\nlast")
+    assert long.endswith("... and 99,962 more\nlast")
 
 
 def test_warnings_and_layers_are_fit_for_a_terminal() -> None:
