@@ -8,7 +8,8 @@ MATLAB's arrays count from the other end: Caffe's blob (N, C, H, W) is there (W,
 of a released array has Python's order:
 
 * ``activation_lastconv.T`` of data_img1.mat is (10, C, h, w), ``weights_LR.T`` of data_net.mat is (K, C), and
-  ``scores.T.reshape(10, -1)`` of data_img1.mat is (10, K);
+  ``scores.T.reshape(10, -1)`` of data_img1.mat is (10, K), with the crops in another order than `prepare_image` gives
+  them (see `camrt.validate.crop_order`);
 * ``mean_data`` of ilsvrc_2012_mean.mat is (W, H, 3), BGR; ``mean_data.transpose(1, 0, 2)`` is (H, W, 3).
 
 Here everything is (H, W, ...) for images and (N, C, H, W) for what comes from a network.

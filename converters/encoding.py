@@ -39,15 +39,24 @@ def contents(array: np.ndarray) -> memoryview:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Write a new file that replaces ``path`` when the block ends, and is removed if the block raises.
 
-    A process that is killed outright leaves its draft: see `sweep`.
+    Missing folders are made, and removed again if the block raises. A process that is killed outright leaves its draft:
+    see `sweep`.
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    is_whole = False
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("xb") as stream:
             yield stream
         os.replace(draft, path)  # noqa: PTH105 - atomic, and says so
+        is_whole = True
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):  # a file stands where a folder should be
+            draft.unlink(missing_ok=True)
+        for folder in () if is_whole else missing:  # the innermost first
+            with contextlib.suppress(OSError):  # not made, or something else lies in it by now
+                folder.rmdir()
 
 
 def sweep(folder: Path, name: str | None = None) -> None:

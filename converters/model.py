@@ -227,14 +227,10 @@ def _write(
     advance: Callable[[int], object] = lambda count: None,
     last: Callable[[], bytes] = bytes,
 ) -> int:
-    """Write the header, the large initializers and what comes last. Returns the bytes.
-
-    Missing folders are made: only now, so that a failed conversion leaves none.
-    """
+    """Write the header, the large initializers and what comes last. Returns the bytes."""
     size = header.ByteSize() + sum(one.nbytes + one.head.ByteSize() + 64 for one in large)
     beside = path.with_name(path.name + ".data")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             sweep(path.parent, path.name)
             # The data comes into place first (the stack unwinds from the last): no model without its weights.

@@ -34,7 +34,7 @@ def say_error(error: BaseException) -> None:
     say(f"error: {first}", *details)
 
 
-def show(*lines: str) -> None:
+def echo(*lines: str) -> None:
     """Print lines of the result on stdout: as they are in a pipe, with control characters escaped on a terminal."""
     is_terminal = sys.stdout.isatty()
     for line in lines:
