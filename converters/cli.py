@@ -1,4 +1,4 @@
-"""The command `convert`: what `scripts/convert.py` and `camrt convert` run."""
+"""The command `convert`, run by `scripts/convert.py` and `camrt convert`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Exit status: 0, 1 (the conversion or the verification failed) or 2 (usage).
 
 @dataclass(frozen=True)
 class _Task:
-    """What the command line asks for."""
+    """What to convert, and where to."""
 
     description: str | Path  # a prototxt's or caffemodel's path, or the text of a named model's prototxt
     weights: Path | None
@@ -107,7 +107,7 @@ def convert(
             for file in plugin or []:
                 registry.load_plugin(file)
             net = _read(task, phase, level, stage or [])
-            converted = _built(net, wanted, opset, shapes)
+            converted = _built(net, shapes, outputs=wanted, opset=opset)
             for note in converted.notes:
                 warnings.warn(note, ConversionWarning, stacklevel=1)
             size = _write(task, converted, provenance)
@@ -172,7 +172,7 @@ def _named(name: str, weights: Path | None, output: Path | None) -> _Task:
 
 
 def _memory() -> Path:
-    """Where digests are remembered."""
+    """The file that caches checksums."""
     from converters import zoo
 
     return zoo.cache_folder() / "digests.json"
@@ -210,15 +210,15 @@ def _read(task: _Task, phase: str, level: int, stages: list[str]) -> Net:
     return read_net(description, task.weights, phase=phase, level=level, stages=stages)
 
 
-def _built(net: Net, outputs: list[str] | None, opset: int, shapes: Mapping[str, Sequence[int]]) -> Converted:
-    """Build the graph. An error names the shapes that were given, where they are the reason.
+def _built(net: Net, shapes: Mapping[str, Sequence[int]], **options: Any) -> Converted:
+    """Build the graph, with the options of `conversion.build`. If the given shapes are the reason, an error says so.
 
     A shape that does not fit shows late, as weights of another shape or a kernel larger than its image.
     """
     from converters import conversion
 
     try:
-        return conversion.build(net, outputs=outputs, opset=opset, input_shapes=shapes)
+        return conversion.build(net, input_shapes=shapes, **options)
     except ConversionError as error:
         declared = {data.name: data.shape for data in net.inputs}
         changed = [name for name, sizes in shapes.items() if declared.get(name, sizes) != sizes]
@@ -229,7 +229,7 @@ def _built(net: Net, outputs: list[str] | None, opset: int, shapes: Mapping[str,
             hint = f"The description does not say the input's shape: it was --input-shape {given}"
             raise error.with_hint(hint) from None
         try:
-            conversion.build(net, outputs=outputs, opset=opset)
+            conversion.build(net, **options)
         except ConversionError:
             raise error from None  # it fails either way
         takes = " and ".join(_as_option(name, declared[name] or ()) for name in changed)

@@ -1,7 +1,7 @@
-"""Files from the web: whole, of the expected size, checked, or not at all.
+"""Download files: each arrives whole, within a size limit and checked, or not at all.
 
-`pooch` does not fit: its downloader takes any amount, undoes a content encoding, and fails on a wrong Content-Length.
-What is left beside those is a temporary file and a checksum.
+`pooch` does not fit: its downloader has no size limit, decodes content encodings, and fails on an invalid
+Content-Length. What would be left of it is a temporary file and a checksum.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CHUNK = 1 << 16  # bytes
 
 @dataclass(frozen=True)
 class Expected:
-    """What a file on the web must be.
+    """What a downloaded file must be.
 
     Attributes:
         least: Its smallest size in bytes. A smaller file is truncated.
@@ -134,14 +134,14 @@ def _checked(part: Path, expected: Expected) -> str:
 
 
 def _kind(part: Path) -> str:
-    """What a wrong file seems to be: a page of a provider or a proxy asking to log in is the usual one."""
+    """Say if a wrong file is a web page: mostly the login page of a network or a proxy."""
     with part.open("rb") as stream:
         head = stream.read(256).lstrip().lower()
     return " (it is a web page)" if head.startswith((b"<!doctype html", b"<html")) else ""
 
 
 def _fetch(url: str, part: Path, expected: Expected, *, progress: bool) -> None:
-    """Write the body of an answer to a file.
+    """Write the body of a response to a file.
 
     Raises:
         _Failed: No answer, an answer that is no file, or one that is too large.
@@ -166,7 +166,7 @@ def _fetch(url: str, part: Path, expected: Expected, *, progress: bool) -> None:
 
 
 def _announced(response: requests.Response, expected: Expected) -> int:
-    """The size that an answer announces; 0 where it does not.
+    """Return the size that a response announces, or 0.
 
     Raises:
         _Failed: The answer is no file, or announces another size than a file of this kind has.
@@ -200,7 +200,7 @@ def _write(response: requests.Response, part: Path, expected: Expected, total: i
 
 @contextlib.contextmanager
 def _waiting(host: str | None) -> Iterator[threading.Event]:
-    """Say what is being waited for, where the first byte takes long.
+    """Print a notice if the first byte takes long.
 
     Args:
         host: The server; None to say nothing.
@@ -225,14 +225,14 @@ def _waiting(host: str | None) -> Iterator[threading.Event]:
 
 
 def _innermost(error: BaseException) -> str:
-    """What went wrong at the bottom of a chain of network errors, whose outer texts repeat the URL."""
+    """Return the root cause of a chain of network errors, whose outer messages repeat the URL."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return f"{type(error).__name__}: {error}"
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what downloads left that were killed."""
+    """Remove the partial files of killed downloads."""
     for leftover in folder.glob(".*.part"):
         with contextlib.suppress(OSError):  # another process may remove it at the same time
             times = [entry.stat().st_mtime for entry in (leftover, *leftover.glob("*"))]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 
 MAX_MESSAGE = 4000  # characters; a message of ours has a few hundred
 MAX_NAME = 500  # of a layer
 MAX_PATH = 4096  # of a file: what Linux takes
-MAX_DETAILS, MAX_DETAIL = 100, 2000  # lines, and characters of each
+MAX_DETAILS, DETAILS_SIZE = 40, 10_000  # lines, and characters of all of them
 
 RUNTIME_GPU = "onnxruntime-gpu[cuda,cudnn]"  # ONNX Runtime for NVIDIA GPUs, in place of onnxruntime
 
@@ -58,7 +56,13 @@ def install(*modules: str) -> str:
     """
     packages = [_PACKAGES.get(module, module) for module in modules]
     command = [sys.executable or "python", "-m", "pip", "install", *packages]
-    return subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
+    if os.name == "nt":
+        import subprocess
+
+        return subprocess.list2cmdline(command)
+    import shlex
+
+    return shlex.join(command)
 
 
 class ConversionError(Exception):
@@ -106,7 +110,7 @@ def detail_lines(details: Sequence[str]) -> list[str]:
     if len(shown) > MAX_DETAILS:
         left = len(shown) - MAX_DETAILS
         shown[MAX_DETAILS - 1 : -1] = [f"  ... and {left:,} more"]
-    return [printable(line, MAX_DETAIL) for line in shown]
+    return [printable(line, min(DETAILS_SIZE // len(shown), MAX_MESSAGE)) for line in shown]
 
 
 class ConversionWarning(UserWarning):

@@ -39,7 +39,6 @@ def write_caffemodel(
     """
     file = Path(path)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         sweep(file.parent, file.name)
         with replacing(file) as stream:
             stream.write(caffe_pb2.NetParameter(name=name).SerializeToString())

@@ -1,7 +1,7 @@
-"""The named models: what is known of each, its network, and where its weights are.
+"""Named models: their networks, preprocessing and weights.
 
-The facts are in ``models/registry.toml`` and ``models/reference.toml``; this module reads them. Files that are
-downloaded go into one cache folder: ``$CAMRT_HOME``, or else the user's cache folder for ``camrt``. It holds
+This module reads ``models/registry.toml`` and ``models/reference.toml``. Downloaded files go into one cache folder:
+``$CAMRT_HOME``, or else the user's cache folder for ``camrt``. It holds
 
 * ``weights/``: the released ``.caffemodel`` files,
 * ``reference/``: the data files of the original demo,
@@ -43,7 +43,7 @@ LOCK_NAME = "models.lock"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a network wants of an image: resize, subtract the mean, cut, scale, in this order.
+    """How an image becomes the input of a network: resize, subtract the mean, crop, scale, in this order.
 
     Attributes:
         size: The side in pixels of the square that the image is resized to.
@@ -82,13 +82,13 @@ class WeightsFile:
 
     @property
     def file_name(self) -> str:
-        """The name of the file, with which it lies in the cache."""
+        """The name of the file in the cache."""
         return (self.bundled or self.urls[0]).rpartition("/")[2]
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """A network that is put together from a table of ``models/``.
+    """A network that is assembled from a table of ``models/``.
 
     Attributes:
         table: The table's file name.
@@ -105,7 +105,7 @@ class Assembly:
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A released network that is known by name.
+    """A released network with a name.
 
     Attributes:
         name: Its name.
@@ -139,7 +139,7 @@ class NamedModel:
     protocol: str | None = None
 
     def prototxt(self) -> str:
-        """Returns the text of its deploy prototxt."""
+        """Return the text of its deploy prototxt."""
         if isinstance(self.network, Assembly):
             return _assemble(self.network)
         return (models_folder() / self.network).read_text(encoding="utf-8")
@@ -164,7 +164,7 @@ class ReferenceFile:
 
 @functools.cache
 def models() -> Mapping[str, NamedModel]:
-    """Returns every named model by its name (aliases left out), in the order of the registry."""
+    """Return every named model by its name (aliases left out), in the order of the registry."""
     registry = _toml("registry.toml")
     families = registry["families"]
     found: dict[str, NamedModel] = {}
@@ -175,7 +175,7 @@ def models() -> Mapping[str, NamedModel]:
 
 
 def find(name: str) -> NamedModel:
-    """Returns the model of that name or alias.
+    """Return the model of that name or alias.
 
     Args:
         name: A name of ``models()`` or one of their aliases.
@@ -196,7 +196,7 @@ def find(name: str) -> NamedModel:
 
 @functools.cache
 def reference_files() -> Mapping[str, ReferenceFile]:
-    """Returns the data files of the original demo by their path in the cache's ``reference`` folder."""
+    """Return the data files of the original demo by their path in the cache's ``reference`` folder."""
     table = _toml("reference.toml")
     files = {}
     for facts in table["files"]:
@@ -206,7 +206,7 @@ def reference_files() -> Mapping[str, ReferenceFile]:
 
 
 def models_folder() -> Path:
-    """Returns the folder of the registry and the prototxts: beside this file when installed, else the checkout's."""
+    """Return the folder of the registry and the prototxts: beside this file when installed, else the checkout's."""
     here = Path(__file__).resolve().parent
     installed = here / "models"
     return installed if installed.is_dir() else here.parent / "models"
@@ -231,7 +231,7 @@ def _named_model(name: str, facts: Mapping[str, Any]) -> NamedModel:
 
 
 def _assemble(assembly: Assembly) -> str:
-    """Puts a prototxt together: the stem, the modules up to the last one, the head."""
+    """Assemble a prototxt: the stem, the modules up to the last one, the head."""
     table = _toml(assembly.table)
     text, bottom = [table["stem"]], table["stem_top"]
     for module, widths in table["modules"].items():
@@ -251,7 +251,7 @@ def _assemble(assembly: Assembly) -> str:
 
 
 def cache_folder() -> Path:
-    """Returns the folder of downloaded files: ``$CAMRT_HOME``, or else the user's cache folder for ``camrt``."""
+    """Return the folder of downloaded files: ``$CAMRT_HOME``, or else the user's cache folder for ``camrt``."""
     home = os.environ.get("CAMRT_HOME")
     if home:
         return Path(home).expanduser().absolute()
@@ -261,16 +261,17 @@ def cache_folder() -> Path:
 
 
 def weights(model: NamedModel, file: Path | None = None, *, cache: Path | None = None, progress: bool = True) -> Path:
-    """Finds the weights of a named model, and downloads them if need be.
+    """Find the weights of a named model, and download them if necessary.
 
     Args:
         model: The model.
         file: A file to take in place of the cache's. Nothing is downloaded then.
         cache: The cache folder, if not ``cache_folder()``.
-        progress: Whether a download draws a bar on stderr.
+        progress: Whether a download shows a bar on stderr.
 
     Returns:
-        The path of a file that is not truncated. Its checksum is verified once, when it is downloaded.
+        The path of a file that is not truncated. A download is checked once, before it is kept: its size, its checksum
+        if one was published, and the layers and shapes of the network.
 
     Raises:
         ConversionError: The file is missing or truncated, or cannot be downloaded; the text says how to go on.
@@ -298,7 +299,7 @@ def weights(model: NamedModel, file: Path | None = None, *, cache: Path | None =
 
 
 def weights_path(model: NamedModel, *, cache: Path | None = None) -> Path:
-    """Returns where the model's weights lie in the cache, whether or not they are there; or where they came with camrt.
+    """Return the path of the model's weights, whether or not they have been downloaded.
 
     Args:
         model: The model.
@@ -310,7 +311,7 @@ def weights_path(model: NamedModel, *, cache: Path | None = None) -> Path:
 
 
 def labels(model: NamedModel, *, cache: Path | None = None) -> list[str] | None:
-    """Returns the names of the model's classes, in the order of its scores.
+    """Return the names of the model's classes, in the order of its scores.
 
     They are among the reference files, which ``download_reference`` brings, or come with camrt.
 
@@ -332,12 +333,12 @@ def labels(model: NamedModel, *, cache: Path | None = None) -> list[str] | None:
 
 
 def download_reference(names: Iterable[str] | None = None, *, cache: Path | None = None, progress: bool = True) -> Path:
-    """Downloads the data files of the original demo; those that are there and intact stay.
+    """Download the data files of the original demo that are missing or damaged.
 
     Args:
         names: Keys of ``reference_files()``; all of them if left out.
         cache: The cache folder, if not ``cache_folder()``.
-        progress: Whether a download draws a bar on stderr.
+        progress: Whether a download shows a bar on stderr.
 
     Returns:
         The cache's ``reference`` folder.
@@ -362,7 +363,7 @@ def download_reference(names: Iterable[str] | None = None, *, cache: Path | None
 
 
 def _whole(model: NamedModel, path: Path) -> Path:
-    """Returns the path if it is a file of at least the size that the model's parameters need."""
+    """Return the path if it is a file of at least the size that the model's parameters need."""
     if not path.is_file():
         raise ConversionError(f"there is no such file (it should hold the weights of {model.name})", file=str(path))
     size, least = path.stat().st_size, model.weights.least_bytes
@@ -396,7 +397,7 @@ def _read_labels(path: Path) -> list[str] | None:
 
 
 def _weights_of(model: NamedModel) -> Expected:
-    """What the weights of a model must be: a caffemodel with the layers of its network, of their shapes."""
+    """Return what the weights of a model must be: a caffemodel with the layers and shapes of its network."""
 
     def check(file: Path) -> None:
         from converters.conversion import build

@@ -11,7 +11,7 @@ import typer
 from camrt.commands.options import STATUS, Json, named
 from camrt.commands.output import reporting, show
 from camrt.results import json_line
-from converters.terminal import amount, say_error
+from converters.terminal import amount, echo, say_error
 
 MODELS_EXAMPLES = f"""Examples:
 
@@ -101,7 +101,7 @@ def download(
         tasks: list[Callable[[], Path]] = [lambda model=model: zoo.weights(model) for model in chosen]  # type: ignore[misc]
         for task in [*tasks, *([zoo.download_reference] if reference else [])]:
             try:
-                print(task(), flush=True)
+                echo(str(task()))
             except ConversionError as error:
                 say_error(error)
                 failures += 1
