@@ -229,7 +229,7 @@ class Batch:
         Raises:
             CamrtError: It cannot be written.
         """
-        from camrt.render import html_document
+        from camrt.report import html_document
 
         cards = [self._card(self._lines[image.path]["stem"]) for image in images if image.path in self._lines]
         note = " · ".join([self.model, *([self.protocol] if self.protocol else [])])
@@ -293,7 +293,7 @@ class Batch:
         # Encoding PNG takes longer than the network on a GPU.
         files = found.save_files(self.folder, stem=stem, maps=self.maps, thresholds=self.thresholds, threads=threads)
         if self.cards:
-            from camrt.render import html_card
+            from camrt.report import html_card
 
             card = html_card(found, thresholds=self.thresholds)
             results.write(self._card(stem), card.encode(errors="replace"))

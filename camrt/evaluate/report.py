@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from camrt import render
+from camrt import report as pages
 from camrt.evaluate import ilsvrc
 from camrt.evaluate.ilsvrc import IOU
 from camrt.images import resize
@@ -104,7 +105,7 @@ def page(
             path = images.get(dataset.names[case.place])
             if path is not None:
                 cards.append(_card(f"{name} {rank}", case, outcome, dataset, explain(path)))
-    document = render.html_document(cards, title=title, note=note)
+    document = pages.html_document(cards, title=title, note=note)
     document = document.replace("<main>\n", f'<main>\n{_table(outcome)}<section style="{_COLUMNS}">\n', 1)
     return document.replace("</main>", "</section>\n</main>")
 
@@ -119,21 +120,15 @@ def _card(heading: str, case: Case, outcome: Outcome, dataset: Dataset, found: E
     heatmap = resize(found.heatmaps[case.guess], image.shape[:2])
     figures = []
     label = found.labels[case.guess]
-    for ground, caption in (
-        (image, f"<span class=label>{html.escape(label)}</span><span class=score>guess {case.guess + 1}</span>"),
-        (
-            render.overlay(image, heatmap),
-            f"<span>intersection / union</span><span class=score>{case.overlap:.3f}</span>",
-        ),
+    for ground, text, note in (
+        (image, label, f"guess {case.guess + 1}"),
+        (render.overlay(image, heatmap), "intersection / union", f"{case.overlap:.3f}"),
     ):
         drawn = render.draw_boxes(ground, np.rint(true * scale), color=_TRUE)
         drawn = render.draw_boxes(drawn, np.rint(guessed * scale), color=_GUESSED)
-        figures.append(render.html_figure(drawn, f"{name}: {label}", caption))
+        figures.append(pages.Figure(drawn, f"{name}: {label}", text, note))
     right = "localized" if case.overlap >= IOU else "not localized"
-    return (
-        f"<article>\n<h2>{heading} · {html.escape(name)} · {right}</h2>\n"
-        f'<div class=row style="--cell:200px">\n{"".join(figures)}</div>\n</article>\n'
-    )
+    return pages.fill("card.html", heading=f"{heading} · {name} · {right}", figures=figures, cell=200)
 
 
 def _drawable(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camrt import render
+from camrt import report as pages
 from camrt.evaluate import curves, wsol
 from camrt.evaluate.curves import Curve
 from camrt.images import resize
@@ -182,7 +183,7 @@ def page(
         _card(one, {method: maps[place] for method, maps in explained.items()}, thresholds, side)
         for place, one in enumerate(shown)
     ]
-    document = render.html_document(cards, title=title, note=note)
+    document = pages.html_document(cards, title=title, note=note)
     width = (len(explained) + 1) * (_CELL + 16) + 40
     columns = f"display:grid;gap:0 20px;grid-template-columns:repeat(auto-fill,minmax(min({width}px,100%),1fr))"
     begin = f'<main>\n{_table(outcomes)}<section style="{columns}">'
@@ -213,20 +214,15 @@ def _card(one: Shown, found: Mapping[str, Explanation], thresholds: Mapping[str,
     corners = np.array(one.annotated.boxes)
     true = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2] + 1]) * scale
     drawn = render.draw_boxes(image, np.rint(true), color=_TRUE)
-    label = html.escape(next(iter(found.values())).labels[0])
-    figures = [render.html_figure(drawn, one.annotated.image, f"<span class=label>{label}</span>")]
+    figures = [pages.Figure(drawn, one.annotated.image, next(iter(found.values())).labels[0])]
     for method, explanation in found.items():
         drawn = render.overlay(image, resize(explanation.heatmaps[0], image.shape[:2]))
         drawn = render.draw_boxes(drawn, np.rint(true), color=_TRUE)
         box = found_box(explanation.heatmaps[0], thresholds[method], (width, height), side)
         drawn = render.draw_boxes(drawn, np.rint(box * scale), color=_FOUND)
-        caption = (
-            f"<span class=label>{html.escape(method)}</span><span class=score>IoU {one.overlaps[method]:.3f}</span>"
-        )
-        figures.append(render.html_figure(drawn, f"{one.annotated.image}: {method}", caption))
-    name = html.escape(one.annotated.image)
-    row = f'<div class=row style="--cell:{_CELL}px">\n{"".join(figures)}</div>'
-    return f"<article>\n<h2>{one.heading} · {name}</h2>\n{row}\n</article>\n"
+        alt, note = f"{one.annotated.image}: {method}", f"IoU {one.overlaps[method]:.3f}"
+        figures.append(pages.Figure(drawn, alt, method, note))
+    return pages.fill("card.html", heading=f"{one.heading} · {one.annotated.image}", figures=figures, cell=_CELL)
 
 
 def _table(outcomes: Sequence[Outcome]) -> str:
