@@ -11,6 +11,7 @@ import typer
 
 from camrt.commands import bbox, demo, evaluate, explain, export, models, surgery, train, validate
 from converters import cli as converters_cli
+from converters.terminal import run
 
 app = typer.Typer(
     name="camrt",
@@ -49,4 +50,4 @@ app.command("validate", epilog=validate.EXAMPLES)(validate.validate)
 
 def main() -> None:
     """Run the command and leave with its exit status."""
-    app()
+    run(app, "camrt")

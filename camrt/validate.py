@@ -7,7 +7,8 @@ The yardstick is one of
 * a file of one's own, ``.mat`` as MATLAB writes it or ``.npz`` (`read_reference`),
 * OpenCV 4's importer of Caffe networks, on random input (`converters.verification`), where there is neither.
 
-Features, scores and maps are those of the ten crops of one image, as `prepare_image.m` cuts them.
+Features, scores and maps are those of the ten crops of one image, as `prepare_image.m` cuts them. Some of the released
+data have the crops in another order; `crop_order` finds that out.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camrt.errors import CamrtError
+from converters.errors import install, printable
 
 if TYPE_CHECKING:
     import onnx
@@ -38,6 +40,10 @@ SAME, CLOSE = 1e-4, 5e-2
 SAME_DIRECTION, CLOSE_DIRECTION = 1 - 1e-6, 0.999  # cosine
 RELEASED_FOR = ("googlenetCAM",)
 TOP = 5
+
+CropOrder: TypeAlias = Literal["prepare_image", "exchanged", "unknown"]
+EXCHANGED = (0, 2, 1, 3, 4, 5, 7, 6, 8, 9)  # the top right corner before the bottom left one
+CLEAR_ORDER = 0.2  # by how much the correlations must differ; it is 0.6 in the released features
 
 _KEYS = {
     "features": ("features", "activation_lastconv"),
@@ -114,11 +120,29 @@ class Report:
         name: The network.
         against: What it was compared with.
         checks: One a thing.
+        order: The order of the reference's crops, as `crop_order` found it; None where it has no features.
     """
 
     name: str
     against: str
     checks: tuple[Check, ...]
+    order: CropOrder | None = None
+
+    @property
+    def note(self) -> str:
+        """What to know about the order of the reference's crops; empty if there is nothing."""
+        if self.order == "exchanged":
+            return (
+                "The reference has its crops in another order than prepare_image.m: 1 and 2 (bottom left and top "
+                "right) are exchanged, and so are their mirror images 6 and 7. Each crop was compared with its "
+                "counterpart."
+            )
+        if self.order == "unknown":
+            return (
+                "The order of the reference's crops cannot be told from its features. The order of prepare_image.m "
+                "was assumed."
+            )
+        return ""
 
     @property
     def passed(self) -> bool:
@@ -129,23 +153,29 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         checks = [check.as_dict() for check in self.checks]
-        return {"name": self.name, "against": self.against, "passed": self.passed, "checks": checks}
+        return {
+            "name": self.name,
+            "against": self.against,
+            "passed": self.passed,
+            "crop_order": self.order,
+            "checks": checks,
+        }
 
     def as_table(self) -> Table:
         """For a terminal."""
         from rich.table import Table
 
         columns = "", "shape", "largest value", "largest difference", "cosine", "top 5", "verdict"
-        table = Table(*columns, box=None, pad_edge=False)
+        table = Table(*columns, box=None, pad_edge=False, caption=self.note or None, caption_justify="left")
         for check in self.checks:
             table.add_row(
-                check.name,
+                printable(check.name),
                 " x ".join(map(str, check.shape)),
                 f"{check.largest:.4g}",
                 f"{check.difference:.2g}",
                 "" if check.cosine is None else f"{check.cosine:.7f}",
                 f"{check.common[0]} of {check.common[1]}" if check.common else "",
-                f"{check.verdict}: {check.remark}" if check.remark else check.verdict,
+                printable(f"{check.verdict}: {check.remark}" if check.remark else check.verdict),
             )
         return table
 
@@ -158,7 +188,7 @@ def compare(ours: Answers, reference: Answers, *, name: str = "") -> Report:
 
     Args:
         ours: What the network said: features, weights and scores.
-        reference: What it should have said.
+        reference: What it should have said. If its crops are in another order, ours are put in that order.
         name: The network's name.
 
     Returns:
@@ -168,10 +198,64 @@ def compare(ours: Answers, reference: Answers, *, name: str = "") -> Report:
     Raises:
         CamrtError: The reference holds nothing that ours has too.
     """
+    order = None if reference.features is None else crop_order(reference.features)
+    if order == "exchanged":
+        ours = exchanged(ours)
     checks = list(_checks(ours, reference))
     if not checks:
         raise CamrtError(f"{reference.source} holds nothing to compare with, expected at least one of {_READ}")
-    return Report(name or ours.source, reference.source, tuple(checks))
+    return Report(name or ours.source, reference.source, tuple(checks), order)
+
+
+def crop_order(features: NDArray[Any]) -> CropOrder:
+    """Find the order of the ten crops in the features of a network.
+
+    The crops overlap, so that one corner's features are another's, moved. Moved down, those of the top left corner
+    correlate with the bottom left one's (crop 1 of `prepare_image.m`); moved to the left, with the top right one's
+    (crop 2). The released `data_img1.mat` has these two, and their mirror images, the other way round.
+
+    Args:
+        features: (10, C, h, w), real numbers.
+
+    Returns:
+        ``"prepare_image"``; ``"exchanged"`` if 1 and 2, and 6 and 7, are exchanged; ``"unknown"`` where the features do
+        not tell: maps of fewer than 4 x 4 cells, or of nothing that moves.
+    """
+    if features.ndim != 4 or len(features) != 10 or min(features.shape[2:]) < 4:
+        return "unknown"
+    upright = features.astype(np.float64)
+    upright[5:] = upright[5:, :, :, ::-1]
+    pairs = [(start, start + 1, start + 2) for start in (0, 5)]
+    as_cut = [_overlap(upright[a], upright[b], 0) + _overlap(upright[a], upright[c], 1) for a, b, c in pairs]
+    swapped = [_overlap(upright[a], upright[c], 0) + _overlap(upright[a], upright[b], 1) for a, b, c in pairs]
+    clear = (np.subtract(as_cut, swapped) / 2).tolist()
+    if min(clear) > CLEAR_ORDER:
+        return "prepare_image"
+    return "exchanged" if max(clear) < -CLEAR_ORDER else "unknown"
+
+
+def _overlap(first: NDArray[np.float64], second: NDArray[np.float64], axis: int) -> float:
+    """The correlation of two crops' features (C, h, w), the second further along an axis: the best of all distances."""
+    first, second = (np.moveaxis(one, 1 + axis, 0) for one in (first, second))
+    size = len(first)
+    found = [0.0]
+    for distance in range(1, size // 4 + 1):
+        a, b = first[distance:].ravel(), second[: size - distance].ravel()
+        a, b = a - a.mean(), b - b.mean()
+        lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+        found.append(float(a @ b) / lengths if 0 < lengths < math.inf else 0.0)
+    return max(found)
+
+
+def exchanged(found: Answers) -> Answers:
+    """The answers with crops 1 and 2, and 6 and 7, exchanged. What holds no crops, or not ten, stays."""
+    order = list(EXCHANGED)
+    fields = {
+        name: array[order]
+        for name in ("features", "scores", "cams")
+        if (array := getattr(found, name)) is not None and len(array) == len(order)
+    }
+    return dataclasses.replace(found, **fields)
 
 
 def _checks(ours: Answers, reference: Answers) -> Iterator[Check]:
@@ -327,7 +411,7 @@ def _mat(path: Path) -> Mapping[str, Any]:
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise CamrtError("reading .mat files needs SciPy: pip install scipy", file=str(path)) from None
+        raise CamrtError(f"reading .mat files takes SciPy: {install('scipy')}", file=str(path)) from None
     return {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
 
 

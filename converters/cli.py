@@ -14,7 +14,7 @@ import typer
 
 from converters.errors import ConversionError, ConversionWarning
 from converters.provenance import Provenance
-from converters.terminal import amount, bar, reporting, say
+from converters.terminal import amount, bar, reporting, run, say, table
 
 if TYPE_CHECKING:
     from converters.conversion import Converted
@@ -25,15 +25,15 @@ LONG_WORK = 32 << 20  # bytes; writing more than this shows a bar
 
 EXAMPLES = """Examples:
 
-  convert vgg16CAM
+  camrt convert vgg16CAM
 
-  convert vgg16CAM --weights vgg16CAM_train_iter_90000.caffemodel -o vgg16CAM.onnx
+  camrt convert vgg16CAM --weights vgg16CAM_train_iter_90000.caffemodel -o vgg16CAM.onnx
 
-  convert deploy.prototxt net.caffemodel -o net.onnx --verify
+  camrt convert deploy.prototxt net.caffemodel -o net.onnx --verify
 
-  convert train_val.prototxt net.caffemodel --input-shape data=1,3,256,256 --outputs fc7,prob
+  camrt convert train_val.prototxt net.caffemodel --input-shape data=1,3,256,256 --outputs fc7,prob
 
-  convert deploy.prototxt net.caffemodel --plugin my_layers.py
+  camrt convert deploy.prototxt net.caffemodel --plugin my_layers.py
 
 Exit status: 0, 1 (the conversion or the verification failed) or 2 (usage).
 """
@@ -243,19 +243,19 @@ def _show(
         print(json.dumps({**facts, "verified": verified}))
         return
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("model", facts["output"])
-    table.add_row("inputs", "\n".join(facts["inputs"]))
-    table.add_row("outputs", "\n".join(facts["outputs"]))
-    table.add_row("layers", f"{facts['layers']:,} as {facts['nodes']:,} nodes")
-    table.add_row("parameters", f"{facts['parameters']:,}")
-    table.add_row("opset", str(facts["opset"]))
-    table.add_row("size", amount(size))
-    table.add_row("time", f"{seconds:.2f} s")
+    rows = {
+        "model": facts["output"],
+        "inputs": facts["inputs"],
+        "outputs": facts["outputs"],
+        "layers": f"{facts['layers']:,} as {facts['nodes']:,} nodes",
+        "parameters": f"{facts['parameters']:,}",
+        "opset": str(facts["opset"]),
+        "size": amount(size),
+        "time": f"{seconds:.2f} s",
+    }
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(table)
+    console.print(table(rows))
     if report is not None:
         console.print(report.as_table())
 
@@ -290,4 +290,4 @@ def app() -> typer.Typer:
 
 def main() -> None:
     """Run the command and leave with its exit status."""
-    app()(prog_name="convert")
+    run(app(), "convert")

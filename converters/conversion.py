@@ -208,10 +208,12 @@ def _check_supported(net: Net) -> None:
         module, _, name = example.removeprefix("Python ").rpartition(".")
         how = f'handles("Python", module="{module}", layer="{name}")'
     raise ConversionError(
-        f"{sum(map(len, missing.values()))} layer(s) of {len(missing)} type(s) have no handler:\n"
-        + "\n".join(lines)
-        + f"\nTo plug one in, write a function under @converters.{how} in a file, say my_layers.py, and name it with "
-        "--plugin my_layers.py (converters.load_plugin in Python); CONTRIBUTING.md shows one in ten lines"
+        f"{sum(map(len, missing.values()))} layer(s) of {len(missing)} type(s) have no handler:",
+        details=[
+            *lines,
+            f"To plug one in, write a function under @converters.{how} in a file, say my_layers.py, and name it with "
+            "--plugin my_layers.py (converters.load_plugin in Python); CONTRIBUTING.md shows one in ten lines",
+        ],
     )
 
 

@@ -11,11 +11,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from converters import textformat, wire
-from converters.errors import ConversionError
+from converters.errors import ConversionError, install
 from converters.mapping import mapped
 from converters.schema import caffe_pb2
 from converters.textformat import UnknownField
@@ -206,25 +207,28 @@ def _hdf5_layers(file: str) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
     try:
         import h5py
     except ImportError:
-        raise ConversionError("holds weights as HDF5: install h5py (pip install 'camrt[hdf5]')", file=file) from None
+        raise ConversionError(f"holds weights as HDF5, which takes h5py: {install('h5py')}", file=file) from None
+    found: dict[str, dict[int, np.ndarray]] = {}
+    room = MAX_HDF5_GAIN * os.path.getsize(file) + (1 << 20)  # noqa: PTH202 - bytes that may be read
     try:
         with h5py.File(file, "r") as handle:
-            root = handle.get("data")
+            link = handle.get("data", getlink=True)
+            root = handle["data"] if isinstance(link, h5py.HardLink) else None
             if not isinstance(root, h5py.Group):
                 raise ConversionError("has no group /data, expected weights as Caffe stores them", file=file)
-            found: dict[str, dict[int, np.ndarray]] = {}
-            room = MAX_HDF5_GAIN * os.path.getsize(file) + (1 << 20)  # noqa: PTH202 - bytes that may be read
-
-            def visit(path: str, item: object) -> None:
-                nonlocal room
+            # Every link, not every object: soft and external links are named, and two hard links are two layers.
+            links: dict[str, object] = {}
+            root.visititems_links(links.__setitem__)
+            for path, link in links.items():
                 layer, _, index = path.rpartition("/")
+                _refuse_hdf5_link(link, path, file)
+                item = root[path]
                 if isinstance(item, h5py.Dataset) and layer and index.isdigit():
+                    _refuse_foreign_storage(item, layer, file)
                     room -= item.nbytes
                     if room < 0:
                         raise ValueError(f"its weights would be {MAX_HDF5_GAIN} times as large as the file")
                     found.setdefault(layer, {})[int(index)] = np.asarray(item[()], np.float32)
-
-            root.visititems(visit)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, MemoryError) as error:
         raise ConversionError(f"cannot be read as HDF5: {error}", file=file) from None
     for layer, blobs in found.items():
@@ -233,3 +237,39 @@ def _hdf5_layers(file: str) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
                 f"found blobs {sorted(blobs)}, expected 0 to {len(blobs) - 1}", layer=layer, file=file
             )
         yield layer, tuple(blobs[index] for index in range(len(blobs)))
+
+
+def _refuse_hdf5_link(link: object, path: str, file: str) -> None:
+    """A link may lead out of the file. Caffe writes hard links only.
+
+    Raises:
+        ConversionError: It is a soft or an external link.
+    """
+    if hasattr(link, "path"):
+        target = f"{link.filename}:{link.path}" if hasattr(link, "filename") else link.path
+        raise ConversionError(
+            f"found a link from /data/{path} to {target}, expected the weights themselves: Caffe writes no links",
+            file=file,
+        )
+
+
+def _refuse_foreign_storage(dataset: Any, layer: str, file: str) -> None:
+    """The numbers must be in the file itself: HDF5 would read them from any file that the dataset names.
+
+    Raises:
+        ConversionError: External storage, a virtual dataset, or something else than numbers.
+    """
+    if dataset.is_virtual or dataset.external:
+        sources = (
+            [source.file_name for source in dataset.virtual_sources()]
+            if dataset.is_virtual
+            else [name for name, *_ in dataset.external]
+        )
+        raise ConversionError(
+            f"found weights that are stored in other files ({', '.join(dict.fromkeys(sources))}), expected them in "
+            "this one: Caffe writes neither external storage nor virtual datasets",
+            layer=layer,
+            file=file,
+        )
+    if dataset.dtype.kind not in "fiu":
+        raise ConversionError(f"found {dataset.dtype}, expected numbers", layer=layer, file=file)

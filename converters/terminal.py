@@ -1,4 +1,8 @@
-"""What the command lines share: lines on stderr, an exit status for each way to end, progress bars."""
+"""What the command lines share: lines on stderr, an exit status for each way to end, progress bars.
+
+Everything that is printed here is made `converters.errors.printable`: names of files and text out of files may hold
+what a terminal would obey.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,49 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import typer
 
-from converters.errors import ConversionError, ConversionWarning
+from converters.errors import ConversionError, ConversionWarning, install, printable
+
+INTERRUPTED = 128 + signal.SIGINT  # the exit status after Ctrl-C, as in a shell
+_UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or that of the copy of click in newer versions of typer
 
 
-def say(text: str) -> None:
-    """Print a line on stderr, at once."""
-    print(text, file=sys.stderr, flush=True)
+def say(*lines: str) -> None:
+    """Print lines on stderr, at once. A newline within a line is escaped, as are all control characters."""
+    for line in lines:
+        print(printable(line), file=sys.stderr, flush=True)
+
+
+def say_error(error: BaseException) -> None:
+    """Print an error on stderr: its first line after ``error:``, and its details, if it has any."""
+    first, *details = str(error).split("\n")
+    say(f"error: {first}", *details)
+
+
+def show(*lines: str) -> None:
+    """Print lines of the result on stdout: as they are in a pipe, with control characters escaped on a terminal."""
+    is_terminal = sys.stdout.isatty()
+    for line in lines:
+        print(printable(line) if is_terminal else line, flush=True)
+
+
+def table(rows: Mapping[str, Sequence[str] | str]) -> Any:
+    """A table of names and values for `rich`, a line a value, with control characters escaped.
+
+    Args:
+        rows: Name -> its value, or several, one below the other.
+    """
+    from rich.table import Table
+
+    grid = Table(show_header=False, box=None, pad_edge=False)
+    for name, values in rows.items():
+        lines = [values] if isinstance(values, str) else values
+        grid.add_row(name, "\n".join(printable(line) for line in lines))
+    return grid
 
 
 def amount(size: int) -> str:
@@ -39,7 +75,7 @@ def reporting(*errors: type[Exception], interrupted: str | Callable[[], str] = "
     """
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        say(f"warning: {message}" if issubclass(category, ConversionWarning) else f"{category.__name__}: {message}")
+        say(f"{'warning' if issubclass(category, ConversionWarning) else category.__name__}: {message}")
 
     def stop(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)
@@ -53,13 +89,13 @@ def reporting(*errors: type[Exception], interrupted: str | Callable[[], str] = "
             warnings.showwarning = show
             yield
     except expected as error:
-        say(f"error: {error}")
+        say_error(error)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         say(f"interrupted: {interrupted if isinstance(interrupted, str) else interrupted()}")
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     except ModuleNotFoundError as error:
-        say(f"error: {error.name or error} is not installed: pip install 'camrt[cpu]', or 'camrt[gpu]' for NVIDIA GPUs")
+        say(f"error: {_missing(error)}")
         raise typer.Exit(1) from None
     except MemoryError:
         say("error: not enough memory")
@@ -67,6 +103,37 @@ def reporting(*errors: type[Exception], interrupted: str | Callable[[], str] = "
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    module = (error.name or "").partition(".")[0]
+    if not module:
+        return str(error)
+    gpu = f", or for NVIDIA GPUs {install('onnxruntime-gpu[cuda,cudnn]')}" if module == "onnxruntime" else ""
+    return f"{module} is not installed: {install(module)}{gpu}"
+
+
+def run(application: typer.Typer, prog_name: str) -> NoReturn:
+    """Run a command line and leave with its exit status.
+
+    It does what the application would do by itself, but makes messages about a wrong command line `printable`, and ends
+    with 130 after Ctrl-C wherever that comes.
+
+    Args:
+        application: The command or commands.
+        prog_name: The name that usage messages give.
+    """
+    try:
+        status = typer.main.get_command(application).main(prog_name=prog_name, standalone_mode=False)
+    except _UsageError as error:
+        if error.ctx is None or error.message != error.ctx.get_help():  # help is ours, and has several lines
+            error.message = printable(error.message)
+        error.show()
+        sys.exit(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        say("interrupted")
+        sys.exit(INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 @contextlib.contextmanager
@@ -85,10 +152,18 @@ def bar(title: str, total: int, *, bytes_: bool = True) -> Iterator[Callable[[in
         yield lambda count: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
-    counts = (DownloadColumn(),) if bytes_ else (MofNCompleteColumn(), TimeRemainingColumn())
-    columns = TextColumn("{task.description}"), BarColumn(), *counts
+    counts = (DownloadColumn(), TransferSpeedColumn()) if bytes_ else (MofNCompleteColumn(),)
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), *counts, TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=total)
+        task = progress.add_task(printable(title, 60), total=total)
         yield lambda count: progress.advance(task, count)

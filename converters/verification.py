@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converters.errors import ConversionError
+from converters.errors import ConversionError, install, printable
 from converters.net import Net
 
 if TYPE_CHECKING:
@@ -68,13 +68,13 @@ class Report:
     def as_table(self) -> Table | str:
         """For a terminal."""
         if self.reason:
-            return f"not verified: {self.reason}"
+            return f"not verified: {printable(self.reason)}"
         from rich.table import Table
 
         table = Table("output", "largest value", "largest difference", "verdict", box=None, pad_edge=False)
         for one in self.comparisons:
             verdict = one.remark or ("agrees" if one.agrees else "DIFFERS: one of the two is wrong")
-            table.add_row(one.output, f"{one.largest:.6g}", f"{one.difference:.3g}", verdict)
+            table.add_row(printable(one.output), f"{one.largest:.6g}", f"{one.difference:.3g}", printable(verdict))
         return table
 
 
@@ -94,7 +94,7 @@ def against_opencv(model: Path, net: Net, description: str | Path, weights: Path
     try:
         import onnxruntime
     except ImportError:
-        return Report(reason="ONNX Runtime is not installed (pip install onnxruntime)")
+        return Report(reason=f"ONNX Runtime is not installed ({install('onnxruntime')})")
     try:
         inputs = _random_inputs(net)
         theirs = _opencv(net, description, weights, inputs)
@@ -123,7 +123,7 @@ def _opencv(
     try:
         import cv2
     except ImportError:
-        raise ConversionError("OpenCV is not installed (pip install 'opencv-python-headless<5')") from None
+        raise ConversionError(f"OpenCV is not installed ({install('cv2')})") from None
     if not hasattr(cv2.dnn, "readNetFromCaffe"):
         raise ConversionError(f"OpenCV {cv2.__version__} has no importer of Caffe networks; 4 has one")
     if weights is None:

@@ -4,17 +4,25 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from converters import provenance
-
-if __name__ == "__main__":
-    provenance.begin(sys.argv[1:])  # what takes longest begins first
+def main() -> None:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     try:
-        from converters.cli import main
+        from converters import provenance
+
+        provenance.begin(sys.argv[1:])  # what takes longest begins first
+        from converters.cli import main as convert
     except ImportError as error:
         sys.exit(
-            f"{error.name} is not installed for {sys.executable}: "
-            "run `make demo` and use .venv/bin/python, or pip install ."
+            f"{error.name} is not installed for {sys.executable}: run `make demo` and use .venv/bin/python, "
+            f"or install camrt with {sys.executable} -m pip install ."
         )
-    main()
+    convert()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: nothing was written\n")
+        sys.exit(130)

@@ -11,7 +11,7 @@ import typer
 from camrt.commands.options import STATUS, Json, named
 from camrt.commands.output import reporting, show
 from camrt.results import json_line
-from converters.terminal import amount, say
+from converters.terminal import amount, say_error
 
 MODELS_EXAMPLES = f"""Examples:
 
@@ -103,7 +103,7 @@ def download(
             try:
                 print(task(), flush=True)
             except ConversionError as error:
-                say(f"error: {error}")
+                say_error(error)
                 failures += 1
     if failures:
         raise typer.Exit(1)

@@ -166,7 +166,9 @@ class Network(nn.Module):
             steps = build.steps()
             loss_weights = _loss_weights(net)
         except (CamrtError, ConversionError) as error:
-            raise CamrtError(str(error) if isinstance(error, ConversionError) else error.message, file=file) from None
+            if isinstance(error, ConversionError):
+                raise CamrtError(str(error), file=file) from None
+            raise CamrtError(error.message, file=file, details=error.details) from None
         self.net = net
         self.name = net.name
         self.phase = net.phase
@@ -273,9 +275,8 @@ def _check_supported(net: Net) -> None:
     if missing:
         lines = [f"  {type}: {', '.join(names)}" for type, names in missing.items()]
         raise CamrtError(
-            f"{sum(map(len, missing.values()))} layer(s) of {len(missing)} type(s) cannot be trained:\n"
-            + "\n".join(lines)
-            + f"\nExpected layers of these types: {', '.join(sorted(registry.types()))}"
+            f"{sum(map(len, missing.values()))} layer(s) of {len(missing)} type(s) cannot be trained:",
+            details=[*lines, f"Expected layers of these types: {', '.join(sorted(registry.types()))}"],
         )
 
 

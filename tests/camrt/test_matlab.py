@@ -15,6 +15,7 @@ import scipy.io
 from onnx import numpy_helper
 
 from camrt import matlab
+from camrt.graph.crops import crops_of
 from converters import convert, zoo
 from tests.seeded import SeededModel
 
@@ -437,6 +438,18 @@ def test_prepare_image_as_octave(crop: int, octave: Mapping[str, np.ndarray]) ->
     assert np.array_equal(corners, octave[f"prepare_image_{crop}"].T)  # stored as (x, y, channel, crop)
 
 
+@pytest.mark.parametrize("crop", [224, 227])
+def test_graphs_cut_where_octave_does(crop: int, octave: Mapping[str, np.ndarray]) -> None:
+    """In the image of `test_prepare_image_as_octave` the green channel gives the row and red the column."""
+    _, green, red = octave[f"prepare_image_{crop}"].T.transpose(1, 0, 2, 3)  # (10, 2, 2) each: the crops' corners
+    rows, columns = green[:, 0, 0] / 0.75, red + 100
+    found = crops_of("ten-crop", 256, crop)
+    assert [(one.y, one.x) for one in found] == list(zip(rows, columns.min(axis=(1, 2)), strict=True))
+    assert [one.mirrored for one in found] == (columns[:, 0, 0] > columns[:, 0, 1]).tolist()
+    (center,) = crops_of("center", 256, crop)
+    assert center == found[4]
+
+
 def test_return_cam_map_is_the_weighted_sum(octave: Mapping[str, np.ndarray]) -> None:
     features, weights = octave["features"].T, octave["weights"].T  # (2, 5, 4, 3) and (3, 5)
     cams = matlab.return_cam_map(features, weights)
@@ -592,11 +605,6 @@ def test_crops_give_caffes_answers(
     expected = np.load(files / folder / "expected.npz")
 
     crops = matlab.prepare_image(demo["image"], demo["mean"], facts.preprocessing.crop)
-    if facts.preprocessing.crop == 227:
-        # The reference has cut the middle at 14, rounding (256 - 227) / 2 down; prepare_image.m cuts it at 15.
-        whole = matlab.prepare_image(demo["image"], demo["mean"], 256)[0]
-        crops[4] = whole[:, 14:241, 14:241]
-        crops[9] = crops[4, :, :, ::-1]
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     features, scores = session.run(None, {session.get_inputs()[0].name: crops})
     assert largest_error(scores, expected["scores"]) < 1e-3

@@ -100,13 +100,75 @@ def test_a_reference_without_answers_or_without_numbers(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------- comparing
 
 
-def test_the_released_answers_agree_with_themselves(reference: Path, released: validation.Answers) -> None:
-    expected = np.load(reference / "matlab_demo" / "expected_img1.npz")
-    answers = dataclasses.replace(released, cams=expected["cams"], top=expected["top5_index0"])
-    report = validation.compare(released, answers)
-    assert verdicts(report) == dict.fromkeys(("features", "weights", "scores", "maps"), "same")
+ORDER = [0, 2, 1, 3, 4, 5, 7, 6, 8, 9]
+
+
+def perfect(answers: validation.Answers) -> validation.Answers:
+    """What a network gives that agrees with image 1's released answers, on crops as prepare_image.m cuts them."""
+    return dataclasses.replace(answers, source="ours", features=answers.features[ORDER], scores=answers.scores[ORDER])
+
+
+def test_a_perfect_network_passes_against_the_released_image_1(released: validation.Answers) -> None:
+    report = validation.compare(perfect(released), released)
+    assert verdicts(report) == dict.fromkeys(("features", "weights", "scores"), "same")
     assert report.passed
-    maps = report.checks[-1]  # Octave's, against those made here of features and weights
+    assert report.order == report.as_dict()["crop_order"] == "exchanged"
+    assert "1 and 2" in report.note
+    assert report.note == report.as_table().caption
+    other = validation.compare(released, released)  # a network whose crops are in the file's order cuts them wrongly
+    assert verdicts(other) == {"features": "DIFFERS", "weights": "same", "scores": "DIFFERS"}
+
+
+def test_image_2_has_the_order_of_prepare_image(reference: Path) -> None:
+    second = validation.released(reference / "matlab_demo", 2)
+    report = validation.compare(second, second)
+    assert (report.passed, report.order, report.note) == (True, "prepare_image", "")
+    assert not validation.compare(perfect(second), second).passed
+
+
+@pytest.mark.parametrize(("crop", "cells"), [(224, 14), (227, 11), (224, 7)])
+def test_crop_order_of_a_photograph(crop: int, cells: int, reference: Path) -> None:
+    """Block means of the crops themselves stand for features: what they show moves with them."""
+    from camrt import images
+
+    for photo in ("img1.jpg", "img2.jpg", "test.jpg"):
+        cut = validation.crops_of(images.decode(reference / "matlab_demo" / photo), np.full(3, 120.0), crop)
+        side = crop // cells
+        blocks = cut[:, :, : side * cells, : side * cells].reshape(10, 3, cells, side, cells, side).mean(axis=(3, 5))
+        assert validation.crop_order(blocks) == "prepare_image", photo
+        assert validation.crop_order(blocks[ORDER]) == "exchanged", photo
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        np.random.default_rng(0).normal(size=(10, 64, 14, 14)),  # nothing moves
+        np.ones((10, 3, 14, 14)),
+        np.full((10, 3, 14, 14), np.nan),
+        np.random.default_rng(0).normal(size=(10, 64, 3, 3)),
+        np.ones((4, 3, 14, 14)),
+        np.ones((10, 3)),
+    ],
+    ids=["noise", "constant", "no-numbers", "small", "four", "flat"],
+)
+def test_order_that_cannot_be_told(features: np.ndarray) -> None:
+    assert validation.crop_order(features) == "unknown"
+    answers = validation.Answers("", features=features)
+    assert "cannot be told" in validation.compare(answers, answers).note
+
+
+def test_samples_and_maps_follow_the_order(reference: Path, released: validation.Answers) -> None:
+    """The maps are Octave's, made of the released features; the places of a sample count in the reference."""
+    expected = np.load(reference / "matlab_demo" / "expected_img1.npz")
+    places = np.random.default_rng(0).integers(0, released.features.size, 4096)
+    answers = dataclasses.replace(
+        released, cams=expected["cams"], top=expected["top5_index0"],
+        sample_index=places, sample_value=released.features.ravel()[places],
+    )  # fmt: skip
+    report = validation.compare(perfect(released), answers)
+    names = ("features", "features, a sample", "weights", "scores", "maps")
+    assert verdicts(report) == dict.fromkeys(names, "same")
+    maps = report.checks[-1]
     assert 0 < maps.difference < 1e-4 * maps.largest
 
 
@@ -230,16 +292,14 @@ def test_usage_and_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
-def test_seeded_weights_give_real_caffes_answers(reference: Path, tmp_path: Path) -> None:
-    """VGG16-CAM with weights drawn by a seed: Caffe's scores, maps and a sample of its features on img1.
-
-    Not AlexNet+-CAM: its reference has the middle crop a pixel beside the one that prepare_image.m cuts.
-    """
-    folder = reference / "nets" / "vgg16CAM"
+@pytest.mark.parametrize("name", ["vgg16CAM", "alexnetplusCAM"])
+def test_seeded_weights_give_real_caffes_answers(name: str, reference: Path, tmp_path: Path) -> None:
+    """Weights drawn by a seed: Caffe's scores, maps and a sample of its features on img1."""
+    folder = reference / "nets" / name
     seeded = SeededModel.of_table(json.loads((folder / "shapes.json").read_text()))
     weights = seeded.write(tmp_path / "seeded.caffemodel", v1=True)
     status, out, err = run(
-        "vgg16CAM", "--weights", weights, "--reference", folder / "expected.npz",
+        name, "--weights", weights, "--reference", folder / "expected.npz",
         "--reference-dir", reference / "matlab_demo", "--json",
     )  # fmt: skip
     assert status == 0, out + err

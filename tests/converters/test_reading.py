@@ -601,6 +601,67 @@ def test_hdf5_that_is_not_caffes(case: str, tmp_path: Path, prototxt: Path) -> N
     assert "w.h5" in said
 
 
+def foreign_storage(file: h5py.File, secret: Path) -> None:
+    file.create_dataset("data/conv/0", (4, 5, 1, 1), "f4", external=[(str(secret), 0, 80)])
+
+
+def virtual_dataset(file: h5py.File, secret: Path) -> None:
+    layout = h5py.VirtualLayout((4, 5, 1, 1), "f4")
+    layout[:] = h5py.VirtualSource(f"{secret}.h5", "data/conv/0", (4, 5, 1, 1))
+    file.create_virtual_dataset("data/conv/0", layout)
+
+
+def link_to_a_file(file: h5py.File, secret: Path) -> None:
+    file["data"] = h5py.ExternalLink(f"{secret}.h5", "/data")
+
+
+def link_to_a_layer(file: h5py.File, secret: Path) -> None:
+    file["data/conv"] = h5py.ExternalLink(f"{secret}.h5", "/data/conv")
+
+
+def link_to_a_blob(file: h5py.File, secret: Path) -> None:
+    file["data/conv/0"] = h5py.ExternalLink(f"{secret}.h5", "/data/conv/0")
+
+
+def soft_link_over_an_external_one(file: h5py.File, secret: Path) -> None:
+    file["outside"] = h5py.ExternalLink(f"{secret}.h5", "/data")
+    file["data/conv"] = h5py.SoftLink("/outside/conv")
+
+
+def references(file: h5py.File, secret: Path) -> None:
+    file["outside"] = h5py.ExternalLink(f"{secret}.h5", "/data/conv/0")
+    file.create_dataset("data/conv/0", data=[file.ref] * 4, dtype=h5py.ref_dtype)
+
+
+@pytest.mark.parametrize(
+    "reach",
+    [
+        foreign_storage, virtual_dataset, link_to_a_file, link_to_a_layer, link_to_a_blob,
+        soft_link_over_an_external_one, references,
+    ],
+    ids=lambda reach: reach.__name__,
+)  # fmt: skip
+def test_hdf5_reads_no_other_file(reach: Callable[[h5py.File, Path], None], tmp_path: Path) -> None:
+    """Weights that lie in other files are refused by name, and never left out without a word."""
+    secret = written(tmp_path / "secret", b"never to be read " * 10)
+    hdf5(tmp_path / "secret.h5", WEIGHTS)
+    path = hdf5(tmp_path / "w.h5", {"group/fc": WEIGHTS["group/fc"]}) if reach is not link_to_a_file else None
+    with h5py.File(path or tmp_path / "w.h5", "a") as file:
+        reach(file, secret)
+    with pytest.raises(
+        ConversionError, match=r"w\.h5: .*(stored in other files|a link from|no group /data|found object)"
+    ):
+        read_weights(tmp_path / "w.h5")
+
+
+def test_hdf5_layers_that_share_a_blob_by_a_hard_link(tmp_path: Path) -> None:
+    with h5py.File(hdf5(tmp_path / "w.h5", {"a": [np.arange(3.0)]}), "a") as file:
+        file.create_group("data/b")["0"] = file["data/a/0"]
+    found = read_weights(tmp_path / "w.h5").layers
+    assert sorted(found) == ["a", "b"]
+    assert found["b"][0].tolist() == [0, 1, 2]
+
+
 # ---------------------------------------------------------------------------- files that do not belong together
 
 

@@ -172,7 +172,8 @@ def test_gradient_at_full_size_as_caffe(name: str, prototxt: str, ties: float, r
     net = read_net(description, seeded.write(tmp_path / "net.caffemodel", v1=True))
     crop = zoo.find("vgg16CAM" if name == "vgg16CAM" else "alexnetplusCAM_imagenet").preprocessing.crop
     network = train.network(with_shapes(net, {"data": (1, 3, crop, crop)}))
-    data = torch.from_numpy(ten_crops(reference, crop)[4:5].copy()).requires_grad_()
+    middle = {227: 14, 224: 16}[crop]  # where the crop of gradient.npz starts; see the reference's README
+    data = torch.from_numpy(ten_crops(reference, crop, middle)[4:5].copy()).requires_grad_()
     logits, features = net.layers[-1].bottoms[0], str(stored["blob_name"])
     found = network({"data": data}, keep=[logits, features])
     found[features].retain_grad()
