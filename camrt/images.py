@@ -7,6 +7,7 @@ What a pixel is:
 * **16 bits** become the upper 8. That is exact for what was 8 bits once, however it was widened (times 256 or 257).
 * **CMYK** becomes RGB by the plain formula. Colour profiles (ICC) are not applied.
 * **EXIF orientation** is applied, and ignored where it cannot be read.
+* **Of several frames** (an animation, pages) the first is taken, with a `camrt.CamrtWarning`.
 
 Nothing here changes Pillow's global state, and all of it may be called from several threads at once. (Where other code
 has set ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES``, truncated images are decoded as far as they go.)
@@ -18,15 +19,19 @@ import contextlib
 import functools
 import io
 import os
+import re
 import stat
-from collections.abc import Iterator
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from camrt.errors import CamrtError
+from camrt.errors import CamrtError, CamrtWarning
 from camrt.matlab import contributions
 
 if TYPE_CHECKING:
@@ -39,9 +44,11 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit, which stands at 256 MiB of RGB
 # What photographs come in. Not EPS, which starts Ghostscript, nor what is told by no signature (TGA).
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "MPO")
 
+_TRUSTED = "If you trust it, allow more with --max-pixels (in Python max_pixels)"
 _WIDE = ("I;16", "I;16L", "I;16B", "I;16N")
 _WITH_ALPHA = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # premultiplied, or in a palette: undo that first
 _BLOCK = 1 << 17  # float64 numbers that are resized at a time: 1 MiB, which the second-level cache holds
+_ROOM = 48_000_000  # pixels: what is decoded at a time, together; a larger image is decoded alone
 _BELOW_HALF = np.nextafter(0.5, 0.0)
 
 
@@ -67,29 +74,60 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint
     Args:
         image: A path, the bytes of a file, a PIL image, or RGB uint8 (H, W, 3).
         max_pixels: The largest height times width that is decoded; the header is asked, before anything is decoded.
-            Arrays are not limited. Beyond 179 million, Pillow has a limit of its own, PIL.Image.MAX_IMAGE_PIXELS.
+            Arrays are not limited. Files of more than 179 million pixels are refused by Pillow in any case, where
+            PIL.Image.MAX_IMAGE_PIXELS is as it was.
 
     Returns:
         (H, W, 3) uint8 RGB, read-only; a copy.
 
     Raises:
-        CamrtError: There is no such file; it is no image, or a broken, truncated, animated or gigantic one; the array
-            has another shape or type. The text names the file, what was found and what was expected.
+        CamrtError: There is no such file; it is no image, or a broken, truncated or gigantic one; the array has another
+            shape or type. The text names the file, what was found and what was expected.
+
+    Warns:
+        CamrtWarning: The file has several frames. The first is taken.
     """
-    if isinstance(image, np.ndarray):
-        return _checked(image)
-    name = name_of(image)
-    try:
-        if isinstance(image, (str, os.PathLike)):
-            with _opened(Path(image)) as stream:
-                return _read(stream, max_pixels)
-        if isinstance(image, (bytes, bytearray, memoryview)):
-            if not len(image):
-                raise CamrtError("found no bytes, expected those of an image file")
-            return _read(io.BytesIO(image), max_pixels)
-        return _pixels(image, max_pixels)
-    except CamrtError as error:
-        raise error.in_file(name) from error.__cause__
+    return _decoded(image, _Decoding(name_of(image), max_pixels))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An image as `load` gives it.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB, read-only: the image, or a smaller one.
+        square: (S, S, 3) uint8 RGB: what the network looks at.
+        size: The height and width of the image as it was decoded.
+    """
+
+    image: NDArray[np.uint8]
+    square: NDArray[np.uint8]
+    size: tuple[int, int]
+
+
+def load(image: ImageLike, side: int, *, max_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Loaded:
+    """Decode an image, make the network's square of it, and keep as much of it as is needed.
+
+    Called from several threads, it decodes large images one after the other, so that the memory in use does not grow
+    with the number of threads.
+
+    Args:
+        image: As for `decode`.
+        side: The side in pixels of the square.
+        max_side: The longer side in pixels of the image that is kept; None for the image as it is.
+        max_pixels: As for `decode`.
+
+    Raises:
+        CamrtError: As for `decode`.
+    """
+    with contextlib.ExitStack() as stack:
+        decoding = _Decoding(name_of(image), max_pixels, lambda pixels: stack.enter_context(_ROOMS.of(pixels)))
+        decoded = _decoded(image, decoding)
+        square = prepare(decoded, side)
+        height, width = decoded.shape[:2]
+        kept = decoded if max_side is None else fit(decoded, max_side)
+        kept.flags.writeable = False
+        return Loaded(kept, square, (height, width))
 
 
 def prepare(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -103,6 +141,21 @@ def prepare(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         (size, size, 3) uint8 RGB: the same pixels as `camrt.matlab.imresize` gives.
     """
     return resize(image, (size, size))
+
+
+def fit(image: NDArray[np.uint8], side: int, *, enlarge: bool = False) -> NDArray[np.uint8]:
+    """Resize an image so that its longer side has that many pixels.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        side: In pixels.
+        enlarge: Whether a smaller image is enlarged; else it stays as it is.
+    """
+    scale = side / max(image.shape[:2])
+    if scale >= 1 and not enlarge:
+        return image
+    height, width = (max(1, round(length * scale)) for length in image.shape[:2])
+    return resize(image, (height, width))
 
 
 def resize(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
@@ -137,6 +190,64 @@ def resize(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
 # ------------------------------------------------------------------------------------------------------------ decoding
 
 
+class _Rooms:
+    """Lets threads in as long as what they hold is not too much together. Who comes first is let in first."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._taken = 0
+        self._turn = threading.Lock()
+        self._left = threading.Condition()
+
+    @contextlib.contextmanager
+    def of(self, amount: int) -> Iterator[None]:
+        """Hold an amount; more than there is counts as all of it."""
+        amount = min(amount, self._size)
+        with self._turn, self._left:
+            self._left.wait_for(lambda: self._taken + amount <= self._size)
+            self._taken += amount
+        try:
+            yield
+        finally:
+            with self._left:
+                self._taken -= amount
+                self._left.notify()
+
+
+_ROOMS = _Rooms(_ROOM)
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    """How an image is decoded.
+
+    Attributes:
+        name: What the image is called.
+        max_pixels: The largest height times width.
+        reserve: Called with the number of pixels before they are decoded.
+    """
+
+    name: str
+    max_pixels: int
+    reserve: Callable[[int], object] = lambda pixels: None
+
+
+def _decoded(image: ImageLike, decoding: _Decoding) -> NDArray[np.uint8]:
+    if isinstance(image, np.ndarray):
+        return _checked(image)
+    try:
+        if isinstance(image, (str, os.PathLike)):
+            with _opened(Path(image)) as stream:
+                return _read(stream, decoding)
+        if isinstance(image, (bytes, bytearray, memoryview)):
+            if not len(image):
+                raise CamrtError("found no bytes, expected those of an image file")
+            return _read(io.BytesIO(image), decoding)
+        return _pixels(image, decoding)
+    except CamrtError as error:
+        raise error.in_file(decoding.name) from error.__cause__
+
+
 def _checked(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise CamrtError(f"found an array of shape {array.shape} and {array.dtype}, expected RGB (H, W, 3) uint8")
@@ -164,7 +275,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         yield stream
 
 
-def _read(stream: IO[bytes], max_pixels: int) -> NDArray[np.uint8]:
+def _read(stream: IO[bytes], decoding: _Decoding) -> NDArray[np.uint8]:
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -176,53 +287,56 @@ def _read(stream: IO[bytes], max_pixels: int) -> NDArray[np.uint8]:
             f"{', '.join(FORMATS[:-1])}. Of another kind, decode it and pass the array (H, W, 3) uint8"
         ) from None
     except Exception as error:
-        raise _unreadable(error, max_pixels) from error
+        raise _unreadable(error, decoding) from error
     with image:
-        return _pixels(image, max_pixels)
+        return _pixels(image, decoding)
 
 
-def _pixels(image: Image.Image, max_pixels: int) -> NDArray[np.uint8]:
+def _pixels(image: Image.Image, decoding: _Decoding) -> NDArray[np.uint8]:
     try:
-        _check_single(image, max_pixels)
+        _check_size(image, decoding.max_pixels)
+        # An MPO is a photograph with its depth or preview behind it.
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            found = f"{decoding.name}: found several frames or pages; the first is taken"
+            warnings.warn(found, CamrtWarning, stacklevel=6)
+        decoding.reserve(image.width * image.height)
         image.load()
         # Read behind the pixels, as PNG may hold it there; TIFF's has been applied by then.
         pixels = np.asarray(_upright(_rgb(image), _orientation(image)), np.uint8)
     except CamrtError:
         raise
     except Exception as error:
-        raise _unreadable(error, max_pixels) from error
+        raise _unreadable(error, decoding) from error
     pixels.flags.writeable = False
     return pixels
 
 
-def _check_single(image: Image.Image, max_pixels: int) -> None:
+def _check_size(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if not width or not height:
         raise CamrtError(f"found {width} x {height} pixels, expected an image")
     if width * height > max_pixels:
         raise CamrtError(
             f"is gigantic: found {width:,} x {height:,} = {width * height:,} pixels, expected at most {max_pixels:,}. "
-            "If you trust it, set max_pixels"
-        )
-    # An MPO is a photograph with its depth or preview behind it.
-    if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise CamrtError(
-            "found more than one frame (an animation, or several pages), expected a single image. Choose a frame and "
-            "pass it, as PIL.Image.open(file).convert('RGB')"
+            f"{_TRUSTED}"
         )
 
 
-def _unreadable(error: Exception, max_pixels: int) -> CamrtError:
+def _unreadable(error: Exception, decoding: _Decoding) -> CamrtError:
     """What Pillow's plugins raise at a broken file is anything."""
     from PIL.Image import DecompressionBombError, DecompressionBombWarning
 
     if isinstance(error, (DecompressionBombError, DecompressionBombWarning)):
-        return CamrtError(
-            f"is gigantic ({error}), expected at most {max_pixels:,} pixels. If you trust it, set max_pixels, and "
-            "PIL.Image.MAX_IMAGE_PIXELS too"
-        )
+        # Pillow's own limits are 89 and 179 million pixels: only the one that counts here is named.
+        found = re.search(r"\d+", str(error))
+        pixels = int(found[0]) if found else 0
+        if pixels > decoding.max_pixels:
+            return CamrtError(
+                f"is gigantic: found {pixels:,} pixels, expected at most {decoding.max_pixels:,}. {_TRUSTED}"
+            )
+        return CamrtError(f"is gigantic: found {pixels:,} pixels, which is more than Pillow decodes. Make it smaller")
     if isinstance(error, MemoryError):
-        return CamrtError("there is not enough memory to decode it; lower max_pixels, or make the image smaller")
+        return CamrtError("there is not enough memory to decode it. Make the image smaller")
     return CamrtError(
         f"is broken or truncated ({type(error).__name__}: {str(error)[:200]}), expected a whole image. Fetch or export "
         "it again"

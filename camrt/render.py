@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camrt.errors import CamrtError
-from camrt.images import resize
+from camrt.images import fit as fit
 from camrt.matlab import BAR, gray2ind, im2uint8, jet, mat2gray
 
 Image = NDArray[np.uint8]
@@ -146,21 +146,6 @@ def contact_sheet(pictures: Sequence[Image], *, columns: int = 4, cell: int = 25
         left = bar + number % columns * (cell + bar) + (cell - fitted.shape[1]) // 2
         sheet[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
     return sheet
-
-
-def fit(image: Image, side: int, *, enlarge: bool = False) -> Image:
-    """Resizes an image so that its longer side has that many pixels.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        side: In pixels.
-        enlarge: Whether a smaller image is enlarged; else it stays as it is.
-    """
-    scale = side / max(image.shape[:2])
-    if scale >= 1 and not enlarge:
-        return image
-    height, width = (max(1, round(length * scale)) for length in image.shape[:2])
-    return resize(image, (height, width))
 
 
 def png(image: NDArray[Any]) -> bytes:

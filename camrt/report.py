@@ -48,12 +48,12 @@ class Figure:
     @property
     def height(self) -> int:
         """The picture's height in pixels."""
-        return self.image.shape[0]
+        return len(self.image)
 
     @property
     def width(self) -> int:
         """The picture's width in pixels."""
-        return self.image.shape[1]
+        return len(self.image[0])
 
     @functools.cached_property
     def source(self) -> str:
@@ -98,7 +98,7 @@ def html_card(explanation: Explanation, *, side: int = 320, thresholds: Sequence
     Returns:
         HTML of an ``<article>``.
     """
-    height, width = explanation.image.shape[:2]
+    height, width = explanation.original_size
     image = fit(explanation.image, side, enlarge=True)
     scale = np.array(image.shape[1::-1] * 2) / (width, height, width, height)
     figures = [Figure(image, explanation.source, f"{width} × {height}")]

@@ -15,10 +15,9 @@ from typer.testing import CliRunner
 from camrt import CamrtError, Explanation, images, render, report
 from camrt.batch import Batch, find_images
 from camrt.cli import app
-from camrt.explanation import LINES
+from camrt.explanation import LINES, Refined
 from camrt.localize import boxes_from_mask
 from camrt.localize.crf import CRF, probability
-from camrt.refined import Refined
 from tests.tiny_models import photo, tiny_explainer
 
 SIDE = 32
