@@ -310,7 +310,7 @@ def preprocess_of_named(model: NamedModel, reference: Path | None = None) -> Pre
         else:
             _log.info(
                 "%s subtracts its mean pixel: the mean image of the original demo is not in the cache "
-                "(scripts/download_models.sh --reference brings it)",
+                "(camrt download --reference brings it)",
                 model.name,
             )
     scale = (wants.scale, wants.scale, wants.scale)

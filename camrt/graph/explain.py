@@ -277,7 +277,7 @@ def _image_input(view: GraphView, preprocess: Preprocess, protocol: str) -> tupl
         if isinstance(size, int) and size != preprocess.crop:
             raise CamrtError(
                 f"found the input {value.name!r} of {shape[2]} x {shape[3]} and a crop of {preprocess.crop}, "
-                f"expected the same: give --crop {size}"
+                f"expected the same: camrt export --crop {size} (camrt.Preprocess)"
             )
     return value.name, preprocess.crop
 

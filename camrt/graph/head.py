@@ -34,7 +34,7 @@ _AFTER = {
 }
 _BETWEEN = {"Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast"}
 _PROBABILITIES = {"Softmax", "Sigmoid"}
-_HINT = "name the features and the classifier yourself (--features TENSOR --classifier NODE), or use --method gradcam"
+_HINT = "name the features and the classifier yourself (--layer TENSOR --classifier NODE), or use --method gradcam"
 
 
 @dataclass(frozen=True, eq=False)
