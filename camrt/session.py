@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camrt.errors import CamrtError
-from converters.errors import install
+from converters.errors import RUNTIME_GPU, install
 
 if TYPE_CHECKING:
     import onnx
@@ -35,7 +35,7 @@ _CUDA_OPTIONS = {
     "cudnn_conv_algo_search": "HEURISTIC",
     "arena_extend_strategy": "kSameAsRequested",
 }
-_INSTALL_GPU = f"pip uninstall onnxruntime, then {install('onnxruntime-gpu[cuda,cudnn]')}"
+_INSTALL_GPU = f"uninstall onnxruntime, then {install(RUNTIME_GPU)}"
 _log = logging.getLogger(__name__)
 
 
@@ -146,7 +146,7 @@ def _runtime() -> ModuleType:
     except ImportError as error:
         raise CamrtError(
             f"ONNX Runtime cannot be imported ({error}): {install('onnxruntime')}, or for NVIDIA GPUs "
-            f"{install('onnxruntime-gpu[cuda,cudnn]')}"
+            f"{install(RUNTIME_GPU)}"
         ) from error
     module: ModuleType = onnxruntime
     return module

@@ -14,7 +14,7 @@ from camrt.commands.options import STATUS, Json, Weights, named
 from camrt.commands.output import printable_path, reporting, show
 from camrt.errors import CamrtError
 from camrt.results import json_line
-from converters.terminal import amount, say_error
+from converters.terminal import amount, echo, say_error
 
 if TYPE_CHECKING:
     from converters.zoo import NamedModel
@@ -115,7 +115,7 @@ def download(
         tasks: list[Callable[[], Path]] = [functools.partial(fetch, model) for model in chosen]
         for task in [*tasks, *([zoo.download_reference] if reference else [])]:
             try:
-                print(printable_path(task()), flush=True)
+                echo(str(task()))
             except (CamrtError, ConversionError) as error:
                 say_error(error)
                 failures += 1

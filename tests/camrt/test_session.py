@@ -131,7 +131,9 @@ def test_a_provider_that_is_not_there(model: onnx.ModelProto) -> None:
 @pytest.mark.skipif(HAS_CUDA, reason="ONNX Runtime has CUDA")
 def test_no_silent_fallback_from_cuda(model: onnx.ModelProto) -> None:
     for providers in ("cuda", ["cuda", "cpu"], [(CUDA, {"device_id": 0})]):
-        with pytest.raises(CamrtError, match=r"found the provider .*cuda.*pip install 'onnxruntime-gpu\[cuda,cudnn\]'|CUDA"):
+        with pytest.raises(
+            CamrtError, match=r"found the provider .*cuda.*pip install 'onnxruntime-gpu\[cuda,cudnn\]'|CUDA"
+        ):
             Session(model, providers=providers)
 
 
