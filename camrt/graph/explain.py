@@ -16,7 +16,7 @@ from camrt.graph.batch import with_free_batch
 from camrt.graph.builder import PREFIX, Builder
 from camrt.graph.crops import crops_of, cut, merge, paste
 from camrt.graph.head import Head, find_head
-from camrt.graph.layers import FeatureMap, feature_map_of, last_features, named_tensor
+from camrt.graph.layers import FeatureMap, dependents, feature_map_of, last_features, named_tensor
 from camrt.graph.methods import METHODS, Method, find
 from camrt.graph.methods.scene import Layer, Pass, Scene
 from camrt.graph.opening import ModelLike, check_model, naming, open_model
@@ -137,10 +137,15 @@ def _explainer(
     image, side = _image_input(opened, preprocess, protocol)
     crops = crops_of(protocol, preprocess.size, side)
     network = with_free_batch(opened, image, (3, side, side), scores.output)
-    second = _second_run(network, image, side, scores.logits) if entry.again else None
     view = GraphView(network)
+    if scores.logits not in dependents(view, image):
+        raise CamrtError(f"found the scores {scores.logits!r}, which do not depend on the input {image!r}")
     feature_maps = _feature_maps(view, entry, asked, seen, image)
 
+    second = None
+    if entry.again:
+        second = _second_run(network, image, side, scores.logits)
+        view = GraphView(network)
     builder = Builder(view.opset, tensor_names(network.graph))
     for name in RESERVED:
         builder.claim(name)

@@ -16,8 +16,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from camrt.errors import CamrtError
-from camrt.graph.rewrite import check_functions, clashes, inlined, rename_tensors, sort_nodes, upgraded
-from camrt.graph.view import GraphView, shortened, skeleton
+from camrt.graph.rewrite import check_functions, clashes, inlined, rename_tensors, sort_nodes, tensor_names, upgraded
+from camrt.graph.view import GraphView, check_values, metadata_of, shortened, skeleton
 
 ModelLike: TypeAlias = onnx.ModelProto | str | os.PathLike[str]
 _OLDEST_IR = 4  # before it, initializers had to be inputs as well
@@ -117,6 +117,7 @@ def _opened(model: onnx.ModelProto, reserved: Collection[str]) -> GraphView:
 
 
 def _ready(model: onnx.ModelProto, reserved: Collection[str]) -> GraphView:
+    _check_names(model)
     _check_weights(model)
     light = skeleton(model)
     changed = sort_nodes(light.graph)
@@ -138,13 +139,24 @@ def _ready(model: onnx.ModelProto, reserved: Collection[str]) -> GraphView:
     return GraphView(whole, renamed)
 
 
+def _check_names(model: onnx.ModelProto) -> None:
+    """Names and metadata must be text: Protocol Buffers reads what is no UTF-8 as bytes."""
+    names = [*tensor_names(model.graph), *(text for item in metadata_of(model).items() for text in item)]
+    names += [text for node in model.graph.node for text in (node.name, node.op_type, node.domain)]
+    for name in names:
+        if not isinstance(name, str):
+            raise CamrtError(f"found the name {name!r}, expected text in UTF-8")
+
+
 def _check_weights(model: onnx.ModelProto) -> None:
-    """Large weights are not seen by the checker: they must be in the message, and of a known type."""
+    """Weights must be in the message, and their values fit their shapes. The checker does not see the large ones."""
     seen = set[str]()
     for tensor in model.graph.initializer:
         if tensor.name in seen:
             raise CamrtError(f"found two initializers {tensor.name!r}, expected one of each name")
         seen.add(tensor.name)
+    constants = [one.t for node in model.graph.node for one in node.attribute if one.HasField("t")]
+    for tensor in (*model.graph.initializer, *constants):
         if tensor.data_location == TensorProto.EXTERNAL:
             place = next((entry.value for entry in tensor.external_data if entry.key == "location"), "another file")
             raise CamrtError(
@@ -156,6 +168,7 @@ def _check_weights(model: onnx.ModelProto) -> None:
                 f"found the weights {tensor.name!r} of type {tensor.data_type} and shape {tuple(tensor.dims)}, which "
                 "is no type or shape of ONNX"
             )
+        check_values(tensor)
 
 
 def _with_weights(light: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:

@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from camrt.classes import alike
 from camrt.errors import CamrtError
-from camrt.graph.view import GraphView, Shape, attributes_of, operator_of
+from camrt.graph.view import GraphView, Shape, attributes_of, operator_of, quoted
 
 # What may stand between an activation at the end and the output, and changes neither the scores nor their order.
 _SHAPING = {"Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast"}
@@ -88,7 +88,7 @@ def check_tensor(view: GraphView, tensor: str, role: str) -> None:
     """
     if tensor not in view.producers:
         raise CamrtError(
-            f"found the {role} {tensor!r}, expected a tensor of the model"
+            f"found the {role} {quoted(tensor)}, expected a tensor of the model"
             f"{alike(tensor, list(view.producers)) or ': ' + few(view.producers)}"
         )
     kind = view.types.get(tensor, TensorProto.FLOAT)
