@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from camrt import CamrtError
-from camrt.evaluate.journal import Journal, Records, Shard, stamp_of
+from camrt.evaluate.journal import Journal, Records, Shard, fingerprint_of
 
 SETTINGS = {"model": {"name": "a"}, "thresholds": (20, 100, 110)}
 IMAGES = {f"image {number}": [number, 1] for number in range(7)}
@@ -84,11 +84,11 @@ def test_a_changed_image_is_done_again(tmp_path: Path) -> None:
 
 def test_a_refused_image_is_tried_again(tmp_path: Path) -> None:
     with Journal(tmp_path, "maps", SETTINGS) as journal:
-        journal.refuse("image 1", "is broken", [1, 1])
+        journal.record_failure("image 1", "is broken", [1, 1])
     records = Records(tmp_path, "maps")
-    assert (records.refused, "image 1" in records, dict(records)) == ({"image 1": "is broken"}, True, {})
+    assert (records.failures, "image 1" in records, dict(records)) == ({"image 1": "is broken"}, True, {})
     assert run(tmp_path) == list(IMAGES)
-    assert Records(tmp_path, "maps").refused == {}
+    assert Records(tmp_path, "maps").failures == {}
     assert complete(tmp_path)
 
 
@@ -199,9 +199,9 @@ def test_no_shard(text: str) -> None:
 
 
 def test_stamp(tmp_path: Path) -> None:
-    assert stamp_of(tmp_path / "none") is None
+    assert fingerprint_of(tmp_path / "none") is None
     (tmp_path / "a").write_bytes(b"abc")
-    assert stamp_of(tmp_path / "a") == [3, (tmp_path / "a").stat().st_mtime_ns]
+    assert fingerprint_of(tmp_path / "a") == [3, (tmp_path / "a").stat().st_mtime_ns]
 
 
 def _append_for_ever(folder: Path, shard: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from camrt import CamrtError
-from camrt.evaluate.annotated import DataSet, read_csv, read_metadata
+from camrt.evaluate.datasets import Dataset, read_csv, read_metadata
 
 FILES = {
     "image_ids.txt": "a/1.jpg\na/2.jpg\nb, c.png\n",
@@ -202,7 +202,7 @@ def test_no_file(tmp_path: Path) -> None:
 
 def test_a_digest_tells_annotations_apart(tmp_path: Path) -> None:
     def digests(text: str) -> list[str]:
-        found: DataSet = read_csv(table(tmp_path, text))
+        found: Dataset = read_csv(table(tmp_path, text))
         return [each.digest for each in found.images]
 
     first = digests("a.png,1,0,0,5,5\nb.png,1,0,0,5,5\n")

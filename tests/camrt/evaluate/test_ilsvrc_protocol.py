@@ -19,12 +19,13 @@ from typer.testing import CliRunner
 from camrt import CamrtError, Explainer
 from camrt.cli import app
 from camrt.commands.evaluate import progress
-from camrt.evaluate import localization
-from camrt.evaluate.dataset import find_images, load
+from camrt.evaluate import ilsvrc_protocol
+from camrt.evaluate.datasets import find_images, read_ilsvrc
 from camrt.evaluate.devkit import read_submission
-from camrt.evaluate.guesses import BoxRule
 from camrt.evaluate.ilsvrc import rankings
+from camrt.evaluate.ilsvrc_protocol import BoxRule
 from camrt.evaluate.journal import Journal, Shard
+from camrt.evaluate.network import Network
 from tests import tiny_cam
 from tests.camrt.evaluate.shapes import NUMBERS, Shapes, write_shapes
 from tests.tiny_models import LABELS, tiny_classifier, tiny_explainer
@@ -301,16 +302,16 @@ def test_shards_and_merge(numbered: Shapes, fast: Path, tmp_path: Path) -> None:
 
 
 def test_from_python(numbered: Shapes, fast: Path, tmp_path: Path) -> None:
-    data = load(numbered.xml, numbered.truth, meta=numbered.mapping)
+    data = read_ilsvrc(numbered.xml, numbered.truth, meta=numbered.mapping)
     files = find_images(numbered.images, data.names)
-    model = localization.Model(str(fast))
+    model = Network(str(fast))
     for number in (1, 2, 3):
         images = {name: files.get(name) for name in data.names}
-        assert localization.guess(images, tmp_path, model, BoxRule(), shard=Shard(number, 3), workers=0) == 4
-        assert localization.missing(data, tmp_path) == 12 - 4 * number
-    outcome = localization.count(data, tmp_path)
-    assert outcome.predictions["bbox1"].shape == (12, 25)
-    assert 0 < outcome.localization["bbox1"][4] <= outcome.localization["bbox1"][0] <= 1
+        assert ilsvrc_protocol.guess(images, tmp_path, model, BoxRule(), shard=Shard(number, 3), workers=0) == 4
+        assert ilsvrc_protocol.missing(data, tmp_path) == 12 - 4 * number
+    errors = ilsvrc_protocol.count(data, tmp_path)
+    assert errors.predictions["bbox1"].shape == (12, 25)
+    assert 0 < errors.localization["bbox1"][4] <= errors.localization["bbox1"][0] <= 1
 
 
 def test_a_damaged_record(numbered: Shapes, fast: Path, tmp_path: Path) -> None:
@@ -340,8 +341,8 @@ def test_a_damaged_record(numbered: Shapes, fast: Path, tmp_path: Path) -> None:
 
 def test_started_twice(numbered: Shapes, fast: Path, tmp_path: Path) -> None:
     options = [*numbered.options, "--model", fast, "--out", tmp_path / "out", "--workers", 0]
-    model = localization.Model(str(fast))
-    with Journal(tmp_path / "out", localization.JOURNAL, {**model.settings, **BoxRule().settings}):
+    model = Network(str(fast))
+    with Journal(tmp_path / "out", ilsvrc_protocol.JOURNAL, {**model.settings(None), **BoxRule().settings}):
         code, _, stderr = run(*options)
         assert (code, "guesses.jsonl: another run writes it" in stderr) == (1, True), stderr
         code, stdout, _ = run(*options, "--shard", "1/2")  # which has a file of its own
@@ -414,10 +415,10 @@ def test_usage(shapes: Shapes, tiny: Path) -> None:
         (["--merge", "--html"], "name the folder with the images"),
         (["--merge", "--shard", "1/2"], "leave out --shard"),
         (["--submission", "a.txt", "--merge"], "counts a file alone"),
-        (["--images", "a", "--boxes", "round"], "expected one of dt, threshold"),
-        (["--images", "a", "--encoding", "gif"], "expected one of jpeg, png"),
+        (["--images", "a", "--boxes", "round"], "'round' is not one of 'dt', 'threshold'"),
+        (["--images", "a", "--encoding", "gif"], "'gif' is not one of 'jpeg', 'png'"),
         (["--images", "a", "--heatmaps", "a/b/../c"], "maps would mix with images"),
-        (["--images", "a", "--protocol", "eleven-crop"], "expected one of ten-crop"),
+        (["--images", "a", "--protocol", "eleven-crop"], "'eleven-crop' is not one of 'ten-crop'"),
         (["--images", "a", "--model", "nonsense"], "nonsense"),
     ):
         code, _, stderr = run(*files, *options)
@@ -457,8 +458,8 @@ def test_number_of_classes(tmp_path: Path) -> None:
     """A method that explains one class is asked for five; an explainer of fewer cannot be."""
     onnx.save(tiny_explainer(top=2), tmp_path / "two.onnx")
     with pytest.raises(CamrtError, match=r"found an explainer graph with top 2, expected 5"):
-        localization.Model(str(tmp_path / "two.onnx")).load()
+        Network(str(tmp_path / "two.onnx")).explainer_of_best(None, 5)
     onnx.save(tiny_classifier(labels=False), tmp_path / "classifier.onnx")
-    assert localization.Model(str(tmp_path / "classifier.onnx"), protocol="center").load().top == 5
-    explainer = localization.Model(str(tmp_path / "classifier.onnx"), "eigencam", "center").load()
+    assert Network(str(tmp_path / "classifier.onnx"), "center").explainer_of_best(None, 5).top == 5
+    explainer = Network(str(tmp_path / "classifier.onnx"), "center").explainer_of_best("eigencam", 5)
     assert (explainer.method, explainer.top) == ("eigencam", 5)

@@ -22,11 +22,10 @@ from typer.testing import CliRunner
 
 from camrt import CamrtError, Explainer, explain_graph
 from camrt.cli import app
-from camrt.evaluate import comparison, faithfulness, wsol
-from camrt.evaluate.annotated import read_csv
-from camrt.evaluate.classifier import Classifier
-from camrt.evaluate.comparison import Measures, Network
-from camrt.evaluate.tally import tally
+from camrt.evaluate import faithfulness, wsol, wsol_protocol
+from camrt.evaluate.datasets import read_csv
+from camrt.evaluate.network import Classifier, Network
+from camrt.evaluate.wsol_protocol import Measures, tally
 from camrt.graph.view import metadata_of
 from camrt.images import prepare, resize
 from camrt.preprocess import preprocess_of
@@ -122,11 +121,11 @@ def test_from_images_to_the_table(shapes: Path, tiny: Path, tmp_path: Path) -> N
 def test_numbers_are_those_of_the_parts(tiny: Path, tmp_path: Path) -> None:
     """The same by hand: explainer, classifier and metrics, an image at a time."""
     shapes = write_table(tmp_path / "shapes", 4)
-    network = Network(str(tiny))
+    network = Network(str(tiny), "whole")
     data = read_csv(shapes / "boxes.csv")
-    groups = tuple(group for group in comparison.GROUPS if group != comparison.ROAD)
+    groups = tuple(group for group in wsol_protocol.GROUPS if group != wsol_protocol.ROAD)
     measures = Measures(groups, side=100, tolerance=3, step=9000, masks=shapes / "masks")
-    comparison.measure(data, shapes / "images", tmp_path, network, "layercam", measures, workers=0)
+    wsol_protocol.measure(data, shapes / "images", tmp_path, network, "layercam", measures, workers=0)
     found = tally(data, shapes / "images", tmp_path, "layercam", groups)
     wants = tiny_cam.preprocess()
     squeezed = type(wants)(224, 224, wants.mean)
@@ -143,7 +142,7 @@ def test_numbers_are_those_of_the_parts(tiny: Path, tmp_path: Path) -> None:
         counts += wsol.pixel_counts(heatmap, *wsol.merged_masks([mask], side=100))
         point = faithfulness.highest_point(explained.heatmaps[0], (width, height))
         hits.append(faithfulness.pointing_hit(point, np.array(each.boxes), 3))
-        seen = alone.seen(prepare(explained.image, 224))
+        seen = alone.prepare(prepare(explained.image, 224))
         shown = wsol.normalized(explained.heatmaps[0]).astype(np.float32)
         both = alone(np.stack([seen, faithfulness.shown_through(seen[None], shown[None])[0]]))[:, label]
         scores.append(both)
@@ -169,8 +168,8 @@ def test_numbers_are_those_of_the_parts(tiny: Path, tmp_path: Path) -> None:
 def test_road_is_that_of_the_parts(fast: Path, shapes: Path, tmp_path: Path) -> None:
     number_classes([], shapes)
     data = read_csv(shapes / "boxes.csv")
-    comparison.measure(
-        data, shapes / "images", tmp_path, Network(str(fast)), "gradcam", Measures(("road",)), workers=0
+    wsol_protocol.measure(
+        data, shapes / "images", tmp_path, Network(str(fast), "whole"), "gradcam", Measures(("road",)), workers=0
     )  # fmt: skip
     found = tally(data, shapes / "images", tmp_path, "gradcam", ("road",))
     wants = dataclasses.replace(preprocess_of(None, metadata_of(tiny_classifier())), size=28)
@@ -179,7 +178,7 @@ def test_road_is_that_of_the_parts(fast: Path, shapes: Path, tmp_path: Path) -> 
     scores: dict[bool, list[np.ndarray]] = {True: [], False: []}
     for each in data.images:
         explained = explainer(shapes / "images" / each.image, each.label)
-        seen = alone.seen(prepare(explained.image, 28))
+        seen = alone.prepare(prepare(explained.image, 28))
         shown = wsol.normalized(explained.heatmaps[0]).astype(np.float32)
         seed = zlib.crc32(each.image.encode())
         for order, some in scores.items():
@@ -403,7 +402,7 @@ def test_metrics_that_the_data_set_does_not_allow(shapes: Path, tiny: Path, tmp_
         (["--methods", "cam,scam"], "found 'scam', expected one of cam, gradcam"),
         (["--methods", ","], "found nothing"),
         (["--metrics", "boxes,luck"], "found 'luck'"),
-        (["--protocol", "half"], "found 'half'"),
+        (["--protocol", "half"], "'half' is not one of 'whole', 'ten-crop'"),
         (["--threshold", "1"], "0 <= threshold < 1"),
         (["--metadata", "."], "name one of both"),
         (["--shard", "1/2", "--merge"], "leave out --shard"),
@@ -451,15 +450,17 @@ def test_a_damaged_journal_is_an_error(shapes: Path, fast: Path, tmp_path: Path)
 
 
 def test_journals_of_methods_have_names() -> None:
-    assert comparison.journal_name("boxes", "gradcam++") == "boxes-gradcampp"
+    assert wsol_protocol.journal_name("boxes", "gradcam++") == "boxes-gradcampp"
     names = [
-        comparison.journal_name(group, method) for group in comparison.GROUPS for method in ("gradcam", "gradcam++")
+        wsol_protocol.journal_name(group, method)
+        for group in wsol_protocol.GROUPS
+        for method in ("gradcam", "gradcam++")
     ]
     assert len(set(names)) == len(names)
 
 
 def test_checks_before_anything_is_loaded(shapes: Path) -> None:
     data = read_csv(shapes / "boxes.csv")
-    comparison.check(data, Measures(comparison.GROUPS, masks=shapes / "masks"))
+    wsol_protocol.check(data, Measures(wsol_protocol.GROUPS, masks=shapes / "masks"))
     with pytest.raises(CamrtError, match="there is no mask"):
-        comparison.check(data, Measures(comparison.GROUPS, masks=shapes / "images"))
+        wsol_protocol.check(data, Measures(wsol_protocol.GROUPS, masks=shapes / "images"))
