@@ -349,8 +349,8 @@ def _guess(
 
     if data.synsets is None:
         raise CamrtError(
-            "the annotations have numbers, not names, so that nothing says which number a class of the network has. "
-            "Give the devkit's meta_clsloc.mat, or a file with a name and a number a line: --meta"
+            "the annotations have numbers, not names, so that the number of each network class is unknown. "
+            "Give the devkit's meta_clsloc.mat, or a file with a name and a number per line: --meta"
         )
     here = len(part.of(data.names))
 
@@ -457,7 +457,7 @@ def wsol(
         found = [tally(data, images, out, each, measures.groups, threshold=measuring.threshold) for each in chosen]
         if left := max(each.left for each in found):
             if running.merge:
-                raise CamrtError(f"says nothing of {left:,} images. Finish their shards with the same command",
+                raise CamrtError(f"has no result for {left:,} images. Finish their shards with the same command",
                                  file=str(out))  # fmt: skip
             _print_left(part, left, out, running.as_json)
             return

@@ -422,7 +422,7 @@ def read_csv(file: str | Path) -> Dataset:
         if before is not None and before.label != label:
             raise CamrtError(
                 f"found the class {label!r} of {image!r}, and {before.label!r} at {before.place}, expected one class "
-                "an image",
+                "per image",
                 file=place,
             )
         first = before or AnnotatedImage(image, label, place)
@@ -430,8 +430,7 @@ def read_csv(file: str | Path) -> Dataset:
         ignored = row.get("ignored") or first.ignored
         if first.ignored and ignored != first.ignored:
             raise CamrtError(
-                f"found a second mask of what does not count, {ignored!r} beside {first.ignored!r}, expected one "
-                "an image",
+                f"found a second mask of pixels to ignore, {ignored!r} beside {first.ignored!r}, expected one an image",
                 file=place,
             )
         boxes = (*first.boxes, *([box] if box is not None else []))
@@ -468,7 +467,7 @@ def _lines(path: Path) -> list[str]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise CamrtError("is no UTF-8 text, expected lines of names and numbers", file=f"{path}:{line}") from None
+        raise CamrtError("is not UTF-8 text, expected lines of names and numbers", file=f"{path}:{line}") from None
     return text.replace("\r\n", "\n").split("\n")
 
 
@@ -510,7 +509,7 @@ def _image_ids(path: Path) -> dict[str, int]:
             _twice(line, found[line], path, number)
         found[line] = number
     if not found:
-        raise CamrtError("names no images, expected a path a line", file=str(path))
+        raise CamrtError("lists no images, expected one path per line", file=str(path))
     return found
 
 
@@ -562,7 +561,7 @@ def _complete(ids: Mapping[str, int], found: Mapping[str, Any], path: Path) -> N
     missing = [image for image in ids if image not in found]
     if missing:
         raise CamrtError(
-            f"says nothing of {len(missing):,} of the {len(ids):,} images, the first of which is {missing[0]!r} "
+            f"has no line for {len(missing):,} of the {len(ids):,} images, the first of which is {missing[0]!r} "
             f"({IDS}:{ids[missing[0]]}): the files are not of one data set, or one was cut off",
             file=str(path),
         )
@@ -590,7 +589,11 @@ def _masks_of(rows: Sequence[tuple[int, list[str]]], path: Path) -> tuple[tuple[
         if not mask.strip():
             _wrong("found no mask, expected path,mask,ignored", path, number)
         if without and count:
-            _wrong(f"found {without!r}, expected what does not count at the first line of an image only", path, number)
+            _wrong(
+                f"found {without!r}, expected the mask of pixels to ignore in the first line of an image only",
+                path,
+                number,
+            )
         masks.append(mask)
         ignored = ignored or without
     return tuple(masks), ignored
@@ -665,7 +668,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
                 raise CamrtError("found no image or no class, expected both in each row", file=place)
             yield place, values
     except csv.Error as error:
-        raise CamrtError(f"is no CSV that can be read: {error}", file=f"{path}:{reader.line_num}") from error
+        raise CamrtError(f"is not readable CSV: {error}", file=f"{path}:{reader.line_num}") from error
 
 
 def _columns(named: Sequence[str], place: str) -> Sequence[str]:

@@ -150,7 +150,7 @@ def guesses(predictions: npt.ArrayLike) -> tuple[Floats, Floats]:
     matrix = _numbers(predictions, "predictions")
     if matrix.ndim != 2 or not matrix.size or matrix.shape[1] % 5:
         raise CamrtError(
-            f"found predictions of shape {matrix.shape}, expected (N, {5 * GUESSES}): five numbers a guess"
+            f"found predictions of shape {matrix.shape}, expected (N, {5 * GUESSES}): five numbers per guess"
         )
     found = matrix.reshape(len(matrix), -1, 5)[:, :GUESSES]
     if found.shape[1] < GUESSES:
@@ -228,7 +228,7 @@ def _flattened(boxes: Sequence[npt.ArrayLike], number: int) -> tuple[Integers, F
     owner = np.repeat(np.arange(number), counts)
     flat = np.concatenate([array.reshape(-1, 5) for array in arrays]) if number else np.empty((0, 5))
     if not np.isfinite(flat).all():
-        raise CamrtError(f"image {owner[_first(~np.isfinite(flat))[0]] + 1}: a box holds what is no number")
+        raise CamrtError(f"image {owner[_first(~np.isfinite(flat))[0]] + 1}: a box contains NaN or infinity")
     row, _ = _first((flat[:, 0] < 1) | (flat[:, 0] != np.floor(flat[:, 0])))
     if row is not None:
         raise CamrtError(f"found a box of class {flat[row, 0]:g} in image {owner[row] + 1}, expected 1, 2, ...")
@@ -242,7 +242,7 @@ def _numbers(values: Any, name: str) -> Floats:
     try:
         array = np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
-        raise CamrtError(f"found {name} that are no array of numbers ({error})") from None
+        raise CamrtError(f"found {name} that are not an array of numbers ({error})") from None
     if name != "boxes" and not np.isfinite(array).all():  # boxes are checked all at once
         raise CamrtError(f"found {name} with NaN or infinite values, expected numbers")
     return array

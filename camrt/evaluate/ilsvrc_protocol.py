@@ -179,8 +179,8 @@ def count(dataset: Dataset, folder: Path) -> LocalizationErrors:
     lacking = [name for name in dataset.names if name not in records]
     if lacking:
         raise CamrtError(
-            f"says nothing of {len(lacking):,} of the {len(dataset):,} images, the first of which is {lacking[0]!r}. "
-            "Let the shards that are not done go on, with the same command",
+            f"has no result for {len(lacking):,} of the {len(dataset):,} images, the first of which is {lacking[0]!r}. "
+            "Finish their shards with the same command",
             file=str(folder),
         )
     table = _GuessTable(dataset, folder)
@@ -219,9 +219,7 @@ class _GuessTable:
             self.classes[position, :top], self.boxes[position, :top] = found["classes"], found["boxes"]
             self.box_counts[position, :top] = found["found"]
         except (LookupError, TypeError, ValueError) as error:
-            raise CamrtError(
-                f"what the journal says of {name!r} is damaged ({error!r})", file=str(self.folder)
-            ) from error
+            raise CamrtError(f"the journal's line of {name!r} is damaged ({error!r})", file=str(self.folder)) from error
         self.classes[position, :top] += 1
         if (reason := self.dataset.images[position].misfit((width, height))) is not None:
             self.misfits[name] = reason
@@ -266,8 +264,8 @@ def _devkit_classes(classes: npt.NDArray[np.int64], dataset: Dataset, folder: Pa
         return classes
     if dataset.synsets is None:
         raise CamrtError(
-            "nothing says which number a class of the network has in the ground truth. Give the devkit's "
-            "meta_clsloc.mat, or a file with a name and a number a line: --meta"
+            "the number of each network class in the ground truth is unknown. Give the devkit's "
+            "meta_clsloc.mat, or a file with a name and a number per line: --meta"
         )
     file = folder / MODEL
     try:
@@ -275,7 +273,7 @@ def _devkit_classes(classes: npt.NDArray[np.int64], dataset: Dataset, folder: Pa
         number, labels = int(facts["classes"]), facts["labels"]
         labels = None if labels is None else [str(label) for label in labels]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise CamrtError(f"does not say which classes the network has ({error!r})", file=str(file)) from error
+        raise CamrtError(f"does not state the network's classes ({error!r})", file=str(file)) from error
     if classes.max() > number or classes.min() < 0:
         raise CamrtError(
             f"found the class {classes.max() - 1} in the journal, expected 0 to {number - 1}", file=str(file)

@@ -8,7 +8,7 @@ The following holds wherever a run is killed:
 * All files of one name in a folder form one record: an image that is done in one of them is done, even if the number of
   shards changes. If an image has several lines, the newest one counts.
 * Results of different settings are never mixed: that is an error. So is a line that is not JSON; the file is left as
-  it is.
+  it is. A journal without results, as a failed start leaves it, may be continued with other settings.
 * Only one process writes a file at a time. A second one is refused where the system supports locks.
 
 Example:
@@ -99,7 +99,7 @@ class Records:
 
     Attributes:
         files: The journals.
-        settings: The settings that the results depend on; None if there is no journal.
+        settings: The settings that the results depend on; None if there are no results.
     """
 
     folder: str | os.PathLike[str]
@@ -107,6 +107,7 @@ class Records:
     files: tuple[Path, ...] = field(init=False)
     settings: dict[str, Any] | None = field(init=False, default=None)
     _lines: dict[str, _Line] = field(init=False, default_factory=dict, repr=False)
+    _used: set[Path] = field(init=False, default_factory=set, repr=False)  # the journals with a line of an image
 
     def __post_init__(self) -> None:
         pattern = re.compile(re.escape(self.name) + r"(\.\d+-of-\d+)?\.jsonl")
@@ -147,22 +148,28 @@ class Records:
         """The images that failed, with the reasons."""
         return {image: line.reason for image, line in self._lines.items() if line.reason is not None}
 
+    def has_results(self, file: Path) -> bool:
+        """Return whether a journal has a line of an image, of success or of failure."""
+        return file in self._used
+
     def _read(self, file: Path) -> None:
-        offset = 0
+        offset, settings = 0, None
         with _opened(file) as stream:
             for number, (line, facts) in enumerate(results.parse_lines(stream, file), 1):
                 if not line.endswith(b"\n"):
                     return
                 if number == 1:
-                    self._compare(file, facts)
+                    settings = self._settings_of(file, facts)
                 elif facts is not None:
+                    if file not in self._used:
+                        self._compare(file, settings)
                     self._note(file, number, offset, facts)
                 offset += len(line)
 
-    def _compare(self, file: Path, header: Any) -> None:
+    def _settings_of(self, file: Path, header: Any) -> Any:
         if not isinstance(header, dict) or header.get("journal") != self.name or "settings" not in header:
             raise CamrtError(
-                f"found no journal of {self.name!r} (its first line says what it is of). Move it away, or name another "
+                f"found no journal of {self.name!r} (the first line is not its header). Move it away, or name another "
                 "folder with --out",
                 file=str(file),
             )
@@ -172,17 +179,22 @@ class Records:
                 "wrote it. Name another folder with --out",
                 file=str(file),
             )
+        return header["settings"]
+
+    def _compare(self, file: Path, settings: Any) -> None:
+        self._used.add(file)
         if self.settings is None:
-            self.settings = header["settings"]
+            self.settings = settings
         else:
-            _compare(file, found=header["settings"], wanted=self.settings, of="the other journals in the folder")
+            _compare(file, found=settings, wanted=self.settings, of="the other journals in the folder")
 
     def _note(self, file: Path, number: int, offset: int, facts: Any) -> None:
         # The keys on disk are those of format 1: "stamp" for a fingerprint, "refused" for a failure.
         is_ours = isinstance(facts, dict) and isinstance(facts.get("image"), str)
         if not is_ours or not isinstance(facts.get("at"), (int, float)) or not {"found", "refused"} & facts.keys():
             raise CamrtError(
-                "the line is no journal's. Remove it, or name another folder with --out", file=f"{file}:{number}"
+                "the line is not part of a journal. Remove it, or name another folder with --out",
+                file=f"{file}:{number}",
             )
         line = _Line(file, offset, facts["at"], facts.get("stamp"), facts.get("refused"))
         before = self._lines.get(facts["image"])
@@ -302,7 +314,7 @@ class Journal:
         records = Records(self.folder, self.name)
         if records.settings is not None:
             _compare(records.files[0], found=records.settings, wanted=self.settings, of="this run")
-        end = _end_of_lines(self.file)
+        end = _end_of_lines(self.file) if records.has_results(self.file) else 0  # a header alone is written anew
         if end != stream.seek(0, os.SEEK_END):
             stream.truncate(end)
         return records

@@ -279,4 +279,4 @@ def load_classifier(name: str, weights: Path | None = None) -> onnx.ModelProto:
     try:
         return onnx.load(name)
     except Exception as error:  # the errors of protobuf and onnx for a broken file have no common base
-        raise CamrtError(f"is no ONNX model that can be read ({error})", file=name) from error
+        raise CamrtError(f"is not a readable ONNX model ({error})", file=name) from error

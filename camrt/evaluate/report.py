@@ -454,7 +454,7 @@ def found_box(heatmap: NDArray[np.float32], threshold: float, size: tuple[int, i
         size: The image's width and height.
         side: The side in pixels of the map in which the box is found.
     """
-    gray = wsol.grey_levels(wsol.normalized(resize(heatmap, (side, side))))
+    gray = wsol.gray_levels(wsol.normalized(resize(heatmap, (side, side))))
     boxes, largest = wsol.boxes_above(gray, int(wsol.levels_of([threshold], int(gray.max()))[0]))
     x1, y1, x2, y2 = boxes[largest].tolist()
     across, down = size[0] / side, size[1] / side

@@ -334,7 +334,7 @@ class MapMetrics:
             heatmap = wsol.normalized(pixels.resize(each.heatmap, (self.side, self.side)))
         if BOXES in each.groups:
             truth = wsol.resized_boxes(np.array(annotated.boxes), annotated.size or each.size, self.side)
-            ious = wsol.overlaps_of_levels(wsol.grey_levels(heatmap), truth)
+            ious = wsol.overlaps_of_levels(wsol.gray_levels(heatmap), truth)
             found[BOXES] = {"rank": each.rank, "ious": packed(ious.astype("<f4"))}
         if MASKS in each.groups:
             on, ignored = self._masks(annotated, each.size)
@@ -457,7 +457,7 @@ def tally(
                 counts.add(group, name, found)
             except (LookupError, TypeError, ValueError) as error:
                 raise CamrtError(
-                    f"what the journal {journal_name(group, method)!r} says of {name!r} is damaged ({error!r})",
+                    f"the line of {name!r} in the journal {journal_name(group, method)!r} is damaged ({error!r})",
                     file=str(folder),
                 ) from error
     counted = len(counts.labels) - len(missing)

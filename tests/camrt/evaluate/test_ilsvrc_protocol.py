@@ -160,6 +160,28 @@ def test_blacklist_and_first(shapes: Shapes, tiny: Path, tmp_path: Path) -> None
     assert (code, json.loads(stdout)["images"], len(lines(tmp_path / "out"))) == (0, 8, 8)
 
 
+def test_preprocessing_of_a_model_that_does_not_state_it(shapes: Shapes, tmp_path: Path) -> None:
+    model = tiny_cam.convert()
+    kept = {entry.key: entry.value for entry in model.metadata_props if entry.key != "camrt.preprocess"}
+    onnx.helper.set_model_props(model, kept)
+    onnx.save(model, tmp_path / "bare.onnx")
+    out = tmp_path / "out"
+    options = [*shapes.options, "--model", tmp_path / "bare.onnx", "--protocol", "center", "--out", out, "--workers", 0]
+    code, _, stderr = run(*options)
+    assert code == 1
+    assert "--preprocess caffe or torchvision" in stderr
+    code, _, stderr = run(*options, "--preprocess", "caffe")
+    assert code == 0, stderr
+    explainer = Explainer(tmp_path / "bare.onnx", protocol="center", preprocess="caffe")
+    for line in lines(out):
+        found = explainer(shapes.images / f"{line['image']}.jpg")
+        assert line["found"]["classes"] == found.classes.tolist()  # type: ignore[index]
+        assert line["found"]["scores"] == pytest.approx(found.scores.tolist(), rel=1e-5)  # type: ignore[index]
+    code, _, stderr = run(*options, "--preprocess", "torchvision")
+    assert code == 1
+    assert "preprocess: found 'caffe', expected 'torchvision'" in stderr
+
+
 def test_a_class_has_the_number_of_its_name(shapes: Shapes, tiny: Path, tmp_path: Path) -> None:
     """Without --meta the annotations' names and the ground truth say it, as far as all classes are there."""
     options = [*shapes.options[:-2], "--model", tiny, "--out", tmp_path / "out", "--workers", 0]
@@ -290,7 +312,7 @@ def test_shards_and_merge(numbered: Shapes, fast: Path, tmp_path: Path) -> None:
     assert json.loads(stdout) == {"shard": "2/2", "left": 6, "out": str(out)}
     code, _, stderr = run(*merge)
     assert code == 1
-    assert "says nothing of 6 of the 12 images, the first of which is 'shape_00001'" in stderr
+    assert "has no result for 6 of the 12 images, the first of which is 'shape_00001'" in stderr
     code, stdout, _ = run(*options, "--shard", "1/2")  # the last one counts
     assert (code, submissions(out)) == (0, wanted)
     for file in out.glob("*.txt"):
@@ -320,9 +342,9 @@ def test_a_damaged_record(numbered: Shapes, fast: Path, tmp_path: Path) -> None:
     merge = [*numbered.options[2:], "--out", out, "--merge"]
     text = (out / "guesses.jsonl").read_text()
     for before, after, message in (
-        ('"classes": [', '"classes": [1, 2, ', "what the journal says of 'shape_00001' is damaged"),
-        ('"boxes": [', '"boxes": [[], ', "what the journal says of 'shape_00001' is damaged"),
-        ('"found": {', '"found": {"no": 1}, "x": {', "what the journal says of 'shape_00001' is damaged"),
+        ('"classes": [', '"classes": [1, 2, ', "the journal's line of 'shape_00001' is damaged"),
+        ('"boxes": [', '"boxes": [[], ', "the journal's line of 'shape_00001' is damaged"),
+        ('"found": {', '"found": {"no": 1}, "x": {', "the journal's line of 'shape_00001' is damaged"),
         ('"classes": [', '"classes": [700, ', "damaged"),
     ):
         head, rest = text.split("\n", 1)

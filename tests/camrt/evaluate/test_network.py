@@ -71,5 +71,5 @@ def test_loading_by_path(tmp_path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(CamrtError, match="there is no such file"):
         load_classifier(str(tmp_path / "none.onnx"))
     (tmp_path / "broken.onnx").write_bytes(b"no model")
-    with pytest.raises(CamrtError, match="is no ONNX model"):
+    with pytest.raises(CamrtError, match="is not a readable ONNX model"):
         load_classifier(str(tmp_path / "broken.onnx"))

@@ -152,7 +152,7 @@ def test_images_that_the_first_method_localized_worst_and_best() -> None:
 
 def test_the_box_of_the_page_is_that_which_was_measured() -> None:
     heatmap = explanation().heatmaps[0]
-    grey = wsol.grey_levels(wsol.normalized(heatmap))
+    grey = wsol.gray_levels(wsol.normalized(heatmap))
     boxes, largest = wsol.boxes_above(grey, int(wsol.levels_of([0.5])[0]))
     assert boxes[largest].tolist() == [5, 10, 15, 30]
     assert report.found_box(heatmap, 0.5, (100, 200), 50).tolist() == [[10, 40, 20, 80]]

@@ -112,7 +112,7 @@ def test_images_of_another_data_set_do_not_count(tmp_path: Path) -> None:
 )
 def test_a_damaged_line_is_named(tmp_path: Path, facts: dict[str, object]) -> None:
     write(tmp_path, "boxes", [facts])
-    with pytest.raises(CamrtError, match=r"what the journal 'boxes-cam' says of '0\.png' is damaged"):
+    with pytest.raises(CamrtError, match=r"the line of '0\.png' in the journal 'boxes-cam' is damaged"):
         tally(DATA, None, tmp_path, "cam", ["boxes"])
 
 
