@@ -554,7 +554,7 @@ def _by_image(
 
 def _known(image: str, ids: Mapping[str, int], path: Path, number: int) -> None:
     if image not in ids:
-        _wrong(f"found {image!r}, which {IDS} does not name: the files are not of one data set", path, number)
+        _wrong(f"found {image!r}, which {IDS} does not name: the files do not belong to one dataset", path, number)
 
 
 def _complete(ids: Mapping[str, int], found: Mapping[str, Any], path: Path) -> None:
@@ -562,7 +562,7 @@ def _complete(ids: Mapping[str, int], found: Mapping[str, Any], path: Path) -> N
     if missing:
         raise CamrtError(
             f"has no line for {len(missing):,} of the {len(ids):,} images, the first of which is {missing[0]!r} "
-            f"({IDS}:{ids[missing[0]]}): the files are not of one data set, or one was cut off",
+            f"({IDS}:{ids[missing[0]]}): the files do not belong to one dataset, or one was cut off",
             file=str(path),
         )
 

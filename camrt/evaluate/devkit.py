@@ -89,7 +89,7 @@ class Annotations:
                 where = self.images[image] if self.images else f"image {image + 1}"
                 raise CamrtError(
                     f"found a box of {unknown!r} in {where}, expected one of the {len(synsets):,} classes that have a "
-                    "number. Is it the annotation of another data set?",
+                    "number. Is it the annotation of another dataset?",
                     file=file,
                 )
             boxes.append(np.hstack([np.array([[synsets[name]] for name in names]).reshape(-1, 1), array[:, 1:]]))
@@ -251,7 +251,7 @@ def synsets_of(annotations: Annotations, ground_truth: Integers, file: str) -> d
             raise CamrtError(
                 f"found boxes of {name!r} in an image whose ground truth is {number}, and in others "
                 f"{owners.get(number, name)!r} with {synsets[name]}. The annotations and the ground truth are not in "
-                "one order, or of different data sets; if they are right, name the classes with --meta",
+                "one order, or of different datasets; if they are right, name the classes with --meta",
                 file=file,
             )
     return synsets
