@@ -28,8 +28,8 @@ from scipy import ndimage
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from camrt.evaluate.guesses import BoxRule, Maps
 from camrt.evaluate.ilsvrc import localization_error
+from camrt.evaluate.ilsvrc_protocol import BoxRule, Maps
 from camrt.evaluate.journal import Journal, Records
 
 RUNS = 5

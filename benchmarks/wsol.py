@@ -43,7 +43,7 @@ from camrt.evaluate import faithfulness, wsol
 try:
     import torch
     from pytorch_grad_cam.metrics.road import NoisyLinearImputer
-except ImportError:
+except (ImportError, RuntimeError):  # the latter from a torchvision that does not fit torch
     torch = NoisyLinearImputer = None
 
 SIDE = wsol.SIDE

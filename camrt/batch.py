@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import io
@@ -11,17 +12,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, Self, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeGuard
 
 from camrt import loading, results
 from camrt.errors import CamrtError
 from camrt.results import LINES, json_line
 
 if TYPE_CHECKING:
+    from filelock import FileLock
+
     from camrt.explanation import Explanation
     from camrt.localize.crf import CRF
     from camrt.session import Provider
 
+MAX_SIDE = 2048  # pixels: of the pictures; as `camrt.explanation.MAX_SIDE`, which loads NumPy
 PAGE, LOCK, CARDS = "index.html", ".camrt-lock", ".cards"
 _BUSY = "another camrt explain writes into this folder. Wait for it, or name another one with --out"
 # What is looked for in folders. A file that is named is read whatever its ending.
@@ -70,20 +74,29 @@ class Batch:
       What is done is not computed again; what is not, is, and files that it no longer has are removed.
     * The last line of an image counts; a line that was torn is removed. Lines without ``settings`` (of
       `Explanation.save`) stay as they are. Any other line that is not JSON is an error, and nothing is changed.
-    * One run at a time: a second one on the same folder is refused, where the system has locks.
+    * One run at a time: a second one on the same folder is refused, where the file system has locks.
     * No name in a line leads out of the folder. Results are not taken for images.
+    * An image that cannot be read, explained, drawn or written does not stop the run; the next run tries it again. A
+      full disk, or a folder that cannot be written to, does.
+    * A run that fails before it has explained anything leaves the folder as it was.
 
     Used in a ``with`` block, which holds the lock.
 
     Args:
         folder: Made if it is not there.
         model: A name, or the path of an ONNX model, as for `camrt.Explainer`. It is loaded if an image is not done.
-        method: As for `camrt.Explainer`; so are ``protocol``, ``top``, ``target``, ``layer`` and ``settings``.
+        method: As for `camrt.Explainer`; so are the arguments up to ``max_pixels``.
         protocol: What the network sees of an image.
         top: How many classes are explained.
         target: What is explained in place of the best classes.
         layer: The features that the maps are made of.
+        classifier: The linear layer behind them.
+        scores: The tensor that is explained.
         settings: What is set of the method.
+        weights: The weights of a named model.
+        preprocess: The preset of the preprocessing.
+        max_side: The longer side in pixels of the largest pictures and maps; None for those of the image's size.
+        max_pixels: The most pixels of an image that is read.
         thresholds: Of the boxes in the lines and on the overlays; None for no boxes.
         maps: How the maps are written; None for not at all.
         cards: Whether what `page` needs is kept of each image.
@@ -111,7 +124,13 @@ class Batch:
         top: int | None = None,
         target: int | str | Sequence[int | str] | None = None,
         layer: str | Sequence[str] | None = None,
+        classifier: str | None = None,
+        scores: str | None = None,
         settings: Mapping[str, Any] | None = None,
+        weights: Path | None = None,
+        preprocess: str | None = None,
+        max_side: int | None = MAX_SIDE,
+        max_pixels: int | None = None,
         thresholds: Sequence[int] | None = None,
         maps: Literal["png", "npz"] | None = "png",
         cards: bool = False,
@@ -121,10 +140,14 @@ class Batch:
         self.folder, self.model = Path(folder), model
         self.method, self.protocol, self.top = method, protocol, top
         self.target, self.layer, self.settings = target, layer, settings
+        self.classifier, self.scores = classifier, scores
+        self.weights, self.preprocess = weights, preprocess
+        self.max_side, self.max_pixels = max_side, max_pixels
         self.thresholds, self.maps, self.cards = thresholds, maps, cards
         self.crf, self.side = crf, side
         self.total = self.skipped = self.explained = 0
-        self._lock: IO[bytes] | None = None
+        self._lock: FileLock | None = None
+        self._made: list[Path] = []  # by this run, and of no use if it explains nothing
         self._lines: dict[str, dict[str, Any]] = {}  # of the images, by path
         self._others: list[str] = []  # of Explanation.save
         self._owners: dict[str, str] = {}  # stem, without regard to case -> the image's path
@@ -132,27 +155,34 @@ class Batch:
     def __enter__(self) -> Self:
         from converters.encoding import sweep
 
+        missing = [each for each in (self.folder, *self.folder.absolute().parents) if not each.exists()]
+        self._made = [each for each in (self.folder / LINES, self.folder / LOCK) if not each.exists()] + missing
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CamrtError(f"cannot be written to: {error.strerror or error}", file=str(self.folder)) from error
-        try:
-            lock = results.hold(self.folder / LOCK, _BUSY)
-        except CamrtError as error:
-            raise CamrtError(error.message, file=str(self.folder)) from error.__cause__
+        self._lock = results.lock(self.folder / LOCK, _BUSY)
         try:
             sweep(self.folder)
             self._read()
         except BaseException:
-            lock.close()
+            self._leave()
             raise
-        self._lock = lock
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._leave(failed=kind is not None)
+
+    def _leave(self, *, failed: bool = True) -> None:
+        """Give the lock back; after a run that failed before it explained anything, the folder is as it was."""
+        if self._lock is None:
+            return
+        if failed and not self.explained:
+            for path in self._made:
+                with contextlib.suppress(OSError):  # a folder that has come to hold something stays
+                    path.rmdir() if path.is_dir() else path.unlink()
+        self._lock.release()
+        self._lock = None
 
     def explain(
         self,
@@ -188,11 +218,14 @@ class Batch:
         failed: list[tuple[str, str]] = []
         if not waiting:
             return failed
-        from camrt.explainer import Explainer
+        from camrt.explainer import Explainer, of_image
+        from camrt.images import MAX_PIXELS
 
         explainer = Explainer(
             self.model, self.method, self.protocol, self.top, providers,
-            target=self.target, layer=self.layer, settings=self.settings,
+            target=self.target, layer=self.layer, classifier=self.classifier, scores=self.scores,
+            settings=self.settings, weights=self.weights, preprocess=self.preprocess, max_side=self.max_side,
+            max_pixels=self.max_pixels or MAX_PIXELS,
         )  # fmt: skip
         with contextlib.suppress(OSError):  # which is said when the first line is written
             (self.folder / LINES).touch()
@@ -203,22 +236,28 @@ class Batch:
         ):
             advance(self.skipped)
 
-            def refuse(name: str, error: CamrtError) -> None:
+            def record_failure(name: str, error: CamrtError) -> None:
                 failed.append((name, str(error)))
                 advance(1)
 
-            for found in explainer.map(list(waiting), batch=batch, on_error=refuse):
+            for found in explainer.map(list(waiting), batch=batch, on_error=record_failure):
                 try:
-                    refined = found.refine(crf=self.crf, side=self.side) if self.crf else found
-                except CamrtError as error:
-                    refuse(found.source, error)
+                    facts = self._write(found, waiting[found.source], settings, threads)
+                except Exception as error:  # whatever it is, it is about this image; unless it is about the folder
+                    if _is_lost(error):
+                        raise
+                    record_failure(found.source, of_image(error, found.source))
                     continue
-                self._keep(refined, waiting[found.source], settings, threads)
+                self._keep(facts)
                 self.explained += 1
                 advance(1)
         if replaces:
             self._read()  # which leaves one line for each image
         return failed
+
+    def lines(self, images: Iterable[ImageFile]) -> list[dict[str, Any]]:
+        """Return the lines of those of the images that are explained, in their order."""
+        return [self._lines[image.path] for image in images if image.path in self._lines]
 
     def page(self, images: Iterable[ImageFile]) -> Path:
         """Writes a page to look through, ``index.html``, of those of the images that are explained.
@@ -229,9 +268,9 @@ class Batch:
         Raises:
             CamrtError: It cannot be written.
         """
-        from camrt.render import html_document
+        from camrt.report import html_document
 
-        cards = [self._card(self._lines[image.path]["stem"]) for image in images if image.path in self._lines]
+        cards = [self._card(line["stem"]) for line in self.lines(images)]
         note = " · ".join([self.model, *([self.protocol] if self.protocol else [])])
         page = html_document((card.read_text(encoding="utf-8") for card in cards if card.exists()), note=note)
         results.write(self.folder / PAGE, page.encode())
@@ -263,7 +302,7 @@ class Batch:
     def _settings(self) -> dict[str, Any]:
         """What the results depend on beside the image."""
         return {
-            "model": loading.identity(self.model),
+            "model": loading.identity(self.model, self.weights),
             "method": self.method,
             "protocol": self.protocol,
             "top": self.top,
@@ -275,7 +314,15 @@ class Batch:
 
     def _chosen(self) -> dict[str, Any]:
         """Of the arguments that a line need not have: those that say something."""
-        chosen = {"target": self.target, "layer": self.layer, "set": self.settings}
+        chosen = {
+            "target": self.target,
+            "layer": self.layer,
+            "classifier": self.classifier,
+            "scores": self.scores,
+            "set": self.settings,
+            "preprocess": self.preprocess,
+            "max_side": None if self.max_side == MAX_SIDE else self.max_side or 0,
+        }
         return {name: value for name, value in chosen.items() if value is not None}
 
     def _is_done(self, image: ImageFile, settings: Mapping[str, Any]) -> bool:
@@ -287,23 +334,33 @@ class Batch:
 
     # ------------------------------------------------------------------------------------------------------- the files
 
-    def _keep(self, found: Explanation, image: ImageFile, settings: Mapping[str, Any], threads: Executor) -> None:
-        """Write the files of an image, and then its line: where the line is, the files are."""
+    def _write(
+        self, found: Explanation, image: ImageFile, settings: Mapping[str, Any], threads: Executor
+    ) -> dict[str, Any]:
+        """Write the files of an image. Returns what its line is to say."""
+        if self.crf:
+            found = found.refine(crf=self.crf, side=self.side)
         stem = self._stem(image.path)
         # Encoding PNG takes longer than the network on a GPU.
-        files = found.save_files(self.folder, stem=stem, maps=self.maps, thresholds=self.thresholds, threads=threads)
+        files = found.save_files(
+            self.folder, stem=stem, maps=self.maps, thresholds=self.thresholds, max_side=None, threads=threads
+        )
         if self.cards:
-            from camrt.render import html_card
+            from camrt.report import html_card
 
             card = html_card(found, thresholds=self.thresholds)
             results.write(self._card(stem), card.encode(errors="replace"))
         else:
             self._card(stem).unlink(missing_ok=True)  # of an earlier run
-        facts = {**image.key, **found.as_dict(self.thresholds), "stem": stem, "files": files, "settings": settings}
-        for name in set(self._lines.get(image.path, {}).get("files", ())) - set(files):
+        return {**image.key, **found.as_dict(self.thresholds), "stem": stem, "files": files, "settings": settings}
+
+    def _keep(self, facts: dict[str, Any]) -> None:
+        """Write the line of an image, whose files are there; and remove the files that only the earlier line names."""
+        path = facts["path"]
+        for name in set(self._lines.get(path, {}).get("files", ())) - set(facts["files"]):
             (self.folder / name).unlink(missing_ok=True)
         results.append(self.folder / LINES, facts)
-        self._lines[image.path] = facts
+        self._lines[path] = facts
 
     def _stem(self, path: str) -> str:
         """What the names of an image's files begin with: the image's name, with a number if that is taken."""
@@ -312,6 +369,7 @@ class Batch:
         stem = Path(path).stem
         if Path(stem).name != stem:  # of "..png" it is "."
             stem = Path(path).name
+        stem = results.shortened(stem)
         if self._owners.get(stem.casefold(), path) != path:
             stem = f"{stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
         self._owners[stem.casefold()] = path
@@ -322,6 +380,15 @@ class Batch:
 
     def _absolute(self, name: str) -> str:
         return os.path.abspath(self.folder / name)  # noqa: PTH100 - links are not followed
+
+
+def _is_lost(error: BaseException | None) -> bool:
+    """Whether an error is about the folder, so that no other image can be written either."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _is_ours(facts: Any) -> TypeGuard[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The exception of this package."""
+"""The exception and the warning of this package."""
 
 from __future__ import annotations
 
@@ -32,3 +32,10 @@ class CamrtError(Exception):
     def in_file(self, file: str) -> CamrtError:
         """The same error, with the file named if it was not."""
         return CamrtError(self.message, file=self.file or file, details=self.details)
+
+
+class CamrtWarning(UserWarning):
+    """Something that was left out or left aside, and that the user should know of."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())

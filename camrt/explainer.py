@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from camrt import images
 from camrt.classes import class_number
 from camrt.errors import CamrtError
+from camrt.errors import CamrtWarning as CamrtWarning
 from camrt.explanation import Explanation
 from camrt.loading import EXPLAINER, LABELS, NAME, Request, explainer_graph
 from camrt.session import CUDA, Provider, Session
@@ -25,7 +27,7 @@ from camrt.session import CUDA, Provider, Session
 if TYPE_CHECKING:
     import onnx
 
-    from camrt.images import ImageLike
+    from camrt.images import ImageLike, Loaded
     from camrt.preprocess import Preprocess
 
 _INPUT, _TARGET, _OUTPUTS = "image", "target", ("scores", "classes", "heatmaps")
@@ -35,30 +37,24 @@ _WAITING_BYTES = 1 << 28  # of decoded images that wait for their turn
 OnError = Literal["warn", "raise"] | Callable[[str, CamrtError], object]
 
 
-class CamrtWarning(UserWarning):
-    """An image that was left out, and why."""
-
-
 @dataclass(frozen=True)
 class _Prepared:
     """An image that waits for the session.
 
     Attributes:
         source: What it is called.
-        image: (H, W, 3) uint8 RGB.
-        square: (S, S, 3) uint8 RGB.
+        loaded: It, and the square that the network looks at.
         target: (top,) int64: the classes that are asked for, where the graph takes them with the image.
     """
 
     source: str
-    image: NDArray[np.uint8]
-    square: NDArray[np.uint8]
+    loaded: Loaded
     target: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
-class _Refused:
-    """An image that cannot be explained."""
+class _Failure:
+    """An image that cannot be explained, and why."""
 
     source: str
     error: CamrtError
@@ -88,7 +84,10 @@ class Explainer:
         settings: What is set of the method.
         preprocess: What the network wants of an image, where the model does not say it.
         labels: The names of the classes, where the model does not say them.
+        weights: The weights of a named model, in place of the cache and the download.
         threads: How many threads compute on the CPU.
+        max_side: The longer side in pixels of the image that an explanation keeps: overlays, maps and pictures are made
+            at that size, and memory follows it. None for the image as it is. Boxes are in its pixels either way.
         max_pixels: The largest height times width of an image file that is decoded.
 
     Raises:
@@ -127,11 +126,14 @@ class Explainer:
         settings: Mapping[str, Any] | None = None,
         preprocess: Preprocess | str | None = None,
         labels: Sequence[str] | None = None,
+        weights: str | os.PathLike[str] | None = None,
         threads: int | None = None,
+        max_side: int | None = None,
         max_pixels: int = images.MAX_PIXELS,
     ) -> None:
         request = Request(
-            method, protocol, top, features, classifier, preprocess, target, layer, scores, settings, labels
+            method, protocol, top, features, classifier, preprocess, target, layer, scores, settings, labels,
+            None if weights is None else Path(weights),
         )  # fmt: skip
         graph = explainer_graph(model, request)
         self._session = Session(graph, providers=providers, threads=threads)
@@ -151,7 +153,7 @@ class Explainer:
             raise (error.in_file(file) if file else error) from error.__cause__
         self.name = self._session.metadata.get(NAME, "")
         self.provider = self._session.provider
-        self._max_pixels = max_pixels
+        self._max_side, self._max_pixels = max_side, max_pixels
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""
@@ -190,16 +192,15 @@ class Explainer:
             targets: What is explained of each, as for a call.
             batch: How many images the session gets at once: 1 if left out, 4 on CUDA.
             workers: How many threads decode: as many as there are processors, at most 8, if left out.
-            on_error: What becomes of an image that cannot be read: ``"warn"`` warns with a CamrtWarning and leaves it
-                out, ``"raise"`` raises its CamrtError, a function is called with its name and the CamrtError (in the
-                caller's thread, when its turn comes), and it is left out.
+            on_error: What to do about an image that cannot be explained. ``"warn"``: leave it out, with a CamrtWarning.
+                ``"raise"``: raise its CamrtError. A function: leave it out, and call the function with its name and its
+                CamrtError (in the caller's thread, when its turn comes).
 
         Returns:
-            An iterator of an `Explanation` for each image that can be read.
+            An iterator of an `Explanation` for each image that can be explained.
 
         Raises:
-            CamrtError: At once, for an argument; when its turn comes, for an image (``on_error="raise"``), or where
-                ONNX Runtime fails.
+            CamrtError: At once, for an argument; when its turn comes, for an image (``on_error="raise"``).
         """
         batch = (4 if self.provider == CUDA else 1) if batch is None else batch
         workers = min(8, os.cpu_count() or 1) if workers is None else workers
@@ -217,8 +218,8 @@ class Explainer:
 
     def _prepare(self, image: ImageLike, target: Any = None) -> _Prepared:
         asked = self._asked(target)
-        decoded = images.decode(image, max_pixels=self._max_pixels)
-        return _Prepared(images.name_of(image), decoded, images.prepare(decoded, self.size), asked)
+        loaded = images.load(image, self.size, max_side=self._max_side, max_pixels=self._max_pixels)
+        return _Prepared(images.name_of(image), loaded, asked)
 
     def _default_target(self, target: Any) -> NDArray[np.int64] | None:
         """What was asked of all images: a graph that takes classes with each image gets them with each."""
@@ -254,17 +255,26 @@ class Explainer:
             raise CamrtError(f"found {len(numbers)} targets, expected {self.top}: the explainer explains as many")
         return np.array(numbers, np.int64)
 
-    def _attempt(self, image: ImageLike, target: Any) -> _Prepared | _Refused:
+    def _attempt(self, image: ImageLike, target: Any) -> _Prepared | _Failure:
         try:
             return self._prepare(image, target)
+        except Exception as error:  # whatever it is, it is about this image
+            return _Failure(images.name_of(image), of_image(error, images.name_of(image)))
+
+    def _explain_each(self, prepared: Sequence[_Prepared]) -> list[Explanation | _Failure]:
+        """Explain a batch; where that fails, its images one by one, so that one does not stop the others."""
+        try:
+            return [*self._explain(prepared)]
         except CamrtError as error:
-            return _Refused(images.name_of(image), error)
+            if len(prepared) == 1:
+                return [_Failure(prepared[0].source, error)]
+        return [result for one in prepared for result in self._explain_each([one])]
 
     def _explain(self, prepared: Sequence[_Prepared]) -> list[Explanation]:
         if not prepared:
             return []
         try:
-            feeds: dict[str, NDArray[Any]] = {_INPUT: np.stack([one.square for one in prepared])}
+            feeds: dict[str, NDArray[Any]] = {_INPUT: np.stack([one.loaded.square for one in prepared])}
             if self.target == _ANY:
                 feeds[_TARGET] = np.stack([one.target for one in prepared if one.target is not None])
             found = self._session.run(feeds)
@@ -273,8 +283,9 @@ class Explainer:
         scores, classes, heatmaps = (found[name] for name in _OUTPUTS)
         return [
             Explanation(
-                image=one.image,
+                image=one.loaded.image,
                 source=one.source,
+                original_size=one.loaded.size,
                 classes=classes[n].copy(),  # copies: a result that is kept does not hold on to its batch
                 scores=scores[n, classes[n]],  # of a sum there is one, and it is class 0
                 labels=tuple(str(k) if self.labels is None else self.labels[k] for k in classes[n].tolist()),
@@ -289,7 +300,7 @@ class Explainer:
     ) -> Iterator[Explanation]:
         with _pool(workers, "camrt-decode") as decoding, _pool(1, "camrt-session") as computing:
             decoded = self._ahead(source, decoding, depth=batch + workers)
-            under_way: deque[tuple[list[_Prepared | _Refused], Future[list[Explanation]]]] = deque()
+            under_way: deque[tuple[list[_Prepared | _Failure], Future[list[Explanation | _Failure]]]] = deque()
             is_over = False
             while under_way or not is_over:
                 while not is_over and len(under_way) < 2:
@@ -297,21 +308,22 @@ class Explainer:
                     is_over = not entries
                     if entries:
                         good = [entry for entry in entries if isinstance(entry, _Prepared)]
-                        under_way.append((entries, computing.submit(self._explain, good)))
+                        under_way.append((entries, computing.submit(self._explain_each, good)))
                 if under_way:
                     entries, result = under_way.popleft()
                     explained = iter(result.result())
                     for entry in entries:
-                        if isinstance(entry, _Prepared):
-                            yield next(explained)
+                        outcome = next(explained) if isinstance(entry, _Prepared) else entry
+                        if isinstance(outcome, _Failure):
+                            _report(outcome, on_error)
                         else:
-                            _report(entry, on_error)
+                            yield outcome
 
     def _ahead(
         self, source: Iterator[tuple[ImageLike, Any]], pool: ThreadPoolExecutor, depth: int
-    ) -> Iterator[_Prepared | _Refused]:
+    ) -> Iterator[_Prepared | _Failure]:
         """Prepares images in threads, in order, at most ``depth`` and some bytes ahead."""
-        waiting: deque[Future[_Prepared | _Refused]] = deque()
+        waiting: deque[Future[_Prepared | _Failure]] = deque()
         is_over = False
         while waiting or not is_over:
             while not is_over and (not waiting or (len(waiting) < depth and _bytes(waiting) < _WAITING_BYTES)):
@@ -341,6 +353,22 @@ def _paired(
         raise CamrtError("found more targets than images, expected one for each")
 
 
+def of_image(error: Exception, source: str) -> CamrtError:
+    """Return what happened to an image as an error that names it.
+
+    Args:
+        error: What was raised while the image was read, explained, drawn or written.
+        source: What the image is called.
+    """
+    if isinstance(error, CamrtError):
+        return error.in_file(source)
+    if isinstance(error, MemoryError):
+        return CamrtError("there is not enough memory for it", file=source)
+    if isinstance(error, OSError):
+        return CamrtError(f"cannot be explained: {error.strerror or error}", file=source)
+    return CamrtError(f"cannot be explained ({type(error).__name__}: {error})", file=source)
+
+
 @contextlib.contextmanager
 def _pool(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
     """Threads that are gone when the block is left, with what they had not begun."""
@@ -351,9 +379,9 @@ def _pool(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _next_batch(decoded: Iterator[_Prepared | _Refused], batch: int) -> list[_Prepared | _Refused]:
+def _next_batch(decoded: Iterator[_Prepared | _Failure], batch: int) -> list[_Prepared | _Failure]:
     """The next images, ``batch`` good ones, with the bad ones between them."""
-    entries: list[_Prepared | _Refused] = []
+    entries: list[_Prepared | _Failure] = []
     good = 0
     for entry in decoded:
         entries.append(entry)
@@ -364,19 +392,19 @@ def _next_batch(decoded: Iterator[_Prepared | _Refused], batch: int) -> list[_Pr
     return entries
 
 
-def _bytes(waiting: Iterable[Future[_Prepared | _Refused]]) -> int:
+def _bytes(waiting: Iterable[Future[_Prepared | _Failure]]) -> int:
     """Of the images that are decoded already."""
     results = (one.result() for one in waiting if one.done() and one.exception() is None)
-    return sum(one.image.nbytes for one in results if isinstance(one, _Prepared))
+    return sum(one.loaded.image.nbytes for one in results if isinstance(one, _Prepared))
 
 
-def _report(refused: _Refused, on_error: OnError) -> None:
+def _report(failure: _Failure, on_error: OnError) -> None:
     if on_error == "raise":
-        raise refused.error
+        raise failure.error
     if on_error == "warn":
-        warnings.warn(f"left out: {refused.error}", CamrtWarning, stacklevel=3)
+        warnings.warn(f"left out: {failure.error}", CamrtWarning, stacklevel=3)
     elif callable(on_error):
-        on_error(refused.source, refused.error)
+        on_error(failure.source, failure.error)
 
 
 # ----------------------------------------------------------------------------------------------------------- the model

@@ -1,4 +1,4 @@
-"""What was found in an image: the frozen result, and what is made of it after the graph."""
+"""Explanations: the frozen result for an image, and what is made of it after the graph ran."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 
 from camrt import images, render, results
 from camrt.errors import CamrtError
+from camrt.localize import THRESHOLDS
 from camrt.results import LINES
 
 if TYPE_CHECKING:
     from camrt.images import ImageLike
     from camrt.localize.crf import CRF
-    from camrt.refined import Refined
 
-THRESHOLDS = (20, 100, 110)  # of generate_bbox.m
+MAX_SIDE = 2048  # pixels: the longer side of the pictures that are written, where nothing else is said
+MAX_CRF_SIDE = 2048  # pixels; a square of them takes some 1.2 GB
+_MASK = 0.5
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,13 +37,14 @@ class Explanation:
     The arrays are read-only. All methods count the classes from 0, the best one.
 
     Attributes:
-        image: (H, W, 3) uint8 RGB: the image as it was decoded.
+        image: (H, W, 3) uint8 RGB: the image as it was decoded, or smaller (``max_side`` of `camrt.Explainer`).
         source: Its path, or what it was.
         classes: (top,) int64: the numbers of the classes, the best first.
         scores: (top,) float32: their scores.
         labels: Their names; their numbers as text, where names are not known.
         heatmaps: (top, S, S) float32: their maps over the image, squeezed to a square; not normalised.
         all_scores: (K,) float32: the scores of all classes.
+        original_size: Height and width in pixels of the image as it was decoded; boxes are in these pixels.
     """
 
     image: NDArray[np.uint8]
@@ -51,8 +54,11 @@ class Explanation:
     labels: tuple[str, ...]
     heatmaps: NDArray[np.float32]
     all_scores: NDArray[np.float32]
+    original_size: tuple[int, int] = field(default=(0, 0), kw_only=True)
 
     def __post_init__(self) -> None:
+        if self.original_size == (0, 0):
+            object.__setattr__(self, "original_size", self._size)
         top = len(self.classes)
         square = (top, *self.heatmaps.shape[-1:] * 2)
         if not len(self.scores) == len(self.labels) == top or self.heatmaps.shape != square:
@@ -66,14 +72,14 @@ class Explanation:
             object.__setattr__(self, name, view)
 
     def __repr__(self) -> str:
-        height, width = self.image.shape[:2]
+        height, width = self.original_size
         best = f"{self.labels[0]!r} {self.scores[0]:.3f}" if self.labels else "nothing"
         more = f" and {len(self.labels) - 1} more" if len(self.labels) > 1 else ""
         return f"<Explanation of {self.source} ({width} x {height}): {best}{more}>"
 
-    def __reduce__(self) -> tuple[type[Explanation], tuple[Any, ...]]:
-        """Pickles by the constructor, so that the arrays are read-only again."""
-        return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+    def __reduce__(self) -> tuple[functools.partial[Explanation], tuple[()]]:
+        """Pickle by the constructor, so that the arrays are read-only again."""
+        return functools.partial(type(self), **self._fields()), ()
 
     def __len__(self) -> int:
         """The number of classes that are explained."""
@@ -141,11 +147,36 @@ class Explanation:
             >>> refined = camrt.Explainer("googlenetCAM")("img1.jpg").refine()  # doctest: +SKIP
             >>> refined.mask(0), refined.boxes(0)  # doctest: +SKIP
         """
-        from camrt.localize.crf import CRF
-        from camrt.refined import refined
+        from camrt.localize.crf import CRF, probability
 
-        edges = self.image if image is None else images.decode(image)
-        return refined(self, edges, CRF() if crf is None else crf, side)
+        if not isinstance(side, int) or not 1 <= side <= MAX_CRF_SIDE:
+            raise CamrtError(f"found side={side!r}, expected an integer from 1 to {MAX_CRF_SIDE} pixels")
+        crf = CRF() if crf is None else crf
+        edges = render.fit(self.image if image is None else images.decode(image), side, enlarge=True)
+        maps = np.empty((len(self), *edges.shape[:2]), np.float32)
+        for i, label in enumerate(self.labels):
+            try:
+                maps[i] = probability(images.resize(self.heatmaps[i], edges.shape[:2]))
+            except CamrtError as error:
+                raise CamrtError(f"the map of {label!r} cannot be refined: {error}", file=self.source) from None
+        given = {each.name: getattr(self, each.name) for each in dataclasses.fields(Explanation)}
+        return Refined(**given, marginals=crf.refine(edges, maps), crf=crf)
+
+    def fitted(self, side: int) -> Self:
+        """Shrink the image so that its longer side has at most so many pixels.
+
+        Overlays, maps, masks and pictures are then made at that size, and boxes found there. Boxes are still given in
+        the pixels of the original, and so are width and height in `as_dict`.
+
+        Args:
+            side: In pixels.
+
+        Returns:
+            The explanation with a smaller image; itself where the image is small enough.
+        """
+        if max(self._size) <= side:
+            return self
+        return dataclasses.replace(self, image=render.fit(self.image, side))
 
     def boxes(self, i: int = 0, thresholds: Sequence[int] = THRESHOLDS) -> NDArray[np.int64]:
         """Boxes around what stands out in the map of a class; see `camrt.localize.boxes_from_heatmap`.
@@ -157,24 +188,34 @@ class Explanation:
             thresholds: Three grey levels, 0 < first < second < third < 255.
 
         Returns:
-            (M, 4) int64 of x, y, width, height in the image's pixels, largest first.
+            (M, 4) int64 of x, y, width, height in the original's pixels, largest first.
 
         Raises:
             CamrtError: There is no such class, or the thresholds do not rise.
         """
-        from camrt.localize import boxes_from_heatmap
-
-        return boxes_from_heatmap(np.floor(self.heatmap(i) * 255 + 0.5).astype(np.uint8), thresholds)
+        boxes = self._boxes(i, thresholds)
+        if self.original_size == self._size:
+            return boxes
+        corners = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
+        scale = np.array(self.original_size[::-1] * 2) / (self._size[::-1] * 2)
+        corners = np.rint(corners * scale).astype(np.int64)
+        return np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]])
 
     def overlay(
-        self, i: int = 0, *, image_weight: float = render.IMAGE_WEIGHT, map_weight: float = render.MAP_WEIGHT
+        self,
+        i: int = 0,
+        *,
+        image_weight: float = render.IMAGE_WEIGHT,
+        map_weight: float = render.MAP_WEIGHT,
+        thresholds: Sequence[int] | None = None,
     ) -> NDArray[np.uint8]:
-        """The map of a class over the image, 0.2 of the image and 0.7 of the map's colours, as demo.m.
+        """Lay the map of a class over the image: 0.2 of the image and 0.7 of the map's colors, as demo.m.
 
         Args:
             i: The class: 0 is the best.
             image_weight: The image's share.
-            map_weight: The colours' share.
+            map_weight: The colors' share.
+            thresholds: Of the boxes that are drawn; None for no boxes.
 
         Returns:
             (H, W, 3) uint8 RGB.
@@ -182,7 +223,10 @@ class Explanation:
         Raises:
             CamrtError: There is no such class.
         """
-        return render.overlay(self.image, self.resized(i, self._size), image_weight=image_weight, map_weight=map_weight)
+        drawn = render.overlay(
+            self.image, self.resized(i, self._size), image_weight=image_weight, map_weight=map_weight
+        )
+        return drawn if thresholds is None else render.draw_boxes(drawn, self._boxes(i, thresholds))
 
     def picture(self, *, square: bool = False, thresholds: Sequence[int] | None = None) -> NDArray[np.uint8]:
         """The demo's picture: the image and an overlay for each class side by side, white bars between them.
@@ -195,10 +239,7 @@ class Explanation:
             (H, W + top * (W + 8), 3) uint8 RGB; square, with S for H and W.
         """
         shown = self._squared() if square else self
-        overlays = [shown.overlay(i) for i in range(len(self))]
-        if thresholds is not None:
-            overlays = [render.draw_boxes(drawn, shown.boxes(i, thresholds)) for i, drawn in enumerate(overlays)]
-        return render.row([shown.image, *overlays])
+        return render.row([shown.image, *(shown.overlay(i, thresholds=thresholds) for i in range(len(self)))])
 
     def as_dict(self, thresholds: Sequence[int] | None = None) -> dict[str, Any]:
         """What JSON can hold: source, size, and for each class its number, label, score and boxes.
@@ -210,7 +251,7 @@ class Explanation:
             ``{"source", "width", "height", "top": [{"class", "label", "score", "boxes"}]}``, the boxes as lists of
             x, y, width, height. A score that is not finite is None.
         """
-        height, width = self.image.shape[:2]
+        height, width = self.original_size
         top: list[dict[str, Any]] = []
         for i, (number, label, score) in enumerate(zip(self.classes, self.labels, self.scores, strict=True)):
             shortest = float(str(score)) if np.isfinite(score) else None
@@ -228,6 +269,7 @@ class Explanation:
         maps: Literal["png", "npz"] | None = "png",
         thresholds: Sequence[int] | None = THRESHOLDS,
         draw_boxes: bool = False,
+        max_side: int | None = MAX_SIDE,
     ) -> dict[str, Any]:
         """Writes the explanation to a folder.
 
@@ -241,6 +283,7 @@ class Explanation:
             maps: How the maps are written; None for not at all.
             thresholds: Of the boxes in the line; None for no boxes.
             draw_boxes: Whether the boxes are drawn on the overlays too.
+            max_side: The longer side in pixels of the largest pictures, as for `save_files`.
 
         Returns:
             What the line says: `as_dict`, and ``"files"``, their names in the folder.
@@ -248,9 +291,12 @@ class Explanation:
         Raises:
             CamrtError: The folder cannot be written to, or an argument is wrong.
         """
-        facts = self.as_dict(thresholds)
+        shown = self if max_side is None else self.fitted(max_side)
+        facts = shown.as_dict(thresholds)
         drawn = thresholds if draw_boxes else None
-        facts["files"] = self.save_files(folder, stem=stem, overlays=overlays, maps=maps, thresholds=drawn)
+        facts["files"] = shown.save_files(
+            folder, stem=stem, overlays=overlays, maps=maps, thresholds=drawn, max_side=None
+        )
         results.append(Path(folder) / LINES, facts)
         return facts
 
@@ -262,6 +308,7 @@ class Explanation:
         overlays: bool = True,
         maps: Literal["png", "npz"] | None = "png",
         thresholds: Sequence[int] | None = None,
+        max_side: int | None = MAX_SIDE,
         threads: Executor | None = None,
     ) -> list[str]:
         """Writes the overlays and maps.
@@ -276,6 +323,8 @@ class Explanation:
             overlays: Whether overlays are written.
             maps: How the maps are written; None for not at all.
             thresholds: Of the boxes that are drawn on the overlays; None for no boxes.
+            max_side: The longer side in pixels of the largest pictures: those of a larger image are as large as
+                `fitted` makes them. None for pictures as large as the image.
             threads: Where the classes are drawn and encoded beside each other.
 
         Returns:
@@ -293,7 +342,8 @@ class Explanation:
         files: list[str] = []
         try:
             target.mkdir(parents=True, exist_ok=True)
-            for name, content in self._contents(stem, overlays, maps, thresholds, threads):
+            shown = self if max_side is None else self.fitted(max_side)
+            for name, content in shown._contents(stem, overlays, maps, thresholds, threads):
                 results.write(target / name, content)
                 files.append(name)
         except OSError as error:
@@ -308,6 +358,15 @@ class Explanation:
         height, width = self.image.shape[:2]
         return height, width
 
+    def _fields(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+
+    def _boxes(self, i: int, thresholds: Sequence[int]) -> NDArray[np.int64]:
+        """The boxes in the pixels of ``image``, which is what pictures are made of."""
+        from camrt.localize import boxes_from_heatmap
+
+        return boxes_from_heatmap(np.floor(self.heatmap(i) * 255 + 0.5).astype(np.uint8), thresholds)
+
     def _check_class(self, i: int) -> None:
         if not -len(self) <= i < len(self):
             raise CamrtError(
@@ -315,10 +374,11 @@ class Explanation:
             )
 
     def _squared(self) -> Self:
-        return dataclasses.replace(self, image=images.prepare(self.image, self.heatmaps.shape[-1]))
+        square = images.prepare(self.image, self.heatmaps.shape[-1])
+        return dataclasses.replace(self, image=square, original_size=square.shape[:2])
 
     def _stem(self) -> str:
-        return Path(self.source).stem.strip("<>") or "image"
+        return results.shortened(Path(self.source).stem.strip("<>") or "image")
 
     def _contents(
         self, stem: str, overlays: bool, maps: str | None, thresholds: Sequence[int] | None, threads: Executor | None
@@ -339,10 +399,7 @@ class Explanation:
         """The files of a class."""
         drawn = []
         if overlays:
-            overlay = self.overlay(i)
-            if thresholds is not None:
-                overlay = render.draw_boxes(overlay, self.boxes(i, thresholds))
-            drawn.append((f"{stem}_top{i + 1}.png", render.png(overlay)))
+            drawn.append((f"{stem}_top{i + 1}.png", render.png(self.overlay(i, thresholds=thresholds))))
         if maps == "png":
             grey = np.floor(self.heatmap(i).astype(np.float64) * 65535 + 0.5).astype(np.uint16)
             drawn.append((f"{stem}_map{i + 1}.png", render.png(grey)))
@@ -351,3 +408,101 @@ class Explanation:
     def _arrays(self) -> dict[str, NDArray[Any]]:
         """What the file of maps holds."""
         return {name: getattr(self, name) for name in ("heatmaps", "classes", "scores", "all_scores")}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Refined(Explanation):
+    """An explanation with refined maps, as `Explanation.refine` makes it.
+
+    Boxes, overlays, pictures and files come from the refined maps; boxes are those of `camrt.localize.boxes_from_mask`,
+    for which thresholds do not count. ``heatmaps`` are as the network gave them. When saved, ``cat_mask1.png``, ... (0
+    or 255) are written too, and ``cat_maps.npz`` holds ``marginals``.
+
+    Attributes:
+        marginals: (top, h, w) float32: the probability of each pixel being of the class's object, as it was computed:
+            at a bounded size in the image's proportions.
+        crf: The settings.
+    """
+
+    marginals: NDArray[np.float32]
+    crf: CRF
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.marginals.ndim != 3 or len(self.marginals) != len(self) or 0 in self.marginals.shape[1:]:
+            raise CamrtError(f"found marginals of shape {self.marginals.shape}, expected ({len(self)}, h, w)")
+        view = self.marginals.view()
+        view.flags.writeable = False
+        object.__setattr__(self, "marginals", view)
+
+    def resized(self, i: int, size: tuple[int, int]) -> NDArray[np.float32]:
+        """The marginals of a class at a size, 0..1.
+
+        Args:
+            i: The class: 0 is the best.
+            size: Height and width in pixels.
+
+        Returns:
+            (height, width) float32.
+
+        Raises:
+            CamrtError: There is no such class.
+        """
+        self._check_class(i)
+        resized: NDArray[np.float32] = np.clip(images.resize(self.marginals[i], size), 0, 1)  # bicubic goes beyond
+        return resized
+
+    def heatmap(self, i: int = 0) -> NDArray[np.float32]:
+        """The marginals of a class at the image's size. They are not scaled to a largest value of 1.
+
+        Args:
+            i: The class: 0 is the best.
+
+        Returns:
+            (H, W) float32, 0..1.
+
+        Raises:
+            CamrtError: There is no such class.
+        """
+        return self.resized(i, self._size)
+
+    def mask(self, i: int = 0) -> NDArray[np.bool_]:
+        """Where the object is: the pixels with a marginal above 0.5.
+
+        Args:
+            i: The class: 0 is the best.
+
+        Returns:
+            (H, W) bool.
+
+        Raises:
+            CamrtError: There is no such class.
+        """
+        return self.heatmap(i) > _MASK
+
+    def as_dict(self, thresholds: Sequence[int] | None = None) -> dict[str, Any]:
+        """As `Explanation.as_dict`, and ``"crf"``: the settings, and the size at which the marginals were computed.
+
+        Args:
+            thresholds: None for no boxes. Their values are not looked at.
+        """
+        height, width = self.marginals.shape[1:]
+        return {**super().as_dict(thresholds), "crf": {**self.crf.as_dict(), "width": width, "height": height}}
+
+    def _boxes(self, i: int, thresholds: Sequence[int]) -> NDArray[np.int64]:
+        """Boxes around the parts of the mask, which has one edge: thresholds have no say."""
+        from camrt.localize import boxes_from_mask
+
+        return boxes_from_mask(self.mask(i))
+
+    def _pictures(
+        self, i: int, stem: str, overlays: bool, maps: str | None, thresholds: Sequence[int] | None
+    ) -> list[tuple[str, bytes]]:
+        mask = np.where(self.mask(i), np.uint8(255), np.uint8(0))
+        return [
+            *super()._pictures(i, stem, overlays, maps, thresholds),
+            (f"{stem}_mask{i + 1}.png", render.png(mask)),
+        ]
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {**super()._arrays(), "marginals": self.marginals}

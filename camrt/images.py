@@ -7,6 +7,7 @@ What a pixel is:
 * **16 bits** become the upper 8. That is exact for what was 8 bits once, however it was widened (times 256 or 257).
 * **CMYK** becomes RGB by the plain formula. Colour profiles (ICC) are not applied.
 * **EXIF orientation** is applied, and ignored where it cannot be read.
+* **Of several frames** (an animation, pages) the first is taken, with a `camrt.CamrtWarning`.
 
 Nothing here changes Pillow's global state, and all of it may be called from several threads at once. (Where other code
 has set ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES``, truncated images are decoded as far as they go.)
@@ -15,18 +16,23 @@ has set ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES``, truncated images are decoded as
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import io
 import os
+import re
 import stat
+import threading
+import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from camrt.errors import CamrtError
+from camrt.errors import CamrtError, CamrtWarning
 from camrt.matlab import contributions
 
 if TYPE_CHECKING:
@@ -39,10 +45,13 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit, which stands at 256 MiB of RGB
 # What photographs come in. Not EPS, which starts Ghostscript, nor what is told by no signature (TGA).
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "MPO")
 
+_TRUSTED = "If you trust it, allow more with --max-pixels (in Python max_pixels)"
 _WIDE = ("I;16", "I;16L", "I;16B", "I;16N")
 _WITH_ALPHA = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # premultiplied, or in a palette: undo that first
 _BLOCK = 1 << 17  # float64 numbers that are resized at a time: 1 MiB, which the second-level cache holds
+_LARGE = 16_000_000  # pixels: larger images are decoded one at a time
 _BELOW_HALF = np.nextafter(0.5, 0.0)
+_one_large = threading.Lock()
 
 
 def name_of(image: ImageLike) -> str:
@@ -67,29 +76,70 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint
     Args:
         image: A path, the bytes of a file, a PIL image, or RGB uint8 (H, W, 3).
         max_pixels: The largest height times width that is decoded; the header is asked, before anything is decoded.
-            Arrays are not limited. Beyond 179 million, Pillow has a limit of its own, PIL.Image.MAX_IMAGE_PIXELS.
+            Arrays are not limited. Files of more than 179 million pixels are refused by Pillow in any case, where
+            PIL.Image.MAX_IMAGE_PIXELS is as it was.
 
     Returns:
         (H, W, 3) uint8 RGB, read-only; a copy.
 
     Raises:
-        CamrtError: There is no such file; it is no image, or a broken, truncated, animated or gigantic one; the array
-            has another shape or type. The text names the file, what was found and what was expected.
+        CamrtError: There is no such file; it is no image, or a broken, truncated or gigantic one; the array has another
+            shape or type. The text names the file, what was found and what was expected.
+
+    Warns:
+        CamrtWarning: The file has several frames. The first is taken.
     """
     if isinstance(image, np.ndarray):
         return _checked(image)
     name = name_of(image)
     try:
-        if isinstance(image, (str, os.PathLike)):
-            with _opened(Path(image)) as stream:
-                return _read(stream, max_pixels)
-        if isinstance(image, (bytes, bytearray, memoryview)):
-            if not len(image):
-                raise CamrtError("found no bytes, expected those of an image file")
-            return _read(io.BytesIO(image), max_pixels)
-        return _pixels(image, max_pixels)
+        with _opened(image, max_pixels) as opened:
+            return _pixels(opened, max_pixels, name)
     except CamrtError as error:
         raise error.in_file(name) from error.__cause__
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An image as `load` gives it.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB, read-only: the image, or a smaller one.
+        square: (S, S, 3) uint8 RGB: what the network looks at.
+        size: The height and width of the image as it was decoded.
+    """
+
+    image: NDArray[np.uint8]
+    square: NDArray[np.uint8]
+    size: tuple[int, int]
+
+
+def load(image: ImageLike, side: int, *, max_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Loaded:
+    """Decode an image, make the network's square of it, and keep as much of it as is needed.
+
+    Called from several threads, it decodes large images one after the other, so that the memory in use does not grow
+    with the number of threads.
+
+    Args:
+        image: As for `decode`.
+        side: The side in pixels of the square.
+        max_side: The longer side in pixels of the image that is kept; None for the image as it is.
+        max_pixels: As for `decode`.
+
+    Raises:
+        CamrtError: As for `decode`.
+    """
+    is_large = _pixel_count(image) > _LARGE
+    with _one_large if is_large else contextlib.nullcontext():
+        decoded = decode(image, max_pixels=max_pixels)
+        square = prepare(decoded, side)
+        height, width = decoded.shape[:2]
+        kept = decoded if max_side is None else fit(decoded, max_side)
+        kept.flags.writeable = False
+        del decoded
+        if is_large:
+            _return_memory()
+    return Loaded(kept, square, (height, width))
 
 
 def prepare(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -103,6 +153,21 @@ def prepare(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         (size, size, 3) uint8 RGB: the same pixels as `camrt.matlab.imresize` gives.
     """
     return resize(image, (size, size))
+
+
+def fit(image: NDArray[np.uint8], side: int, *, enlarge: bool = False) -> NDArray[np.uint8]:
+    """Resize an image so that its longer side has that many pixels.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        side: In pixels.
+        enlarge: Whether a smaller image is enlarged; else it stays as it is.
+    """
+    scale = side / max(image.shape[:2])
+    if scale >= 1 and not enlarge:
+        return image
+    height, width = (max(1, round(length * scale)) for length in image.shape[:2])
+    return resize(image, (height, width))
 
 
 def resize(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
@@ -146,7 +211,22 @@ def _checked(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(image: Any, max_pixels: int) -> Iterator[Image.Image]:
+    """An image of which only the header is read."""
+    if isinstance(image, (str, os.PathLike)):
+        with _stream(Path(image)) as stream, _header(stream, max_pixels) as opened:
+            yield opened
+    elif isinstance(image, (bytes, bytearray, memoryview)):
+        if not len(image):
+            raise CamrtError("found no bytes, expected those of an image file")
+        with _header(io.BytesIO(image), max_pixels) as opened:
+            yield opened
+    else:
+        yield image
+
+
+@contextlib.contextmanager
+def _stream(path: Path) -> Iterator[IO[bytes]]:
     try:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
@@ -164,11 +244,11 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         yield stream
 
 
-def _read(stream: IO[bytes], max_pixels: int) -> NDArray[np.uint8]:
+def _header(stream: IO[bytes], max_pixels: int) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        image = Image.open(stream, formats=_formats())
+        return Image.open(stream, formats=_formats())
     except UnidentifiedImageError:
         stream.seek(0)
         raise CamrtError(
@@ -177,38 +257,64 @@ def _read(stream: IO[bytes], max_pixels: int) -> NDArray[np.uint8]:
         ) from None
     except Exception as error:
         raise _unreadable(error, max_pixels) from error
-    with image:
-        return _pixels(image, max_pixels)
 
 
-def _pixels(image: Image.Image, max_pixels: int) -> NDArray[np.uint8]:
+def _pixel_count(image: Any) -> int:
+    """The height times width that a file's header says; 0 where it says nothing, or nothing is decoded."""
+    if isinstance(image, np.ndarray):
+        return 0
     try:
-        _check_single(image, max_pixels)
+        with _opened(image, MAX_PIXELS) as opened:
+            return opened.width * opened.height
+    except CamrtError:
+        return 0  # said when it is decoded
+
+
+def _return_memory() -> None:
+    """Give freed memory back to the system: of a large image, Pillow's blocks stay in a heap for each thread."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None  # of glibc
+    if trim is not None:
+        trim(0)
+
+
+def _pixels(image: Image.Image, max_pixels: int, name: str) -> NDArray[np.uint8]:
+    try:
+        _check_size(image, max_pixels)
+        # An MPO is a photograph with its depth or preview behind it.
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            found = f"{name}: found several frames or pages; the first is taken"
+            warnings.warn(found, CamrtWarning, stacklevel=4)
         image.load()
         # Read behind the pixels, as PNG may hold it there; TIFF's has been applied by then.
-        pixels = np.asarray(_upright(_rgb(image), _orientation(image)), np.uint8)
+        return _array(_upright(_rgb(image), _orientation(image)))
     except CamrtError:
         raise
     except Exception as error:
         raise _unreadable(error, max_pixels) from error
+
+
+def _array(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels of an RGB image: (H, W, 3)."""
+    width, height = image.size
+    step = max(1, _LARGE // 4 // width)
+    if height <= step:
+        pixels = np.asarray(image, np.uint8)
+    else:  # in parts, as Pillow holds what it hands over twice
+        pixels = np.empty((height, width, 3), np.uint8)
+        for y in range(0, height, step):
+            pixels[y : y + step] = np.asarray(image.crop((0, y, width, min(y + step, height))))
     pixels.flags.writeable = False
     return pixels
 
 
-def _check_single(image: Image.Image, max_pixels: int) -> None:
+def _check_size(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if not width or not height:
         raise CamrtError(f"found {width} x {height} pixels, expected an image")
     if width * height > max_pixels:
         raise CamrtError(
             f"is gigantic: found {width:,} x {height:,} = {width * height:,} pixels, expected at most {max_pixels:,}. "
-            "If you trust it, set max_pixels"
-        )
-    # An MPO is a photograph with its depth or preview behind it.
-    if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise CamrtError(
-            "found more than one frame (an animation, or several pages), expected a single image. Choose a frame and "
-            "pass it, as PIL.Image.open(file).convert('RGB')"
+            f"{_TRUSTED}"
         )
 
 
@@ -217,12 +323,14 @@ def _unreadable(error: Exception, max_pixels: int) -> CamrtError:
     from PIL.Image import DecompressionBombError, DecompressionBombWarning
 
     if isinstance(error, (DecompressionBombError, DecompressionBombWarning)):
-        return CamrtError(
-            f"is gigantic ({error}), expected at most {max_pixels:,} pixels. If you trust it, set max_pixels, and "
-            "PIL.Image.MAX_IMAGE_PIXELS too"
-        )
+        # Pillow's own limits are 89 and 179 million pixels: only the one that counts here is named.
+        found = re.search(r"\d+", str(error))
+        pixels = int(found[0]) if found else 0
+        if pixels > max_pixels:
+            return CamrtError(f"is gigantic: found {pixels:,} pixels, expected at most {max_pixels:,}. {_TRUSTED}")
+        return CamrtError(f"is gigantic: found {pixels:,} pixels, which is more than Pillow decodes. Make it smaller")
     if isinstance(error, MemoryError):
-        return CamrtError("there is not enough memory to decode it; lower max_pixels, or make the image smaller")
+        return CamrtError("there is not enough memory to decode it. Make the image smaller")
     return CamrtError(
         f"is broken or truncated ({type(error).__name__}: {str(error)[:200]}), expected a whole image. Fetch or export "
         "it again"

@@ -47,6 +47,7 @@ class Request:
         scores: The tensor that is explained.
         settings: What is set of the method.
         labels: The names of the classes.
+        weights: The weights of a named model, in place of the cache and the download.
     """
 
     method: str | None = None
@@ -60,6 +61,7 @@ class Request:
     scores: str | None = None
     settings: Mapping[str, Any] | None = None
     labels: Sequence[str] | None = None
+    weights: Path | None = None
 
     def graph(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """The explainer of a classifier.
@@ -109,6 +111,26 @@ class Request:
                     f"{anew}"
                 )
 
+    def compare_preprocess(self, metadata: Mapping[str, str]) -> None:
+        """Refuse another preprocessing than that of an explainer graph.
+
+        Args:
+            metadata: The metadata of the graph.
+
+        Raises:
+            CamrtError: Another one was asked for.
+        """
+        from camrt.preprocess import KEY, preprocess_of
+
+        if self.preprocess is None:
+            return
+        wanted = preprocess_of(self.preprocess, {}).as_json()
+        if metadata.get(KEY) != wanted:
+            raise CamrtError(
+                f"found an explainer graph with the preprocessing {metadata.get(KEY)}, expected {wanted}. Make it anew "
+                "from the classifier: camrt export --preprocess"
+            )
+
 
 def is_name(model: str) -> bool:
     """Whether a text is the name of a model, not a path."""
@@ -129,12 +151,21 @@ def explainer_graph(model: str | os.PathLike[str] | onnx.ModelProto, request: Re
         CamrtError: There is no such file, it is no ONNX model, or no explainer can be made of it.
         ConversionError: There is no model of that name, or its weights cannot be had.
     """
-    if not isinstance(model, (str, os.PathLike)):
-        is_explainer = any(entry.key == EXPLAINER for entry in model.metadata_props)
-        return model if is_explainer else request.graph(model)
-    path = Path(model)
     if isinstance(model, str) and is_name(model):
         return _explainer_of_named(model, request)
+    if request.weights is not None:
+        named = str(model) if isinstance(model, (str, os.PathLike)) else "an ONNX model"
+        raise CamrtError(
+            f"found the weights {request.weights} beside {named}, expected the name of a named model: an ONNX model "
+            "has its own weights"
+        )
+    if not isinstance(model, (str, os.PathLike)):
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        if EXPLAINER not in metadata:
+            return request.graph(model)
+        request.compare_preprocess(metadata)
+        return model
+    path = Path(model)
     if path.suffix in (".prototxt", ".caffemodel"):
         raise CamrtError(
             "found a Caffe network, expected an ONNX model: camrt convert deploy.prototxt net.caffemodel -o net.onnx",
@@ -143,7 +174,9 @@ def explainer_graph(model: str | os.PathLike[str] | onnx.ModelProto, request: Re
     if not path.is_file():
         raise CamrtError("there is no such file, expected an ONNX model or the name of a named model", file=str(path))
     try:
-        if EXPLAINER in metadata_of_file(path):
+        metadata = metadata_of_file(path)
+        if EXPLAINER in metadata:
+            request.compare_preprocess(metadata)
             return path
         import onnx
 
@@ -154,11 +187,12 @@ def explainer_graph(model: str | os.PathLike[str] | onnx.ModelProto, request: Re
         raise CamrtError(f"is no ONNX model that can be read ({error})", file=str(path)) from error
 
 
-def identity(model: str) -> dict[str, Any]:
-    """What tells a model from another of the same name: a file's size and time of change.
+def identity(model: str, weights: Path | None = None) -> dict[str, Any]:
+    """Tell a model from another of the same name: by its file's size and time of change.
 
     Args:
         model: A name or a path, whether or not the file is there.
+        weights: The weights of a named model, if they are not those of the cache.
 
     Raises:
         ConversionError: There is no model of that name.
@@ -169,7 +203,9 @@ def identity(model: str) -> dict[str, Any]:
         file, facts = Path(model), {"file": os.path.abspath(model)}  # noqa: PTH100 - links are not followed
     else:
         named = zoo.find(model)
-        file, facts = zoo.weights_path(named), {"name": named.name}
+        file, facts = weights or zoo.weights_path(named), {"name": named.name}
+        if weights is not None:
+            facts["weights"] = os.path.abspath(weights)  # noqa: PTH100
     found = file.stat() if file.exists() else None
     return {**facts, "size": found.st_size, "mtime_ns": found.st_mtime_ns} if found else dict(facts)
 
@@ -177,8 +213,12 @@ def identity(model: str) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- the named models
 
 
-def named_classifier(name: str) -> onnx.ModelProto:
-    """A named model, downloaded if need be, converted, with what is known of it as metadata.
+def named_classifier(name: str, weights: Path | None = None) -> onnx.ModelProto:
+    """Convert a named model, with what is known of it as metadata.
+
+    Args:
+        name: The name.
+        weights: The weights, in place of the cache and the download.
 
     Raises:
         ConversionError: There is no model of that name, or its weights cannot be had.
@@ -190,8 +230,8 @@ def named_classifier(name: str) -> onnx.ModelProto:
     from converters.reader import parse_prototxt
 
     model = zoo.find(name)
-    weights = zoo.weights(model)
-    classifier = convert(read_net(parse_prototxt(model.prototxt(), f"{model.name}.prototxt"), weights))
+    file = zoo.weights(model, weights)
+    classifier = convert(read_net(parse_prototxt(model.prototxt(), f"{model.name}.prototxt"), file))
     properties = {entry.key: entry.value for entry in classifier.metadata_props}
     properties |= {NAME: model.name, "camrt.source": model.source}
     if model.features and model.classifier:
@@ -205,7 +245,7 @@ def named_classifier(name: str) -> onnx.ModelProto:
 
 
 def _explainer_of_named(name: str, request: Request) -> onnx.ModelProto:
-    classifier = named_classifier(name)
+    classifier = named_classifier(name, request.weights)
     if request.preprocess is None:
         request = replace(request, preprocess=known_preprocess(name))
     try:
@@ -270,7 +310,7 @@ def preprocess_of_named(model: NamedModel, reference: Path | None = None) -> Pre
         else:
             _log.info(
                 "%s subtracts its mean pixel: the mean image of the original demo is not in the cache "
-                "(scripts/download_models.sh --reference brings it)",
+                "(camrt download --reference brings it)",
                 model.name,
             )
     scale = (wants.scale, wants.scale, wants.scale)

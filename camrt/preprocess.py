@@ -12,7 +12,10 @@ import numpy as np
 from camrt.errors import CamrtError
 
 KEY = "camrt.preprocess"
-_FLAGS = "give --preprocess caffe or torchvision, or --crop, --mean, --scale and --channels"
+_ADVICE = (
+    "name a preset (--preprocess caffe or torchvision; in Python preprocess=), or set each value with camrt export "
+    "--crop, --mean, --scale and --channels (camrt.Preprocess)"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +92,7 @@ def preprocess_of(given: Preprocess | str | None, metadata: Mapping[str, str]) -
             raise CamrtError(f"found the preset {given!r}, expected one of {', '.join(PRESETS)}")
         return PRESETS[given]
     if KEY not in metadata:
-        raise CamrtError(f"the model does not say what it wants of an image (no metadata {KEY}): {_FLAGS}")
+        raise CamrtError(f"the model does not say what it wants of an image (no metadata {KEY}): {_ADVICE}")
     try:
         facts = json.loads(metadata[KEY])
         return Preprocess(
@@ -101,7 +104,7 @@ def preprocess_of(given: Preprocess | str | None, metadata: Mapping[str, str]) -
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         found = metadata[KEY][:200]
-        raise CamrtError(f"found the metadata {KEY} {found!r}, which cannot be used ({error!r}): {_FLAGS}") from None
+        raise CamrtError(f"found the metadata {KEY} {found!r}, which cannot be used ({error!r}): {_ADVICE}") from None
 
 
 def _three(value: Any) -> tuple[float, float, float]:

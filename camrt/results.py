@@ -6,16 +6,21 @@ A line is added after the files that it names: where the line is, the files are.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from camrt.errors import CamrtError
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 LINES = "explanations.jsonl"
+_LONGEST_STEM = 200  # bytes
 _appending = threading.Lock()
 
 
@@ -79,8 +84,37 @@ def parse_lines(lines: Iterable[bytes], file: Path) -> Iterator[tuple[bytes, Any
         yield line, facts
 
 
+def lock(path: Path, refusal: str) -> FileLock:
+    """Hold a lock file until it is released, or the process ends.
+
+    Args:
+        path: Made if it is not there; its folder is there.
+        refusal: What is said if another process holds it.
+
+    Returns:
+        The lock. It holds nothing on a file system that has no locks.
+
+    Raises:
+        CamrtError: Another process holds it, or it cannot be written; the folder is named.
+    """
+    from filelock import FileLock, Timeout
+
+    held = FileLock(path, timeout=0, is_singleton=False, thread_local=False)
+    try:
+        held.acquire()
+    except Timeout:
+        raise CamrtError(refusal, file=str(path.parent)) from None
+    except NotImplementedError:  # a file system without locks
+        return held
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return held
+
+
 def hold(path: Path, refusal: str) -> IO[bytes]:
-    """Open a file to append to, and lock it for as long as it is open. Where the system has no locks, there is none.
+    """Open a file to append to, and lock it for as long as it is open: on POSIX, where the file system has locks.
+
+    `lock` works on Windows too, with a file of its own.
 
     Args:
         path: Made if it is not there; its folder is.
@@ -103,13 +137,15 @@ def hold(path: Path, refusal: str) -> IO[bytes]:
 
 
 def json_line(facts: Any) -> str:
-    """One line of JSON, readable where it can be: names of files need not be text."""
+    """One line of JSON, readable where it can be: names of files need not be text, and may hold what terminals obey."""
     text = json.dumps(facts, ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError:
         return json.dumps(facts)
-    return text
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
 def _unwritable(path: Path, error: OSError) -> CamrtError:
@@ -128,3 +164,22 @@ def _locked(stream: IO[bytes]) -> bool:
     except OSError:  # some network file systems
         return True
     return True
+
+
+def shortened(stem: str) -> str:
+    """Shorten what file names begin with, so that the names fit: file systems take 255 bytes.
+
+    Args:
+        stem: Of any length.
+
+    Returns:
+        It, or its beginning and a part of its hash, in at most 200 bytes. That leaves room for endings
+        (``_map10.png``) and for the name of the draft while a file is written.
+    """
+    encoded = os.fsencode(stem)
+    if len(encoded) <= _LONGEST_STEM:
+        return stem
+    digest = hashlib.sha256(encoded).hexdigest()[:8]
+    while len(os.fsencode(stem)) > _LONGEST_STEM - len(digest) - 1:
+        stem = stem[:-1]
+    return f"{stem}-{digest}"

@@ -75,7 +75,7 @@ def reporting(*errors: type[Exception], interrupted: str | Callable[[], str] = "
     """
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        say(f"{'warning' if issubclass(category, ConversionWarning) else category.__name__}: {message}")
+        say(f"{'warning' if issubclass(category, UserWarning) else category.__name__}: {message}")
 
     def stop(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from camrt.evaluate import devkit
-from camrt.evaluate.annotated import read_csv, read_metadata
-from camrt.evaluate.dataset import load
+from camrt.evaluate.datasets import read_csv, read_ilsvrc, read_metadata
 from camrt.train.clutter import Clutter
 
 SOURCE = "clutter:drawn,count=50,seed=9"
@@ -55,7 +54,7 @@ def test_all_annotations_say_the_same(data: Path) -> None:
         (each.image, each.label, each.boxes) for each in table.images
     ]
     assert [each.masks for each in masks.images] == [each.masks for each in table.images]
-    devkits = load(data / "annotations", data / "ground_truth.txt", meta=data / "classes.txt")
+    devkits = read_ilsvrc(data / "annotations", data / "ground_truth.txt", meta=data / "classes.txt")
     assert [f"{name}.png" for name in devkits.names] == [each.image for each in table.images]
     assert devkits.sizes == tuple(each.size for each in boxes.images)
     assert devkit.read_synsets(data / "classes.txt") == {str(number): number + 1 for number in range(10)}

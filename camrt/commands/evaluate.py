@@ -1,42 +1,49 @@
-"""`camrt evaluate ...`: how well maps localize."""
+"""`camrt evaluate ilsvrc` and `camrt evaluate wsol`: how well maps localize, and how faithful they are."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from camrt.commands import wsol
 from camrt.commands.options import (
     THRESHOLDS,
     Json,
     Method,
+    PresetName,
     Protocol,
     Provider,
     Thresholds,
+    Weights,
     check_choice,
-    check_method,
     check_model,
-    check_protocol,
+    expanded,
 )
-from camrt.commands.output import reporting, show
+from camrt.commands.output import reporting, show, write_picture
 from camrt.errors import CamrtError
+from camrt.graph.methods import METHODS
 from camrt.results import json_line, write
 from converters.terminal import bar, say
 
 if TYPE_CHECKING:
-    from camrt.evaluate.dataset import Dataset
-    from camrt.evaluate.guesses import BoxRule
+    from camrt.evaluate.datasets import Dataset
+    from camrt.evaluate.ilsvrc_protocol import BoxRule, LocalizationErrors
     from camrt.evaluate.journal import Shard
-    from camrt.evaluate.localization import Model, Outcome
+    from camrt.evaluate.network import Network
+    from camrt.evaluate.report import Table
+    from camrt.evaluate.wsol_protocol import Measures, MethodMetrics
 
-DEFAULT_MODEL, OUT, PAGE = "googlenetCAM", Path("ilsvrc"), "index.html"
-BOXES, ENCODINGS = ("dt", "threshold"), ("jpeg", "png")
-_MOST_NAMED = 20  # refused images in a terminal; --json names all
+GROUPS = ("boxes", "masks", "pointing", "drop", "insertion", "deletion", "road")
+PAGE, RESULTS, SWEEP, PRECISION = "index.html", "results.json", "sweep", "precision.csv"
+WHOLE_RUN = "1/1"
+_MOST_NAMED = 20  # failed images in a terminal; --json names all
+_INTERRUPTED = "finished images are kept; the same command continues from there"
 
 ILSVRC_EXAMPLES = f"""Examples:
 
@@ -51,12 +58,192 @@ ILSVRC_EXAMPLES = f"""Examples:
 
   camrt evaluate ilsvrc --annotations val_bbox --ground-truth ground_truth.txt --submission bbox1.txt
 
-Interrupted or killed, the same command goes on where it stopped. Processes with --shard 1/4, 2/4, ... share the work;
-the one that ends last counts, as does --merge. An image that is missing or broken counts as wrong and is named.
-In the folder --out: guesses.jsonl, bbox1.txt, bbox2.txt, bboxCombine.txt, and with --html {PAGE}.
+If the command is interrupted or killed, run it again to continue. Processes with --shard 1/4, 2/4, ... share the
+images; the last one to finish prints the result, and so does --merge. An image that is missing or broken is named and
+counts as wrong. The folder --out gets guesses.jsonl, bbox1.txt, bbox2.txt, bboxCombine.txt, and {PAGE} with --html.
 
-Exit status: 0, 1 (it failed, or an image did) or 2 (usage).
+Exit status: 0, 1 (the command or an image failed) or 2 (usage).
 """
+WSOL_EXAMPLES = f"""Examples:
+
+  camrt evaluate wsol --images CUB/images --metadata metadata/CUB/test --model cub.onnx --methods cam,gradcam,layercam
+
+  camrt evaluate wsol --images images --csv boxes.csv --model lenetCAM --threshold-sweep --html
+
+  camrt evaluate wsol --images OpenImages --metadata metadata/OpenImages/test --masks masks --model resnet50.onnx
+
+  camrt evaluate wsol --images images --csv boxes.csv --model lenetCAM --metrics boxes,drop,insertion,deletion,road
+
+  camrt evaluate wsol ... --shard 2/4, and when all are done: camrt evaluate wsol ... --merge
+
+Metrics: boxes (MaxBoxAcc, MaxBoxAccV2, GT-known, top-1 and top-5 localization), masks (PxAP), pointing (the pointing
+game), drop (average drop and increase in confidence), insertion, deletion, road. See docs/wsol.md for definitions.
+
+If the command is interrupted or killed, run it again to continue. A metric or method that is added is measured alone.
+The folder --out gets a journal per metric and method, {RESULTS}, and the files of --threshold-sweep and --html.
+
+Exit status: 0, 1 (the command or an image failed) or 2 (usage).
+"""
+
+
+class BoxKind(StrEnum):
+    """How boxes are found."""
+
+    DT = "dt"
+    THRESHOLD = "threshold"
+
+
+class Encoding(StrEnum):
+    """How maps are encoded before boxes are found in them."""
+
+    JPEG = "jpeg"
+    PNG = "png"
+
+
+class WsolProtocolName(StrEnum):
+    """The protocols of `camrt explain`, and wsolevaluation's."""
+
+    WHOLE = "whole"
+    TEN_CROP = "ten-crop"
+    CENTER = "center"
+    FULL = "full"
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The network, and where it runs."""
+
+    model: Annotated[str, typer.Option(help="A named model, or an ONNX model.")] = "googlenetCAM"
+    weights: Weights = None
+    preprocess: PresetName = None
+    provider: Provider = None
+    batch: Annotated[int | None, typer.Option(min=1, help="Images per run; by default 1, on CUDA 4.")] = None
+
+    def network(self, protocol: str | None) -> Network:
+        """Return the network for a protocol."""
+        from camrt.evaluate.network import Network
+
+        preset = self.preprocess.value if self.preprocess else None
+        return Network(self.model, protocol, self.provider, self.batch, preset, self.weights)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is shared between processes, and what it prints."""
+
+    first: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N images.")] = None
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Only this part of the images.")] = WHOLE_RUN
+    merge: Annotated[bool, typer.Option("--merge", help="Print the result of finished shards.")] = False
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that find boxes; by default 1 or 2, on CUDA up to 8.")
+    ] = None
+    html: Annotated[bool, typer.Option("--html", help=f"Write {PAGE}: the worst and the best images.")] = False
+    as_json: Json = False
+
+    def check(self) -> None:
+        """Check that the options go together."""
+        if self.merge and self.shard != WHOLE_RUN:
+            raise typer.BadParameter("counts all shards: leave out --shard", param_hint="--merge")
+
+
+@dataclass(frozen=True)
+class GroundTruthOptions:
+    """The files of an ILSVRC dataset that have defaults."""
+
+    blacklist: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Images that do not count for localization.")
+    ] = None
+    meta: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The class numbers: meta_clsloc.mat, or lines of a name and a number."),
+    ] = None
+    names: Annotated[
+        Path | None,
+        typer.Option("--list", metavar="FILE", help="The image names, in the order of the ground truth."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class BoxOptions:
+    """How boxes are found in the maps."""
+
+    boxes: Annotated[BoxKind, typer.Option(help="The original's boxes, or those of the rule in the paper.")] = (
+        BoxKind.DT
+    )
+    thresholds: Thresholds = THRESHOLDS
+    fraction: Annotated[float, typer.Option(help="Of the maximum, for --boxes threshold.")] = 0.2
+    encoding: Annotated[Encoding, typer.Option(help="jpeg: compress maps as the original does.")] = Encoding.JPEG
+    heatmaps: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the maps, as top1/NAME.jpg, ...")] = None
+
+    def rule(self) -> BoxRule:
+        """Return the rule."""
+        from camrt.evaluate.ilsvrc_protocol import BoxRule
+
+        kind, encoding = self.boxes.value, self.encoding.value
+        return BoxRule(kind, self.thresholds, self.fraction, encoding, self.heatmaps)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What is measured of the maps."""
+
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help=f"Of {', '.join(GROUPS)}; or all. By default boxes and pointing, or masks, depending on the dataset.",
+        ),
+    ] = None
+    threshold: Annotated[
+        float | None,
+        typer.Option(metavar="T", help="For GT-known, top-1 and top-5 localization; by default the best one."),
+    ] = None
+    threshold_sweep: Annotated[bool, typer.Option("--threshold-sweep", help=f"Write {SWEEP}.csv and {SWEEP}.png.")] = (
+        False
+    )
+    resolution: Annotated[
+        int, typer.Option(min=16, max=4096, metavar="PIXELS", help="The side of the maps that are compared.")
+    ] = 224
+    tolerance: Annotated[float, typer.Option(min=0, metavar="PIXELS", help="Of the pointing game.")] = 15
+    step: Annotated[
+        int | None, typer.Option(min=1, metavar="PIXELS", help="Inserted or deleted at a time; by default one row.")
+    ] = None
+    masks: Annotated[Path | None, typer.Option(metavar="DIR", help="The mask folder, for PxAP.")] = None
+
+    def check(self) -> None:
+        """Check the values that Typer does not."""
+        if self.metrics not in (None, "all"):
+            _listed(self.metrics, GROUPS, "--metrics")
+        if self.threshold is not None and not 0 <= self.threshold < 1:
+            raise typer.BadParameter(f"found {self.threshold}, expected 0 <= threshold < 1", param_hint="--threshold")
+
+    def measures(self, data: Dataset) -> Measures:
+        """Return what is measured on a dataset.
+
+        Raises:
+            CamrtError: The dataset does not have what the metrics need.
+        """
+        from camrt.evaluate import wsol_protocol
+
+        is_named = self.metrics not in (None, "all")
+        groups = _listed(self.metrics, GROUPS, "--metrics") if is_named else self._possible(data)
+        measures = wsol_protocol.Measures(tuple(groups), self.resolution, self.tolerance, self.step, self.masks)
+        wsol_protocol.check(data, measures)
+        return measures
+
+    def _possible(self, data: Dataset) -> list[str]:
+        """Return the metrics that the dataset allows: all, or by default those of localization."""
+        has_masks = data.has_masks and self.masks is not None
+        has = {"boxes": data.has_boxes, "pointing": data.has_boxes, "masks": has_masks}
+        found = [group for group in GROUPS if has.get(group, self.metrics == "all")]
+        if not found:
+            raise CamrtError(
+                "found masks and no folder of them, expected one: --masks" if data.has_masks else
+                "found images with a box and images without one, expected boxes or masks of all",
+                file=data.source,
+            )  # fmt: skip
+        return found
+
 
 app = typer.Typer(name="evaluate", help="Measure how well maps localize.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -66,129 +253,85 @@ def evaluate() -> None:
     """Measure how well maps localize."""
 
 
+# -------------------------------------------------------------------------------------------------------------- ilsvrc
+
+
+@app.command("ilsvrc", epilog=ILSVRC_EXAMPLES)
+@expanded
 def ilsvrc(
     annotations: Annotated[
-        Path, typer.Option(metavar="DIR|MAT", help="VOC's XML, a file an image; or the devkit's cache_groundtruth.mat.")
+        Path, typer.Option(metavar="DIR|MAT", help="PASCAL VOC XML, one file per image; or cache_groundtruth.mat.")
     ],
-    ground_truth: Annotated[Path, typer.Option(metavar="FILE", help="The class of each image, a line each.")],
-    images: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the images are.")] = None,
-    blacklist: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Images that do not count for the localization.")
-    ] = None,
-    meta: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The classes' numbers: meta_clsloc.mat, or lines of a name and a number."),
-    ] = None,
-    names: Annotated[
-        Path | None,
-        typer.Option("--list", metavar="FILE", help="The images' names, in the order of the ground truth."),
-    ] = None,
-    first: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N images.")] = None,
-    model: Annotated[str, typer.Option(help="A named model, or an ONNX model.")] = DEFAULT_MODEL,
+    ground_truth: Annotated[Path, typer.Option(metavar="FILE", help="The class of each image, one per line.")],
+    truth: GroundTruthOptions,
+    choice: NetworkOptions,
+    finding: BoxOptions,
+    running: RunOptions,
+    images: Annotated[Path | None, typer.Option(metavar="DIR", help="The image folder.")] = None,
     method: Method = None,
     protocol: Protocol = None,
-    boxes: Annotated[
-        str, typer.Option(metavar="|".join(BOXES), help="The original's boxes, or those of the paper's text.")
-    ] = "dt",
-    thresholds: Thresholds = THRESHOLDS,
-    fraction: Annotated[float, typer.Option(help="Of the maximum, for --boxes threshold.")] = 0.2,
-    encoding: Annotated[
-        str, typer.Option(metavar="|".join(ENCODINGS), help="jpeg: maps lose what the original's JPEG lost.")
-    ] = "jpeg",
-    heatmaps: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the maps, as top1/NAME.jpg, ...")] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = OUT,
-    shard: Annotated[str, typer.Option(metavar="I/N", help="Do this part of the images only.")] = "1/1",
-    merge: Annotated[bool, typer.Option("--merge", help="Count what the shards have done.")] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the results.")] = Path("ilsvrc"),
     submission: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Count these predictions, in the devkit's format.")
     ] = None,
-    provider: Provider = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images at once; by default 1, on CUDA 4.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that find boxes; by default 2, on CUDA up to 8.")
-    ] = None,
-    html: Annotated[bool, typer.Option("--html", help=f"Write {PAGE}: the worst and the best images.")] = False,
-    as_json: Json = False,
 ) -> None:
-    """Measure the localization error as the paper does: five guesses, each a class and a box."""
-    check_choice(boxes, BOXES, "--boxes")
-    check_choice(encoding, ENCODINGS, "--encoding")
-    check_protocol(protocol)
-    check_model(model)
-    _check_ways(images=images, merge=merge, submission=submission, html=html, shard=shard)
-    if images is not None and heatmaps is not None and heatmaps.resolve().is_relative_to(images.resolve()):
-        raise typer.BadParameter(f"{heatmaps} is in {images}: maps would mix with images", param_hint="--heatmaps")
-    with reporting(interrupted="what is done is kept; the same command goes on from there"):
-        check_method(method)
-        from camrt.evaluate import localization
-        from camrt.evaluate.guesses import BoxRule
+    """Measure the localization error as in the paper: five guesses per image, each a class and a box."""
+    check_model(choice.model, choice.weights)
+    running.check()
+    _check_sources(images, submission, finding.heatmaps, running)
+    with reporting(interrupted=_INTERRUPTED):
+        from camrt.evaluate import ilsvrc_protocol
         from camrt.evaluate.journal import Shard
 
-        part = Shard.parse(shard)
-        data = _dataset(annotations, ground_truth, meta, names, blacklist, first)
+        part = Shard.parse(running.shard)
+        data = _dataset(annotations, ground_truth, truth, running.first)
         if submission is not None:
-            _tell(localization.count_submission(data, submission), data, {}, as_json)
+            _print_errors(ilsvrc_protocol.count_submission(data, submission), data, {}, running.as_json)
             return
-        network = localization.Model(model, method, protocol, provider, batch)
-        rule = BoxRule(
-            cast(Literal["dt", "threshold"], boxes),
-            thresholds,
-            fraction,
-            cast(Literal["jpeg", "png"], encoding),
-            heatmaps,
-        )
+        network = choice.network(protocol.value if protocol else None)
+        rule = finding.rule()
         files = _files(images, data, part) if images is not None else {}
-        if not merge:
-            _guess(files, data, out, network, rule, part, workers)
-            if left := localization.missing(data, out):
-                _tell_shard(part, left, out, as_json)
+        if not running.merge:
+            _guess(files, data, out, network, rule, method, part, running.workers)
+            if left := ilsvrc_protocol.missing(data, out):
+                _print_left(part, left, out, running.as_json)
                 return
-        outcome = localization.count(data, out)
-        written = localization.write_submissions(outcome, out)
-        if html:
-            written["page"] = _page(outcome, data, files, network, out)
-        _tell(outcome, data, written, as_json)
+        errors = ilsvrc_protocol.count(data, out)
+        written = ilsvrc_protocol.write_submissions(errors, out)
+        if running.html:
+            written["page"] = _error_page(errors, data, files, network, method, out)
+        _print_errors(errors, data, written, running.as_json)
 
 
-app.command("ilsvrc", epilog=ILSVRC_EXAMPLES)(ilsvrc)
-app.command("wsol", epilog=wsol.EXAMPLES)(wsol.wsol)
-
-
-def _check_ways(*, images: Path | None, merge: bool, submission: Path | None, html: bool, shard: str) -> None:
-    """What must be given, and what does not go together."""
-    if submission is not None and (merge or html or images is not None):
+def _check_sources(images: Path | None, submission: Path | None, heatmaps: Path | None, running: RunOptions) -> None:
+    """Check that the images or a submission are given, and not both."""
+    if submission is not None and (running.merge or running.html or images is not None):
         raise typer.BadParameter(
             "counts a file alone: leave out --images, --merge and --html", param_hint="--submission"
         )
-    if merge and shard != "1/1":
-        raise typer.BadParameter("counts all shards: leave out --shard", param_hint="--merge")
-    if images is None and submission is None and (html or not merge):
+    if images is None and submission is None and (running.html or not running.merge):
         raise typer.BadParameter("name the folder with the images", param_hint="--images")
+    if images is not None and heatmaps is not None and heatmaps.resolve().is_relative_to(images.resolve()):
+        raise typer.BadParameter(f"{heatmaps} is in {images}: maps would mix with images", param_hint="--heatmaps")
 
 
-def _dataset(
-    annotations: Path,
-    ground_truth: Path,
-    meta: Path | None,
-    names: Path | None,
-    blacklist: Path | None,
-    first: int | None,
-) -> Dataset:
-    from camrt.evaluate.dataset import load
+def _dataset(annotations: Path, ground_truth: Path, truth: GroundTruthOptions, first: int | None) -> Dataset:
+    from camrt.evaluate.datasets import read_ilsvrc
 
     total = sum(1 for _ in annotations.iterdir()) if annotations.is_dir() else 0
     with bar("reading annotations", total, bytes_=False) as advance:
-        return load(
-            annotations, ground_truth, meta=meta, names=names, blacklist=blacklist, first=first, progress=advance
-        )
+        return read_ilsvrc(
+            annotations, ground_truth, meta=truth.meta, names=truth.names, blacklist=truth.blacklist, first=first,
+            progress=advance,
+        )  # fmt: skip
 
 
 def _files(images: Path, data: Dataset, part: Shard) -> dict[str, Path | None]:
-    from camrt.evaluate.dataset import find_images
+    from camrt.evaluate.datasets import find_images
 
     found = find_images(images, data.names)
     if len(found) < len(data) and part.number == 1:
-        say(f"warning: {images}: {len(data) - len(found):,} of {len(data):,} images are not there; they count as wrong")
+        say(f"warning: {images}: {len(data) - len(found):,} of {len(data):,} images are missing; they count as wrong")
     return {name: found.get(name) for name in data.names}
 
 
@@ -196,34 +339,247 @@ def _guess(
     files: dict[str, Path | None],
     data: Dataset,
     out: Path,
-    network: Model,
+    network: Network,
     rule: BoxRule,
+    method: str | None,
     part: Shard,
     workers: int | None,
 ) -> None:
-    from camrt.evaluate import localization
+    from camrt.evaluate import ilsvrc_protocol
 
     if data.synsets is None:
         raise CamrtError(
-            "the annotations have numbers, not names, so that nothing says which number a class of the network has. "
-            "Give the devkit's meta_clsloc.mat, or a file with a name and a number a line: --meta"
+            "the annotations have numbers, not names, so that the number of each network class is unknown. "
+            "Give the devkit's meta_clsloc.mat, or a file with a name and a number per line: --meta"
         )
     here = len(part.of(data.names))
 
     def begin(left: int) -> contextlib.AbstractContextManager[Callable[[int], Any]]:
-        if here > left:
-            say(f"{here - left:,} of {here:,} images were done before")
+        _say_done(here - left, here)
         return progress(left)
 
-    if not localization.guess(
-        files, out, network, rule, synsets=data.synsets, shard=part, workers=workers, progress=begin
+    if not ilsvrc_protocol.guess(
+        files, out, network, rule, method=method, synsets=data.synsets, shard=part, workers=workers, progress=begin
     ):
         say(f"all {here:,} images were done before")
 
 
+def _error_page(
+    errors: LocalizationErrors,
+    data: Dataset,
+    files: dict[str, Path | None],
+    network: Network,
+    method: str | None,
+    out: Path,
+) -> Path:
+    from camrt.evaluate import report
+    from camrt.evaluate.experiment import as_stored
+    from camrt.evaluate.ilsvrc import GUESSES
+
+    explainer = network.explainer_of_best(method, GUESSES)
+    note = " · ".join([f"of {len(data):,}", network.name, explainer.method, explainer.protocol])
+    text = report.error_page(errors, data, files, lambda path: explainer(as_stored(path)), note=note)
+    write(out / PAGE, text.encode(errors="replace"))
+    return out / PAGE
+
+
+def _print_errors(errors: LocalizationErrors, data: Dataset, written: dict[str, Path], as_json: bool) -> None:
+    from camrt.evaluate.report import error_table
+
+    if as_json:
+        rankings = {
+            name: {"localization": found.tolist(), "classification": errors.classification[name].tolist()}
+            for name, found in errors.localization.items()
+        }
+        facts = {
+            "images": len(data),
+            "blacklisted": len(data.blacklist),
+            "rankings": rankings,
+            "maps": {"without_boxes": errors.without_boxes, "with_one_box": errors.with_one_box},
+            "failed": _failed(errors.failures),
+            "files": {name: str(path) for name, path in written.items()},
+        }
+        print(json_line(facts))
+    else:
+        notes = [f"{len(data):,} images"]
+        if data.blacklist:
+            notes.append(f"{len(data.blacklist):,} of them on the blacklist")
+        if errors.without_boxes:
+            notes.append(f"{errors.without_boxes:,} maps without a box: the whole image")
+        if errors.with_one_box:
+            notes.append(f"{errors.with_one_box:,} maps with one box, which is also the second")
+        _print_table(error_table(errors), notes, written)
+    _exit_with_failures(errors.failures, len(data), "could not be read; they count as wrong")
+
+
+# ---------------------------------------------------------------------------------------------------------------- wsol
+
+
+@app.command("wsol", epilog=WSOL_EXAMPLES)
+@expanded
+def wsol(
+    images: Annotated[Path, typer.Option(metavar="DIR", help="The image folder.")],
+    choice: NetworkOptions,
+    measuring: MeasureOptions,
+    running: RunOptions,
+    metadata: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Metadata of wsolevaluation: image_ids.txt and three more.")
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Instead: image,class,x1,y1,x2,y2, one row per box.")
+    ] = None,
+    methods: Annotated[str, typer.Option(metavar="A,B,...", help=f"Of {', '.join(METHODS)}.")] = "cam",
+    protocol: Annotated[
+        WsolProtocolName, typer.Option(help="What the network sees of an image; whole: all of it, resized.")
+    ] = WsolProtocolName.WHOLE,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the results.")] = Path("wsol"),
+) -> None:
+    """Compare methods: how well their maps localize, and how faithful they are to the network."""
+    chosen = _listed(methods, tuple(METHODS), "--methods")
+    check_model(choice.model, choice.weights)
+    measuring.check()
+    running.check()
+    if (metadata is None) == (csv is None):
+        raise typer.BadParameter("name one of both", param_hint="--metadata, --csv")
+    with reporting(interrupted=_INTERRUPTED):
+        from camrt.evaluate.datasets import check_image_folder, read_csv, read_metadata
+        from camrt.evaluate.journal import Shard
+        from camrt.evaluate.wsol_protocol import tally
+
+        part = Shard.parse(running.shard)
+        data = (read_csv(csv) if csv is not None else read_metadata(metadata or "")).first(running.first)
+        measures = measuring.measures(data)
+        network = choice.network(protocol.value)
+        check_image_folder(images)
+        if not running.merge:
+            for method in chosen:
+                _measure(data, images, out, network, method, measures, part, running.workers)
+        found = [tally(data, images, out, each, measures.groups, threshold=measuring.threshold) for each in chosen]
+        if left := max(each.left for each in found):
+            if running.merge:
+                raise CamrtError(f"has no result for {left:,} images. Finish their shards with the same command",
+                                 file=str(out))  # fmt: skip
+            _print_left(part, left, out, running.as_json)
+            return
+        written = _write_results(found, out)
+        if measuring.threshold_sweep:
+            written |= _write_sweep(found, out, network.name)
+        if running.html:
+            written["page"] = _comparison_page(found, data, images, out, network, measures)
+        _print_metrics(found, written, running.as_json)
+
+
+def _listed(text: str | None, known: Sequence[str], flag: str) -> list[str]:
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    for name in names:
+        check_choice(name, known, flag)
+    if not names:
+        raise typer.BadParameter(f"found nothing, expected some of {', '.join(known)}", param_hint=flag)
+    return list(dict.fromkeys(names))
+
+
+def _measure(
+    data: Dataset,
+    images: Path,
+    out: Path,
+    network: Network,
+    method: str,
+    measures: Measures,
+    part: Shard,
+    workers: int | None,
+) -> None:
+    from camrt.evaluate import wsol_protocol
+
+    say(f"{method}: {', '.join(measures.groups)}")
+    left = wsol_protocol.measure(
+        data, images, out, network, method, measures, shard=part, workers=workers, progress=progress
+    )
+    here = len(part.of(data.images))
+    _say_done(here - left, here)
+
+
+def _write_results(found: Sequence[MethodMetrics], out: Path) -> dict[str, Path]:
+    write(out / RESULTS, f"{json_line(_metric_facts(found, {}))}\n".encode())
+    return {"results": out / RESULTS}
+
+
+def _write_sweep(found: Sequence[MethodMetrics], out: Path, title: str) -> dict[str, Path]:
+    """Write the accuracies over the thresholds, and precision and recall of masks."""
+    from camrt.evaluate import report
+
+    if not found[0].sweep:
+        raise CamrtError("found no boxes to sweep thresholds over, expected the metric boxes: --metrics boxes")
+    files = {"sweep": out / f"{SWEEP}.csv"}
+    write(files["sweep"], report.sweep_csv(found).encode())
+    try:
+        picture = report.sweep_picture(found, title)
+    except ImportError:
+        say(f"note: {SWEEP}.png was not drawn: that takes matplotlib (pip install matplotlib)")
+    else:
+        files["picture"] = out / f"{SWEEP}.png"
+        write_picture(files["picture"], picture)
+    if found[0].precision is not None:
+        files["precision"] = out / PRECISION
+        write(files["precision"], report.precision_csv(found).encode())
+    return files
+
+
+def _comparison_page(
+    found: Sequence[MethodMetrics], data: Dataset, images: Path, out: Path, network: Network, measures: Measures
+) -> Path:
+    from camrt.evaluate import report, wsol_protocol
+
+    if "boxes" not in measures.groups:
+        raise CamrtError("found no boxes for the page, expected the metric boxes: --metrics boxes")
+    overlaps = {each.method: wsol_protocol.overlaps_at(out, each.method, each.numbers["threshold"]) for each in found}
+    shown = report.compared_images(data.images, overlaps)
+    wanted = [one.annotated for one in shown]
+    explained = {each.method: wsol_protocol.explained_again(network, each.method, images, wanted) for each in found}
+    note = " · ".join([f"of {len(data):,}", network.name, *([network.protocol] if network.protocol else [])])
+    text = report.comparison_page(shown, explained, found, side=measures.side, note=note)
+    write(out / PAGE, text.encode(errors="replace"))
+    return out / PAGE
+
+
+def _metric_facts(found: Sequence[MethodMetrics], written: dict[str, Path]) -> dict[str, Any]:
+    return {
+        "images": found[0].images,
+        "methods": {
+            each.method: {
+                **each.numbers,
+                **({"road": {name: values.tolist() for name, values in each.road.items()}} if each.road else {}),
+                "failed": _failed(each.failures),
+            }
+            for each in found
+        },
+        "files": {name: str(path) for name, path in written.items()},
+    }
+
+
+def _print_metrics(found: Sequence[MethodMetrics], written: dict[str, Path], as_json: bool) -> None:
+    from camrt.evaluate.report import metric_table
+
+    if as_json:
+        print(json_line(_metric_facts(found, written)))
+    else:
+        numbers = found[0].numbers
+        notes = [f"{found[0].images:,} images"]
+        if "top-1 classification" in numbers:
+            notes.append(
+                f"classification top-1 {100 * numbers['top-1 classification']:.2f}, "
+                f"top-5 {100 * numbers['top-5 classification']:.2f}"
+            )
+        _print_table(metric_table(found), notes, written)
+    failures = {name: reason for each in found for name, reason in each.failures.items()}
+    _exit_with_failures(failures, found[0].images, "could not be measured; their boxes count as wrong")
+
+
+# ---------------------------------------------------------------------------------------------------------------- both
+
+
 @contextlib.contextmanager
 def progress(total: int) -> Iterator[Callable[[int], Any]]:
-    """A bar in a terminal; elsewhere a line a minute, with the time that is left."""
+    """Show a progress bar in a terminal; elsewhere, print one line per minute with the time left."""
     import sys
     import time
 
@@ -244,79 +600,44 @@ def progress(total: int) -> Iterator[Callable[[int], Any]]:
         yield count
 
 
-def _page(outcome: Outcome, data: Dataset, files: dict[str, Path | None], network: Model, out: Path) -> Path:
-    from camrt.evaluate import report
-    from camrt.evaluate.localization import as_stored
-
-    explainer = network.load()
-    text = report.page(
-        outcome,
-        data,
-        files,
-        lambda path: explainer(as_stored(path)),
-        title="Localization",
-        note=" · ".join([f"of {len(data):,}", network.name, explainer.method, explainer.protocol]),
-    )
-    write(out / PAGE, text.encode(errors="replace"))
-    return out / PAGE
+def _say_done(done: int, here: int) -> None:
+    if done:
+        say(f"{done:,} of {here:,} images were done before")
 
 
-def _tell_shard(part: Shard, left: int, out: Path, as_json: bool) -> None:
-    """What is said when other shards are not done."""
-    facts = {"shard": str(part), "left": left, "out": str(out)}
+def _print_left(part: Shard, left: int, out: Path, as_json: bool) -> None:
+    """Say that other shards are not done."""
     if as_json:
-        print(json_line(facts))
+        print(json_line({"shard": str(part), "left": left, "out": str(out)}))
     else:
         print(f"shard {part} is done; {left:,} images of other shards are left. When they are done: --merge")
 
 
-def _tell(outcome: Outcome, data: Dataset, written: dict[str, Path], as_json: bool) -> None:
-    """The table or the JSON, and the images that failed."""
-    if as_json:
-        print(json_line(_facts(outcome, data, written)))
-    else:
-        _show(outcome, data, written)
-    if outcome.refused:
-        say(f"error: {len(outcome.refused):,} of {len(data):,} images could not be read; they count as wrong:")
-        for name, reason in list(outcome.refused.items())[:_MOST_NAMED]:
-            say(f"  {name}: {reason}")
-        if len(outcome.refused) > _MOST_NAMED:
-            say(f"  and {len(outcome.refused) - _MOST_NAMED:,} more; --json names them all")
-        raise typer.Exit(1)
+def _print_table(table: Table, notes: Sequence[str], written: Mapping[str, Path]) -> None:
+    from rich.table import Table as RichTable
 
-
-def _facts(outcome: Outcome, data: Dataset, written: dict[str, Path]) -> dict[str, Any]:
-    return {
-        "images": len(data),
-        "blacklisted": len(data.blacklist),
-        "rankings": {
-            name: {"localization": errors.tolist(), "classification": outcome.classification[name].tolist()}
-            for name, errors in outcome.localization.items()
-        },
-        "maps": {"without_boxes": outcome.without_boxes, "with_one_box": outcome.with_one_box},
-        "failed": [{"image": name, "reason": reason} for name, reason in outcome.refused.items()],
-        "files": {name: str(path) for name, path in written.items()},
-    }
-
-
-def _show(outcome: Outcome, data: Dataset, written: dict[str, Path]) -> None:
-    from rich.table import Table
-
-    table = Table("error (%)", *(f"top-{number}" for number in range(1, 6)), caption_justify="left")
-    for column in table.columns[1:]:
+    shown = RichTable(*table.heads)
+    for column in shown.columns[1:]:
         column.justify = "right"
-    for name, errors in outcome.localization.items():
-        table.add_row(f"{name}, localization", *(f"{100 * error:.2f}" for error in errors))
-    for name, errors in outcome.classification.items():
-        table.add_row(f"{name}, classification", *(f"{100 * error:.2f}" for error in errors))
-    show(table)
-    notes = [f"{len(data):,} images"]
-    if data.blacklist:
-        notes.append(f"{len(data.blacklist):,} of them on the blacklist")
-    if outcome.without_boxes:
-        notes.append(f"{outcome.without_boxes:,} maps without a box: the whole image")
-    if outcome.with_one_box:
-        notes.append(f"{outcome.with_one_box:,} maps with one box: it is the second too")
+    for row in table.rows:
+        shown.add_row(*row)
+    show(shown)
     print("; ".join(notes))
     for path in written.values():
         print(path)
+
+
+def _failed(failures: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"image": name, "reason": reason} for name, reason in failures.items()]
+
+
+def _exit_with_failures(failures: Mapping[str, str], total: int, what: str) -> None:
+    """Name the images that failed, and exit with status 1 if there are any."""
+    if not failures:
+        return
+    say(f"error: {len(failures):,} of {total:,} images {what}:")
+    for name, reason in list(failures.items())[:_MOST_NAMED]:
+        say(f"  {name}: {reason}")
+    if len(failures) > _MOST_NAMED:
+        say(f"  and {len(failures) - _MOST_NAMED:,} more; --json names them all")
+    raise typer.Exit(1)

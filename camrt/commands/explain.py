@@ -1,42 +1,112 @@
-"""`camrt explain`: what a network sees in images, and where."""
+"""The command `camrt explain`: what a network sees in images, and where."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from camrt.batch import PAGE, Batch, find_images
+from camrt.batch import MAX_SIDE, PAGE, Batch, find_images
 from camrt.commands.options import (
     STATUS,
-    THRESHOLDS,
     Json,
-    Layer,
-    Method,
-    Protocol,
+    MapOptions,
+    MaxPixels,
+    MaxSide,
+    PresetName,
     Provider,
-    Settings,
-    Target,
     Thresholds,
-    Top,
-    check_choice,
-    check_method,
+    Weights,
     check_model,
-    check_protocol,
-    one_or_several,
-    settings_of,
+    expanded,
+    number,
 )
-from camrt.commands.output import reporting
+from camrt.commands.output import printable_path, reporting, show
 from camrt.errors import CamrtError
+from camrt.localize import THRESHOLDS
 from camrt.results import LINES, json_line
+from converters.errors import printable
 from converters.terminal import bar, say
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from camrt.localize.crf import CRF
 
 DEFAULT_MODEL = "googlenetCAM"
-_MAPS: dict[str, Literal["png", "npz"] | None] = {"png": "png", "npz": "npz", "none": None}
+_SHOWN = 10  # images in the table that is printed
+
+
+class Maps(StrEnum):
+    """How the maps are written."""
+
+    PNG = "png"
+    NPZ = "npz"
+    NONE = "none"
+
+
+_MAPS: dict[Maps, Literal["png", "npz"] | None] = {Maps.PNG: "png", Maps.NPZ: "npz", Maps.NONE: None}
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """Whether the maps are refined, and how."""
+
+    crf: Annotated[
+        bool, typer.Option("--crf", help="Refine the maps by a dense CRF: they follow the image's edges.")
+    ] = False
+    bilateral: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(
+            "--crf-bilateral",
+            metavar="SDIMS SCHAN COMPAT",
+            parser=number,
+            help="Pixels, levels of color and weight; by default 10 20 10.",
+        ),
+    ] = None
+    gaussian: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            "--crf-gaussian",
+            metavar="SDIMS COMPAT",
+            parser=number,
+            help="Pixels and weight of a kernel without colors; by default none.",
+        ),
+    ] = None
+    iterations: Annotated[int | None, typer.Option("--crf-iterations", min=0, help="By default 50.")] = None
+    side: Annotated[
+        int | None,
+        typer.Option(
+            "--crf-side",
+            min=1,
+            max=2048,
+            help="The longer side in pixels at which the maps are refined; by default 256.",
+        ),
+    ] = None
+
+    def settings(self) -> CRF | None:
+        """Return the settings of the CRF; None where refinement is not wanted.
+
+        Raises:
+            typer.BadParameter: There are settings without ``--crf``, or a setting is out of range.
+        """
+        given = {"bilateral": self.bilateral, "gaussian": self.gaussian, "iterations": self.iterations}
+        given = {name: value for name, value in given.items() if value is not None}
+        if not self.crf:
+            for name in [*given, *(["side"] if self.side else [])]:
+                raise typer.BadParameter("expected --crf beside it", param_hint=f"--crf-{name}")
+            return None
+        from camrt.localize.crf import CRF
+
+        try:
+            return CRF(**given)  # type: ignore[arg-type]
+        except CamrtError as error:
+            raise typer.BadParameter(str(error), param_hint="--crf") from None
+
 
 EXAMPLES = f"""Examples:
 
@@ -52,6 +122,7 @@ EXAMPLES = f"""Examples:
 
   camrt explain photos/ --crf --boxes --crf-bilateral 50 13 10 --crf-gaussian 3 3 --crf-iterations 10
 
+It prints the best classes and the pictures of the first images; --json has all of them.
 In the folder --out: NAME_top1.png, ... (overlays), NAME_map1.png, ... (the maps, 16 bits) or NAME_maps.npz, with --crf
 NAME_mask1.png, ..., a line for each image in {LINES}, and with --html the page {PAGE}. Interrupted and
 started again, it goes on where it stopped: an image is done while its path, size and time of change, the model and the
@@ -61,59 +132,30 @@ options are those of its line.
 """
 
 
+@expanded
 def explain(
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Images, folders, and quoted globs.")],
     model: Annotated[str, typer.Option(help="A named model, or an ONNX model.")] = DEFAULT_MODEL,
-    method: Method = None,
-    protocol: Protocol = None,
-    top: Top = None,
-    target: Target = None,
-    layer: Layer = None,
-    settings: Settings = None,
+    weights: Weights = None,
+    preprocess: PresetName = None,
+    *,
+    what: MapOptions,
     boxes: Annotated[bool, typer.Option("--boxes", help="Boxes in the lines and on the overlays.")] = False,
     thresholds: Thresholds = THRESHOLDS,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("explained"),
-    maps: Annotated[str, typer.Option(metavar="png|npz|none", help="How the maps are written.")] = "png",
+    maps: Annotated[Maps, typer.Option(help="How the maps are written.")] = Maps.PNG,
+    max_side: MaxSide = MAX_SIDE,
+    max_pixels: MaxPixels = None,
     html: Annotated[bool, typer.Option("--html", help=f"Write {PAGE}: a page to look through, in one file.")] = False,
-    crf: Annotated[
-        bool, typer.Option("--crf", help="Refine the maps by a dense CRF: they follow the image's edges.")
-    ] = False,
-    bilateral: Annotated[
-        tuple[float, float, float] | None,
-        typer.Option(
-            "--crf-bilateral",
-            metavar="SDIMS SCHAN COMPAT",
-            help="Pixels, levels of colour and weight; by default 10 20 10.",
-        ),
-    ] = None,
-    gaussian: Annotated[
-        tuple[float, float] | None,
-        typer.Option(
-            "--crf-gaussian",
-            metavar="SDIMS COMPAT",
-            help="Pixels and weight of a kernel without colours; by default none.",
-        ),
-    ] = None,
-    iterations: Annotated[int | None, typer.Option("--crf-iterations", min=0, help="By default 50.")] = None,
-    side: Annotated[
-        int | None,
-        typer.Option(
-            "--crf-side",
-            min=1,
-            max=2048,
-            help="The longer side in pixels at which the maps are refined; by default 256.",
-        ),
-    ] = None,
+    refine: RefineOptions,
     provider: Provider = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images at once; by default 1, on CUDA 4.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a network sees in images, and where."""
-    check_choice(maps, tuple(_MAPS), "--maps")
-    check_method(method)
-    check_protocol(protocol)
-    check_model(model)
-    if target == ["input"]:
+    """Show what a network sees in images, and where."""
+    check_model(model, weights)
+    asked = what.as_arguments()
+    if asked["target"] == "input":
         raise typer.BadParameter(
             "images come without classes here: name the classes, or see camrt export", param_hint="--target"
         )
@@ -124,17 +166,16 @@ def explain(
     work = Batch(
         out,
         model,
-        method=method,
-        protocol=protocol,
-        top=top,
-        target=one_or_several(target),
-        layer=one_or_several(layer),
-        settings=settings_of(settings),
+        **asked,
+        weights=weights,
+        preprocess=preprocess.value if preprocess else None,
         thresholds=thresholds if boxes else None,
         maps=_MAPS[maps],
+        max_side=max_side or None,
+        max_pixels=max_pixels,
         cards=html,
-        crf=_crf(crf, bilateral, gaussian, iterations, side),
-        side=256 if side is None else side,
+        crf=refine.settings(),
+        side=refine.side or 256,
     )
     with reporting(interrupted=lambda: _progress(work)):
         found, failed = find_images(images, but=out)
@@ -150,18 +191,22 @@ def explain(
                 progress=lambda total: bar("explaining", total, bytes_=False),
             )
             page = work.page(found) if html else None
-        facts: dict[str, Any] = {
-            "out": str(out),
-            "explained": work.explained,
-            "skipped": work.skipped,
-            "failed": [{"image": where, "reason": reason} for where, reason in failed],
-            "page": str(page) if page else None,
-        }
+            done = work.lines(found)
         if as_json:
+            facts: dict[str, Any] = {
+                "out": str(out),
+                "explained": work.explained,
+                "skipped": work.skipped,
+                "images": [{key: line[key] for key in ("path", "source", "top", "files")} for line in done],
+                "failed": [{"image": where, "reason": reason} for where, reason in failed],
+                "page": str(page) if page else None,
+            }
             print(json_line(facts))
         else:
-            done = f"{work.explained:,} explained" + (f", {work.skipped:,} were done" if work.skipped else "")
-            print(f"{done}: {out / LINES}" + (f"\n{page}" if page else ""))
+            if done:
+                show(_table(done, out))
+            counts = f"{work.explained:,} explained" + (f", {work.skipped:,} were done" if work.skipped else "")
+            print(f"{counts}: {printable_path(out / LINES)}" + (f"\n{printable_path(page)}" if page else ""))
         if failed:
             say(f"error: {len(failed):,} could not be explained:")
             for where, reason in failed:
@@ -169,26 +214,26 @@ def explain(
             raise typer.Exit(1)
 
 
-def _crf(
-    wanted: bool,
-    bilateral: tuple[float, float, float] | None,
-    gaussian: tuple[float, float] | None,
-    iterations: int | None,
-    side: int | None,
-) -> CRF | None:
-    """The settings, if refinement is wanted."""
-    given = {"bilateral": bilateral, "gaussian": gaussian, "iterations": iterations}
-    given = {name: value for name, value in given.items() if value is not None}
-    if not wanted:
-        for name in [*given, *(["side"] if side else [])]:
-            raise typer.BadParameter("expected --crf beside it", param_hint=f"--crf-{name}")
-        return None
-    from camrt.localize.crf import CRF
+def _table(lines: Sequence[Mapping[str, Any]], out: Path) -> Table:
+    """The best classes of the first images, and the pictures; of a single image all classes that were explained."""
+    from rich.table import Table
 
-    try:
-        return CRF(**given)  # type: ignore[arg-type]
-    except CamrtError as error:
-        raise typer.BadParameter(str(error), param_hint="--crf") from None
+    table = Table(box=None, pad_edge=False)
+    for column in ("image", "class", "score", "picture"):
+        table.add_column(column, justify="right" if column == "score" else "left", overflow="fold")
+    for line in lines[:_SHOWN]:
+        overlays = [name for name in line["files"] if "_top" in name]
+        best = line["top"] if len(lines) == 1 else line["top"][:1]
+        for rank, one in enumerate(best):
+            table.add_row(
+                printable_path(line["source"]) if rank == 0 else "",
+                printable(one["label"]),
+                "no number" if one["score"] is None else f"{one['score']:.1%}",
+                printable_path(out / overlays[rank]) if rank < len(overlays) else "",
+            )
+    if len(lines) > _SHOWN:
+        table.add_row(f"and {len(lines) - _SHOWN:,} more", "", "", "")
+    return table
 
 
 def _progress(work: Batch) -> str:

@@ -1,22 +1,69 @@
-"""Options that several commands have, and what is checked of them before anything is loaded."""
+"""Options that several commands share, and the checks that need nothing to be loaded.
+
+Options that always come together are the fields of an options class (`MapOptions`, for example). A command takes one as
+a parameter, and `expanded` makes an option of each field.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from camrt.graph.methods import METHODS
 from camrt.loading import is_name
+from camrt.localize import THRESHOLDS as THRESHOLDS
 
 if TYPE_CHECKING:
     from converters.zoo import NamedModel
 
 PROTOCOLS = ("ten-crop", "center", "full")
-THRESHOLDS = (20, 100, 110)  # of generate_bbox.m
 STATUS = "Exit status: 0, 1 (it failed, or an image did) or 2 (usage)."
+
+
+class ProtocolName(StrEnum):
+    """What the network sees of an image."""
+
+    TEN_CROP = "ten-crop"
+    CENTER = "center"
+    FULL = "full"
+
+
+class Preset(StrEnum):
+    """The preprocessing of a family of networks: a key of `camrt.preprocess.PRESETS`."""
+
+    CAFFE = "caffe"
+    TORCHVISION = "torchvision"
+
+
+def number(text: str) -> float:
+    """Parse one of the numbers of an option that takes several.
+
+    Raises:
+        typer.BadParameter: It is none, as when one is missing and the next argument is taken for it.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"found {text!r} among its numbers. Give all that the option takes") from None
+
+
+def method_name(text: str) -> str:
+    """Parse the name of a method.
+
+    Raises:
+        typer.BadParameter: There is no such method.
+    """
+    check_choice(text, tuple(METHODS))
+    return text
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Provider = Annotated[
@@ -26,20 +73,27 @@ Provider = Annotated[
     ),
 ]
 Thresholds = Annotated[
-    tuple[int, int, int], typer.Option(metavar="A B C", help="The three grey levels of the box generator.")
+    tuple[int, int, int], typer.Option(metavar="A B C", help="The three gray levels of the box generator.")
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(metavar="CAFFEMODEL", help="The weights of a named model, in place of the cache and the download."),
+]
+PresetName = Annotated[
+    Preset | None,
+    typer.Option("--preprocess", help="How the network wants its images, where the model does not say it."),
 ]
 Method = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help=f"How the maps come about: {', '.join(METHODS)} (docs/methods.md); by default cam."
+        metavar="NAME",
+        parser=method_name,
+        help=f"How the maps are computed: {', '.join(METHODS)} (docs/methods.md); by default cam.",
     ),
 ]
 Protocol = Annotated[
-    str | None,
-    typer.Option(
-        metavar="|".join(PROTOCOLS),
-        help="What the network sees of an image; by default what it says, or what suits the method: mostly ten-crop.",
-    ),
+    ProtocolName | None,
+    typer.Option(help="What the network sees of an image; by default what the model or the method says."),
 ]
 Top = Annotated[
     int | None,
@@ -47,16 +101,15 @@ Top = Annotated[
 ]
 Target = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="CLASS", help="What is explained in place of the best classes: a name or number; may be repeated."
-    ),
+    typer.Option(metavar="CLASS", help="Explain this class, by name or number, and not the best; may be repeated."),
 ]
 Layer = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="TENSOR|NODE", help="The features that the maps are made of; by default the last with places."
+        metavar="TENSOR|NODE", help="The features that the maps are made of; by default the last with positions."
     ),
 ]
+Classifier = Annotated[str | None, typer.Option(metavar="NODE", help="The linear layer behind the features, for cam.")]
 Scores = Annotated[
     str | None, typer.Option(metavar="TENSOR", help="What is explained; by default the last output of class scores.")
 ]
@@ -64,10 +117,88 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method, as samples=50; may be repeated."),
 ]
+MaxSide = Annotated[
+    int,
+    typer.Option(min=0, help="The longer side in pixels of the largest pictures that are written; 0 for no limit."),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="The most pixels of an image that is read; by default 89,478,485."),
+]
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """What is explained, and how. The fields are those of `camrt.loading.Request`."""
+
+    method: Method = None
+    protocol: Protocol = None
+    top: Top = None
+    target: Target = None
+    layer: Layer = None
+    classifier: Classifier = None
+    scores: Scores = None
+    settings: Settings = None
+
+    def as_arguments(self) -> dict[str, Any]:
+        """Return them as keyword arguments of `camrt.loading.Request` and `camrt.batch.Batch`.
+
+        Raises:
+            typer.BadParameter: A setting has another form than NAME=VALUE.
+        """
+        return {
+            "method": self.method,
+            "protocol": self.protocol.value if self.protocol else None,
+            "top": self.top,
+            "target": one_or_several(self.target),
+            "layer": one_or_several(self.layer),
+            "classifier": self.classifier,
+            "scores": self.scores,
+            "settings": settings_of(self.settings),
+        }
+
+
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """Make an option of each field of the options classes that a command takes.
+
+    Args:
+        command: A function. Parameters whose type is a dataclass are options classes; the others are as Typer has them.
+
+    Returns:
+        The function that Typer gets: it has the fields in place of the objects.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, Any] = {}
+    parameters = []
+    for parameter in signature.parameters.values():
+        if dataclasses.is_dataclass(parameter.annotation):
+            groups[parameter.name] = parameter.annotation
+            parameters += _fields(parameter.annotation)
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def flat(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in dataclasses.fields(group)})
+        command(**given)
+
+    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return flat
+
+
+def _fields(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return [
+        inspect.Parameter(field.name, keyword, default=field.default, annotation=hints[field.name])
+        for field in dataclasses.fields(group)
+    ]
 
 
 def named(name: str) -> NamedModel:
-    """The named model.
+    """Find a named model.
 
     Raises:
         typer.BadParameter: There is none of that name.
@@ -81,31 +212,31 @@ def named(name: str) -> NamedModel:
         raise typer.BadParameter(str(error)) from None
 
 
-def check_model(model: str) -> None:
-    """A name must be one that is known; whether a file is there is seen when it is read."""
+def check_model(model: str, weights: Path | None = None) -> None:
+    """Check a model's name; whether a file is there is seen when it is read.
+
+    Args:
+        model: A name or a path.
+        weights: What was given with ``--weights``.
+
+    Raises:
+        typer.BadParameter: There is no model of that name, or weights are given for a file that has its own.
+    """
     if is_name(model):
         named(model)
-
-
-def check_protocol(protocol: str | None) -> None:
-    """It must be one that is known."""
-    if protocol is not None:
-        check_choice(protocol, PROTOCOLS, "--protocol")
-
-
-def check_method(method: str | None) -> None:
-    """It must be one that is known."""
-    if method is not None:
-        check_choice(method, METHODS, "--method")
+    elif weights is not None:
+        raise typer.BadParameter(
+            f"goes with a named model, and {model} is a file with its own weights", param_hint="--weights"
+        )
 
 
 def one_or_several(given: Sequence[str] | None) -> str | list[str] | None:
-    """What an option that may be repeated says."""
+    """Return what an option that may be repeated says: nothing, a value, or several."""
     return list(given) if given and len(given) > 1 else given[0] if given else None
 
 
-def settings_of(given: Sequence[str] | None) -> dict[str, str] | None:
-    """Settings of a method, NAME=VALUE each.
+def settings_of(given: Sequence[str] | None) -> Mapping[str, str] | None:
+    """Parse settings of a method, NAME=VALUE each.
 
     Raises:
         typer.BadParameter: One has another form.
@@ -117,8 +248,8 @@ def settings_of(given: Sequence[str] | None) -> dict[str, str] | None:
     return {name: value for name, _, value in pairs} or None
 
 
-def check_choice(value: str, choices: Sequence[str], flag: str) -> None:
-    """It must be one of the choices.
+def check_choice(value: str, choices: Sequence[str], flag: str | None = None) -> None:
+    """Check that a value is one of the choices.
 
     Raises:
         typer.BadParameter: It is not.
@@ -127,6 +258,29 @@ def check_choice(value: str, choices: Sequence[str], flag: str) -> None:
         raise typer.BadParameter(f"found {value!r}, expected one of {', '.join(choices)}", param_hint=flag)
 
 
+def check_protocol(protocol: str | None) -> None:
+    """Check the name of a protocol."""
+    if protocol is not None:
+        check_choice(protocol, PROTOCOLS, "--protocol")
+
+
+def check_method(method: str | None) -> None:
+    """Check the name of a method."""
+    if method is not None:
+        check_choice(method, tuple(METHODS), "--method")
+
+
+def check_picture(path: Path, flag: str) -> None:
+    """Check that a picture's file name ends in a format that is written.
+
+    Raises:
+        typer.BadParameter: It does not.
+    """
+    endings = (".png", ".jpg", ".jpeg")
+    if path.suffix.lower() not in endings:
+        raise typer.BadParameter(f"found {path}, expected a name that ends in {', '.join(endings)}", param_hint=flag)
+
+
 def is_same_file(one: Path | None, other: Path | None) -> bool:
-    """Whether both are there, and are one file."""
+    """Return whether both are there, and are one file."""
     return one is not None and other is not None and one.exists() and other.exists() and one.samefile(other)

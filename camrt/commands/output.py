@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from camrt.errors import CamrtError
+from converters.errors import MAX_PATH, printable
 from converters.terminal import reporting as reporting_errors
 from converters.terminal import say
 
@@ -32,6 +34,8 @@ def reporting(interrupted: str | Callable[[], str] = "nothing was written") -> I
     logger.setLevel(logging.INFO)
     try:
         with reporting_errors(CamrtError, interrupted=interrupted):
+            # Pillow's own limit, which does not count here: `camrt.images` has one limit, and names it.
+            warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
             yield
     finally:
         logger.setLevel(before)
@@ -52,9 +56,14 @@ def show(*parts: Any) -> None:
         console.print(part)
 
 
+def printable_path(path: Path | str) -> str:
+    """Return a path as it is printed: control characters escaped, and not shortened, as it may be pasted."""
+    return printable(path, MAX_PATH)
+
+
 def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write a picture as PNG, whole or not at all."""
-    from camrt.render import png
+    """Write a picture, whole or not at all: as JPEG where its name says so, else as PNG."""
+    from camrt.render import jpeg, png
     from camrt.results import write
 
-    write(path, png(picture))
+    write(path, jpeg(picture) if path.suffix.lower() in (".jpg", ".jpeg") else png(picture))

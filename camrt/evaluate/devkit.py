@@ -1,7 +1,7 @@
-"""The files of the ILSVRC development kit: ground truth, annotations, class numbers, blacklist, submissions.
+"""File formats of the ILSVRC development kit: ground truth, annotations, class numbers, blacklist, submissions.
 
-All of them are read with suspicion: an error names the file and the line. Annotations are PASCAL VOC's XML, one file an
-image, or cache_groundtruth.mat, which the devkit's eval_clsloc.m writes after it has read these.
+Files are not trusted: an error names the file and the line. Annotations are PASCAL VOC XML, one file per image, or
+cache_groundtruth.mat, which the devkit's eval_clsloc.m writes after reading these files.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _SYNSET = re.compile(r"n\d{8}")
 
 @dataclass(frozen=True)
 class Annotation:
-    """The objects in an image.
+    """The annotated objects of an image.
 
     Attributes:
-        image: Its name, without an ending; "" where the file does not say it.
-        names: What is in the boxes: a synset in ILSVRC.
-        boxes: (M, 4) float64: x1, y1, x2, y2 in pixels, the last one inside.
-        size: Width and height in pixels; None where the file does not say them.
+        image: The name of the image, without extension; "" if the file does not state it.
+        names: The class name of each box; a synset in ILSVRC.
+        boxes: (M, 4) float64: x1, y1, x2, y2 in pixels, including the last pixel.
+        size: Width and height in pixels; None if the file does not state them.
     """
 
     image: str
@@ -44,13 +44,13 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Annotations:
-    """The boxes of all images, with their classes by name or by number.
+    """The boxes of all images, with class names or class numbers.
 
     Attributes:
-        images: The images' names, without endings; None where only their order is known.
-        boxes: Of each image (M, 5): class, x1, y1, x2, y2. The class is 0 where it is known by name only.
-        names: Of each image the boxes' classes by name; None where they are known by number.
-        sizes: Of each image width and height in pixels, where they are known.
+        images: The image names, without extensions; None if only the order of the images is known.
+        boxes: (M, 5) per image: class, x1, y1, x2, y2. The class is 0 if only its name is known.
+        names: The class names of each image's boxes; None if the class numbers are known.
+        sizes: The width and height of each image in pixels, if known.
     """
 
     images: tuple[str, ...] | None
@@ -62,7 +62,7 @@ class Annotations:
         return len(self.boxes)
 
     def __getitem__(self, part: slice) -> Annotations:
-        """Those of some images."""
+        """Return the annotations of a range of images."""
         return Annotations(
             None if self.images is None else self.images[part],
             self.boxes[part],
@@ -71,11 +71,11 @@ class Annotations:
         )
 
     def numbered(self, synsets: Mapping[str, int], file: str) -> Annotations:
-        """The same, with the numbers of the classes.
+        """Return the annotations with class numbers.
 
         Args:
             synsets: Name -> number.
-            file: Where the annotations are from, for errors.
+            file: The source of the annotations, for errors.
 
         Raises:
             CamrtError: A box has a name without a number.
@@ -89,7 +89,7 @@ class Annotations:
                 where = self.images[image] if self.images else f"image {image + 1}"
                 raise CamrtError(
                     f"found a box of {unknown!r} in {where}, expected one of the {len(synsets):,} classes that have a "
-                    "number. Is it the annotation of another data set?",
+                    "number. Is it the annotation of another dataset?",
                     file=file,
                 )
             boxes.append(np.hstack([np.array([[synsets[name]] for name in names]).reshape(-1, 1), array[:, 1:]]))
@@ -100,21 +100,21 @@ class Annotations:
 
 
 def read_ground_truth(path: Path, classes: int | None = None) -> Integers:
-    """The class of each image, one number a line, as in ILSVRC2014_clsloc_validation_ground_truth.txt.
+    """Read the class of each image, one number per line, as in ILSVRC2014_clsloc_validation_ground_truth.txt.
 
     Args:
         path: The file.
-        classes: How many classes there are, if that is known.
+        classes: The number of classes, if known.
 
     Returns:
         (N,) int64, counted from 1.
 
     Raises:
-        CamrtError: The file cannot be read, or a line is no class.
+        CamrtError: The file cannot be read, or a line is not a class.
     """
     lines = _lines(path)
     if not lines:
-        raise CamrtError("found no numbers, expected a class a line", file=str(path))
+        raise CamrtError("found no numbers, expected one class per line", file=str(path))
     numbers = [_whole(word, path, line) for line, word in lines]
     for (line, _), number in zip(lines, numbers, strict=True):
         if number < 1 or (classes is not None and number > classes):
@@ -123,16 +123,16 @@ def read_ground_truth(path: Path, classes: int | None = None) -> Integers:
 
 
 def read_blacklist(path: Path) -> tuple[int, ...]:
-    """The images that do not count, counted from 1, one a line.
+    """Read the images that do not count for localization, counted from 1, one per line.
 
     Raises:
-        CamrtError: The file cannot be read, or a line is no number.
+        CamrtError: The file cannot be read, or a line is not a number.
     """
     return tuple(_whole(line, path, number) for number, line in _lines(path))
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """The images' names in the order of the ground truth, one a line; endings and folders are left out.
+    """Read the image names in the order of the ground truth, one per line, without extensions and folders.
 
     Raises:
         CamrtError: The file cannot be read, or names an image twice.
@@ -143,17 +143,17 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 
 def read_submission(path: Path, classes: int | None = None) -> Floats:
-    """Predictions in the devkit's text format: a line an image, five numbers a guess, between white space.
+    """Read predictions in the devkit's text format: one line per image, five numbers per guess, separated by spaces.
 
     Args:
-        path: The file. Lines may have fewer than five guesses; what is behind the fifth is left out.
-        classes: How many classes there are, if that is known.
+        path: The file. A line may have fewer than five guesses; further guesses are ignored.
+        classes: The number of classes, if known.
 
     Returns:
-        (N, 25): class, x1, y1, x2, y2, five times; 0 where there is no guess.
+        (N, 25): class, x1, y1, x2, y2, five times; 0 for no guess.
 
     Raises:
-        CamrtError: The file cannot be read, or a line is not of that format.
+        CamrtError: The file cannot be read, or a line has another format.
     """
     rows = []
     lines = _lines(path, keep_empty=True)
@@ -161,10 +161,10 @@ def read_submission(path: Path, classes: int | None = None) -> Floats:
         try:
             row = np.array(line.split(), np.float64)
         except ValueError as error:
-            raise CamrtError(f"found what is no number ({error})", file=f"{path}:{number}") from None
+            raise CamrtError(f"found something that is not a number ({error})", file=f"{path}:{number}") from None
         if not row.size or row.size % 5:
             raise CamrtError(
-                f"found {row.size} numbers, expected five a guess: class x1 y1 x2 y2", file=f"{path}:{number}"
+                f"found {row.size} numbers, expected five per guess: class x1 y1 x2 y2", file=f"{path}:{number}"
             )
         rows.append(np.pad(row[: 5 * GUESSES], (0, max(0, 5 * GUESSES - row.size))))
     if not rows:
@@ -183,16 +183,16 @@ def read_submission(path: Path, classes: int | None = None) -> Floats:
 
 
 def format_submission(predictions: npt.ArrayLike) -> str:
-    """Predictions in the devkit's text format: a line an image.
+    """Write predictions as text in the devkit's format: one line per image.
 
     Args:
         predictions: (N, 25), as for `camrt.evaluate.ilsvrc.localization_error`.
 
     Returns:
-        The text. Whole numbers have no decimals, and others as many as it takes.
+        The text. Whole numbers have no decimals; other numbers have as many as needed.
 
     Raises:
-        CamrtError: They have another shape, a class is none, or a box ends before it begins.
+        CamrtError: The shape or a class is invalid, or a box ends before it begins.
     """
     guesses(predictions)
     matrix = np.asarray(predictions, np.float64)
@@ -203,17 +203,17 @@ def format_submission(predictions: npt.ArrayLike) -> str:
 
 
 def read_synsets(path: Path) -> dict[str, int]:
-    """The number of each class: of a devkit's meta file, or of a mapping file.
+    """Read the number of each class from a devkit's meta file or a mapping file.
 
     Args:
-        path: ``meta_clsloc.mat`` or ``meta.mat`` of a devkit, where synsets that stand for several others are left
-            out; or a text file with a name and a number a line, as ``n01440764 449``.
+        path: ``meta_clsloc.mat`` or ``meta.mat`` of a devkit, of which only synsets without children are read; or a
+            text file with a name and a number per line, such as ``n01440764 449``.
 
     Returns:
         Synset or name -> number, counted from 1.
 
     Raises:
-        CamrtError: The file cannot be read, has another structure, or gives a name or a number twice.
+        CamrtError: The file cannot be read, has another structure, or has a name or a number twice.
     """
     found = _mat_synsets(path) if path.suffix == ".mat" else _text_synsets(path)
     if not found:
@@ -230,43 +230,43 @@ def read_synsets(path: Path) -> dict[str, int]:
 
 
 def synsets_of(annotations: Annotations, ground_truth: Integers, file: str) -> dict[str, int]:
-    """The number of each class, from images whose boxes give its name and whose ground truth gives its number.
+    """Infer the number of each class from images whose boxes have its name and whose ground truth is its number.
 
     Args:
-        annotations: With names.
-        ground_truth: (N,).
-        file: Where the annotations are from, for errors.
+        annotations: Annotations with class names.
+        ground_truth: (N,) class numbers.
+        file: The source of the annotations, for errors.
 
     Raises:
-        CamrtError: A name goes with two numbers, or a number with two names.
+        CamrtError: A name has two numbers, or a number has two names.
     """
     synsets: dict[str, int] = {}
     owners: dict[int, str] = {}
     for names, number in zip(annotations.names or [], ground_truth.tolist(), strict=True):
         distinct = set(names)
-        if len(distinct) != 1:  # objects of several classes do not say which is the image's
+        if len(distinct) != 1:  # with objects of several classes, the image's class is unknown
             continue
         name = distinct.pop()
         if synsets.setdefault(name, number) != number or owners.setdefault(number, name) != name:
             raise CamrtError(
                 f"found boxes of {name!r} in an image whose ground truth is {number}, and in others "
                 f"{owners.get(number, name)!r} with {synsets[name]}. The annotations and the ground truth are not in "
-                "one order, or of different data sets; if they are right, name the classes with --meta",
+                "one order, or of different datasets; if they are right, name the classes with --meta",
                 file=file,
             )
     return synsets
 
 
 def class_ids(synsets: Mapping[str, int], classes: int, labels: Sequence[str] | None) -> Integers:
-    """The devkit's number of each class of a network.
+    """Return the devkit's number of each class of a network.
 
-    A network's label is a name of the mapping, or begins with a synset that is ("n01440764 tench"). Where no label is,
-    and the mapping is of synsets, the network's classes are taken to stand in the synsets' order, as they do in Caffe's
-    and torchvision's networks.
+    A label of the network must be a name of the mapping, or start with one that is a synset ("n01440764 tench"). If no
+    label matches and all names are synsets, the network's classes are assumed to be in the order of the synsets, as in
+    Caffe's and torchvision's networks.
 
     Args:
         synsets: Name -> number.
-        classes: How many classes the network has.
+        classes: The number of classes of the network.
         labels: Their names; None for 0, 1, 2, ...
 
     Returns:
@@ -295,7 +295,7 @@ def class_ids(synsets: Mapping[str, int], classes: int, labels: Sequence[str] | 
 
 
 def _named(label: str, synsets: Mapping[str, int]) -> str | None:
-    """What a label is called in the mapping."""
+    """Return the name of a label in the mapping."""
     if label in synsets:
         return label
     first = label.split(" ")[0].rstrip(",")
@@ -336,16 +336,16 @@ def _mat_synsets(path: Path) -> list[tuple[str, int]]:
 
 
 def read_annotations(path: Path, progress: Callable[[int], object] = lambda count: None) -> Annotations:
-    """The boxes of all images: of a folder of VOC's XML files, or of cache_groundtruth.mat.
+    """Read the boxes of all images from a folder of VOC XML files or from cache_groundtruth.mat.
 
-    The files of a folder are taken in the order of their names, as the devkit does.
+    The files of a folder are read in the order of their names, as in the devkit.
 
     Args:
         path: The folder or the file.
-        progress: Called with how many more files were read.
+        progress: Called with the number of files read since the last call.
 
     Raises:
-        CamrtError: Something cannot be read, or is not an annotation.
+        CamrtError: A file cannot be read, or is not an annotation.
     """
     if not path.is_dir():
         if path.exists() and path.suffix != ".mat":
@@ -367,15 +367,16 @@ def read_annotations(path: Path, progress: Callable[[int], object] = lambda coun
 
 
 def read_annotation(path: Path) -> Annotation:
-    """The objects of an image, from PASCAL VOC's XML.
+    """Read the objects of an image from PASCAL VOC XML.
 
-    A document type is refused, with all that could be declared there.
+    A document type is refused, because it could declare entities.
 
     Args:
-        path: The file. Its name without the ending is the image's.
+        path: The file. Its name without extension is the image's name.
 
     Raises:
-        CamrtError: It cannot be read, is no VOC annotation, is one of another image, or a box ends before it begins.
+        CamrtError: The file cannot be read, is not a VOC annotation, belongs to another image, or a box ends before it
+            begins.
     """
     try:
         with path.open("rb") as stream:
@@ -389,7 +390,7 @@ def read_annotation(path: Path) -> Annotation:
     except CamrtError as error:
         raise error.in_file(str(path)) from None
     except (expat.ExpatError, ValueError, LookupError) as error:
-        raise CamrtError(f"is no XML that can be read: {error}", file=str(path)) from error
+        raise CamrtError(f"is not readable XML: {error}", file=str(path)) from error
     if annotation.image and annotation.image != path.stem:
         raise CamrtError(
             f"found the annotation of the image {annotation.image!r}, expected that of {path.stem!r}, as the file is "
@@ -400,7 +401,7 @@ def read_annotation(path: Path) -> Annotation:
 
 
 class _Voc:
-    """Collects what a VOC annotation says, while expat walks through it."""
+    """A handler of expat's events that collects a VOC annotation."""
 
     _OBJECT = ("annotation", "object")
     _SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -429,7 +430,7 @@ class _Voc:
         return Annotation(_stem(self._image), names, boxes.reshape(-1, 4).astype(np.float64), self._dimensions())
 
     def _refuse(self, *_: object) -> NoReturn:
-        raise CamrtError("found a document type, which a VOC annotation has not")
+        raise CamrtError("found a document type, which VOC annotations do not have")
 
     def _begin(self, tag: str, _: object) -> None:
         if not self._path and tag != "annotation":
@@ -475,11 +476,11 @@ class _Voc:
             width, height = (int(self._size[side]) for side in ("width", "height"))
         except (KeyError, ValueError):
             return None
-        return (width, height) if width > 0 and height > 0 else None  # 0 where the writer did not know them
+        return (width, height) if width > 0 and height > 0 else None  # some writers put 0 for an unknown size
 
 
 def _stem(name: str) -> str:
-    """A file name without its ending; ILSVRC's have none."""
+    """Return a file name without extension; ILSVRC's names have none."""
     path = Path(name)
     return path.stem if re.fullmatch(r"\.[A-Za-z][A-Za-z0-9]{1,4}", path.suffix) else path.name
 
@@ -506,11 +507,11 @@ def _mat_annotations(path: Path) -> Annotations:
 
 
 def _mat(path: Path, variable: str) -> npt.NDArray[Any]:
-    """A variable of a MATLAB file."""
+    """Read a variable of a MATLAB file."""
     from scipy.io import loadmat
 
     try:
-        # The numbers as they are stored: MATLAB computes in double precision whatever it stores.
+        # Numbers are read as they are stored; MATLAB stores doubles in smaller types if they fit.
         with path.open("rb") as stream:
             content = loadmat(stream, variable_names=[variable])
     except OSError as error:
@@ -519,10 +520,8 @@ def _mat(path: Path, variable: str) -> npt.NDArray[Any]:
         raise CamrtError(
             "is a MATLAB 7.3 file, expected version 5. In MATLAB: save(name, '-v7')", file=str(path)
         ) from None
-    except Exception as error:  # what scipy raises at a broken file is anything
-        raise CamrtError(
-            f"is no MATLAB file that can be read ({type(error).__name__}: {error})", file=str(path)
-        ) from error
+    except Exception as error:  # scipy raises many types for a broken file
+        raise CamrtError(f"is not a readable MATLAB file ({type(error).__name__}: {error})", file=str(path)) from error
     if variable not in content:
         raise CamrtError(f"found no variable {variable} in it. Is it another file of the devkit?", file=str(path))
     return np.asarray(content[variable])
@@ -532,7 +531,7 @@ def _mat(path: Path, variable: str) -> npt.NDArray[Any]:
 
 
 def _lines(path: Path, *, keep_empty: bool = False) -> list[tuple[int, str]]:
-    """The lines with their numbers; empty ones at the end are left out, and others unless they are kept."""
+    """Return the lines with their numbers. Empty lines are dropped, at the end of the file always."""
     try:
         if path.stat().st_size > _LARGEST_TEXT:
             raise CamrtError(f"found more than {_LARGEST_TEXT:,} bytes, expected a text file", file=str(path))
@@ -540,12 +539,12 @@ def _lines(path: Path, *, keep_empty: bool = False) -> list[tuple[int, str]]:
     except OSError as error:
         raise CamrtError(f"cannot be read: {error.strerror or error}", file=str(path)) from error
     except UnicodeDecodeError as error:
-        raise CamrtError(f"is no text file ({error})", file=str(path)) from None
+        raise CamrtError(f"is not a text file ({error})", file=str(path)) from None
     return [(number, line) for number, line in enumerate(lines, 1) if keep_empty or line.strip()]
 
 
 def _whole(word: str, path: Path, line: int) -> int:
-    """A whole number; ``1.0000000e+00`` too, as MATLAB may write it."""
+    """Parse a whole number, also as ``1.0000000e+00``, which MATLAB may write."""
     try:
         number = float(word)
         if number != int(number):

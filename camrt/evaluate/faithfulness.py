@@ -1,15 +1,15 @@
-"""Whether a map tells what the network looks at: it is hidden, shown or pointed at, and the score is looked at again.
+"""Faithfulness metrics: whether a map marks what the network uses, tested by changing the image and scoring it again.
 
-Images are what the network gets: (C, H, W) float32, after mean and scale, so that 0 is the mean image. Maps are (H, W)
-at the same size. A score function takes (N, C, H, W) float32 and gives (N, K) scores; it is asked for a bounded number
-of images at a time. Given these, all functions are pure.
+Images are network inputs: (C, H, W) float32 after mean and scale, so that 0 is the mean image. Maps are (H, W) of the
+same size. A score function takes (N, C, H, W) float32 and returns (N, K) scores; it gets a limited number of images at
+a time. All functions are pure if the score function is.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,21 +23,22 @@ TOLERANCE = 15.0  # pixels of the image
 FRACTIONS = tuple(n / 10 for n in range(1, 10))
 NOISE = 0.01
 _BATCH = 32
+_T = TypeVar("_T")
 
 
 # ------------------------------------------------------------------------------------------------------- pointing game
 
 
 def highest_point(heatmap: NDArray[Any], size: tuple[int, int] | None = None) -> tuple[float, float] | None:
-    """Where a map is highest, the first such place in reading order.
+    """Return the position of a map's maximum, the first in reading order.
 
     Args:
         heatmap: (h, w).
-        size: Width and height of the image that the map lies over; the map's own if left out.
+        size: Width and height of the image that the map covers; by default, those of the map.
 
     Returns:
-        x and y, the middle of the map's pixel in pixels of the image (of the first, the middle is at 0, 0); None where
-        the map is constant or holds what is no number: it points nowhere.
+        x and y of the center of the map's pixel, in pixels of the image; the center of the image's first pixel is
+        0, 0. None if the map is constant or contains NaN or infinity.
     """
     height, width = heatmap.shape
     values = np.asarray(heatmap)
@@ -49,32 +50,33 @@ def highest_point(heatmap: NDArray[Any], size: tuple[int, int] | None = None) ->
 
 
 def pointing_hit(point: tuple[float, float] | None, boxes: NDArray[Any], tolerance: float = TOLERANCE) -> bool:
-    """Whether a point is on an object (Zhang et al.: Top-down Neural Attention by Excitation Backprop, ECCV 2016, 4.1).
+    """Return whether a point hits an object.
 
-    As there, a point near an object hits it too: its distance from the nearest pixel of a box must be less than the
-    tolerance. A point on a box always hits it.
+    Zhang et al.: Top-down Neural Attention by Excitation Backprop, ECCV 2016, section 4.1. As in the paper, a point
+    near an object is a hit: its distance to the nearest pixel of a box must be less than the tolerance. A point on a
+    box is always a hit.
 
     Args:
-        point: x and y, from `highest_point`; None never hits.
-        boxes: (M, 4) x1, y1, x2, y2, which hold both their ends, in the same pixels.
+        point: x and y, from `highest_point`; None is never a hit.
+        boxes: (M, 4) x1, y1, x2, y2 in the same pixels; both ends are inside.
         tolerance: In pixels; 15 in the paper.
     """
     if point is None:
         return False
     corners = np.asarray(boxes, np.float64).reshape(-1, 4)
-    # A point between the middles of two pixels belongs to the nearer one.
-    place = np.array(point)
-    outside = np.maximum(np.maximum(corners[:, :2] - place, place - corners[:, 2:]), 0)
+    # A point between the centers of two pixels belongs to the nearer one.
+    position = np.array(point)
+    outside = np.maximum(np.maximum(corners[:, :2] - position, position - corners[:, 2:]), 0)
     distance = np.hypot(*outside.T)
     return bool(((outside <= 0.5).all(axis=1) | (distance < tolerance)).any())
 
 
 def pointing_accuracy(hits: NDArray[Any], classes: NDArray[Any]) -> float:
-    """The share of hits of each class, averaged over the classes (Zhang et al. 2016, 4.1).
+    """Return the share of hits of each class, averaged over the classes (Zhang et al. 2016, section 4.1).
 
     Args:
         hits: (N,) bool.
-        classes: (N,): the class that each map was made for.
+        classes: (N,): the class of each map.
 
     Returns:
         0..1.
@@ -88,27 +90,27 @@ def pointing_accuracy(hits: NDArray[Any], classes: NDArray[Any]) -> float:
 
 
 def shown_through(images: Images, heatmaps: NDArray[Any]) -> Images:
-    """Images multiplied with their maps: what the network gets for `average_drop` (Chattopadhay et al. 2018, 4.1).
+    """Multiply images by their maps, as the input for `average_drop` (Chattopadhay et al. 2018, section 4.1).
 
     Args:
         images: (N, C, H, W).
-        heatmaps: (N, H, W), each of 0..1.
+        heatmaps: (N, H, W), in 0..1.
     """
     return images * np.asarray(heatmaps, np.float32)[:, None]
 
 
 def average_drop(before: NDArray[Any], after: NDArray[Any]) -> float:
-    """How much of the score is lost where only the map's part of the image is left: the lower, the better.
+    """Return the share of the score that is lost if only the part under the map is left. Lower is better.
 
     Chattopadhay, Sarkar, Howlader, Balasubramanian: Grad-CAM++, WACV 2018, section 4.1: the mean of
     ``max(0, before - after) / before``.
 
     Args:
-        before: (N,) scores of the class on the images.
-        after: (N,) on the images `shown_through` their maps. Where ``before`` is 0, nothing can drop.
+        before: (N,) scores of the class for the images.
+        after: (N,) for the images `shown_through` their maps. If ``before`` is 0, the drop is 0.
 
     Returns:
-        0..1 (the paper gives it in percent).
+        0..1 (percent in the paper).
     """
     first, second = np.asarray(before, np.float64), np.asarray(after, np.float64)
     lost = np.maximum(first - second, 0)
@@ -116,13 +118,13 @@ def average_drop(before: NDArray[Any], after: NDArray[Any]) -> float:
 
 
 def increase_in_confidence(before: NDArray[Any], after: NDArray[Any]) -> float:
-    """The share of images whose score rises where only the map's part is left: the higher, the better.
+    """Return the share of images whose score rises if only the part under the map is left. Higher is better.
 
     Chattopadhay et al.: Grad-CAM++, WACV 2018, section 4.1.
 
     Args:
-        before: (N,) scores of the class on the images.
-        after: (N,) on the images `shown_through` their maps.
+        before: (N,) scores of the class for the images.
+        after: (N,) for the images `shown_through` their maps.
 
     Returns:
         0..1.
@@ -134,18 +136,18 @@ def increase_in_confidence(before: NDArray[Any], after: NDArray[Any]) -> float:
 
 
 def by_relevance(heatmap: NDArray[Any]) -> NDArray[np.int64]:
-    """The pixels of a map, the highest first, of equal ones the first in reading order: (H * W,) flat indices."""
+    """Return the flat indices (H * W,) of a map's pixels, highest first; equal ones in reading order."""
     return np.argsort(-np.asarray(heatmap, np.float64), axis=None, kind="stable")
 
 
 def replaced(start: Images, finish: Images, order: NDArray[np.int64], step: int) -> Iterator[Images]:
-    """An image that becomes another one, ``step`` pixels at a time.
+    """Turn an image into another one, ``step`` pixels at a time.
 
     Args:
         start: (C, H, W).
         finish: (C, H, W).
-        order: (H * W,): which pixels are replaced first.
-        step: How many at a time.
+        order: (H * W,) flat indices of the pixels, in the order of replacement.
+        step: The number of pixels per step.
 
     Yields:
         (C, H, W): ``start``, then ceil(H * W / step) images, of which the last is ``finish``. Each is a new array.
@@ -157,18 +159,18 @@ def replaced(start: Images, finish: Images, order: NDArray[np.int64], step: int)
     target = np.asarray(finish, np.float32).reshape(channels, -1)
     yield current.reshape(start.shape).copy()
     for begin in range(0, len(order), step):
-        places = order[begin : begin + step]
-        current[:, places] = target[:, places]
+        positions = order[begin : begin + step]
+        current[:, positions] = target[:, positions]
         yield current.reshape(start.shape).copy()
 
 
 def blurred(image: Images, window: int = 11, sigma: float = 5.0) -> Images:
-    """What an image is inserted into: itself, blurred beyond recognition, as the authors of RISE blur it.
+    """Blur an image beyond recognition, as the authors of RISE do: the start of the insertion metric.
 
     Args:
-        image: (C, H, W).
-        window: The side of the kernel in pixels: a Gaussian, folded back at its ends. Beyond the image is 0.
-        sigma: Of the Gaussian, in pixels.
+        image: (C, H, W). It is padded with zeros.
+        window: The side of the kernel in pixels. The kernel is a Gaussian that is reflected at its ends.
+        sigma: The standard deviation of the Gaussian, in pixels.
     """
     import cv2
 
@@ -190,18 +192,18 @@ def _kernel(window: int, sigma: float) -> NDArray[np.float64]:
 def deletion_scores(
     image: Images, heatmap: NDArray[Any], target: int, score: Score, *, step: int | None = None, batch: int = _BATCH
 ) -> NDArray[np.float64]:
-    """The score of a class while the pixels become 0, the most relevant first: it should fall soon.
+    """Return the score of a class while pixels are set to 0, the most relevant first.
 
-    Petsiuk, Das, Saenko: RISE, BMVC 2018, section 3.3, algorithm 1. The area under the curve, `area_under`, is
-    the metric: the lower, the better.
+    It should fall early: the metric is the area under the curve (`area_under`), and lower is better. Petsiuk, Das,
+    Saenko: RISE, BMVC 2018, section 3.3, algorithm 1.
 
     Args:
         image: (C, H, W).
         heatmap: (H, W).
         target: The class.
-        score: The network.
-        step: How many pixels are replaced at a time; if left out, a row's, as the authors do.
-        batch: How many images the score function gets at once.
+        score: The score function.
+        step: The number of pixels that are replaced at a time; by default one row, as in the authors' code.
+        batch: The number of images per call of the score function.
 
     Returns:
         (ceil(H * W / step) + 1,) float64.
@@ -213,18 +215,18 @@ def deletion_scores(
 def insertion_scores(
     image: Images, heatmap: NDArray[Any], target: int, score: Score, *, step: int | None = None, batch: int = _BATCH
 ) -> NDArray[np.float64]:
-    """The score of a class while a blurred image becomes sharp, the most relevant pixels first: it should rise soon.
+    """Return the score of a class while a blurred image is restored, the most relevant pixels first.
 
-    Petsiuk, Das, Saenko: RISE, BMVC 2018, section 3.3, algorithm 1. The area under the curve, `area_under`, is
-    the metric: the higher, the better.
+    It should rise early: the metric is the area under the curve (`area_under`), and higher is better. Petsiuk, Das,
+    Saenko: RISE, BMVC 2018, section 3.3, algorithm 1.
 
     Args:
         image: (C, H, W).
         heatmap: (H, W).
         target: The class.
-        score: The network.
-        step: How many pixels are replaced at a time; if left out, a row's, as the authors do.
-        batch: How many images the score function gets at once.
+        score: The score function.
+        step: The number of pixels that are replaced at a time; by default one row, as in the authors' code.
+        batch: The number of images per call of the score function.
 
     Returns:
         (ceil(H * W / step) + 1,) float64.
@@ -234,33 +236,38 @@ def insertion_scores(
 
 
 def area_under(scores: NDArray[Any]) -> float:
-    """The area under a curve over 0..1, by the trapezoidal rule.
+    """Return the area under a curve over 0..1 by the trapezoidal rule.
 
     Args:
-        scores: (n + 1,) at even steps.
+        scores: (n + 1,) at equal steps.
     """
     values = np.asarray(scores, np.float64)
     return float((values.sum() - (values[0] + values[-1]) / 2) / max(len(values) - 1, 1))
 
 
 def scores_of(images: Iterable[Images], target: int, score: Score, batch: int = _BATCH) -> NDArray[np.float64]:
-    """The scores of a class on images, a batch at a time.
+    """Return the scores of a class for images, one batch at a time.
 
     Args:
         images: (C, H, W) each.
         target: The class.
-        score: The network.
-        batch: How many images it gets at once.
+        score: The score function.
+        batch: The number of images per call of the score function.
     """
-    return np.concatenate([score(np.stack(some))[:, target] for some in _batches(images, batch)]).astype(np.float64)
+    return np.concatenate([score(np.stack(some))[:, target] for some in batched(images, batch)]).astype(np.float64)
 
 
-def _batches(images: Iterable[Images], size: int) -> Iterator[list[Images]]:
+def batched(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """Yield lists of ``size`` items; the last one may be shorter.
+
+    Raises:
+        CamrtError: The size is less than 1.
+    """
     if size < 1:
         raise CamrtError(f"found a batch of {size}, expected at least 1")
-    some: list[Images] = []
-    for image in images:
-        some.append(image)
+    some: list[_T] = []
+    for item in items:
+        some.append(item)
         if len(some) == size:
             yield some
             some = []
@@ -272,24 +279,24 @@ def _batches(images: Iterable[Images], size: int) -> Iterator[list[Images]]:
 
 
 def imputed(image: Images, removed: NDArray[np.bool_], *, noise: float = NOISE, seed: int | None = 0) -> Images:
-    """Fills in pixels from those around them, so that where they were does not show.
+    """Impute removed pixels from their neighbors, so that the mask itself carries no information.
 
     Rong, Leemann, Borisov, Kasneci, Kasneci: A Consistent and Efficient Evaluation Strategy for Attribution Methods,
-    ICML 2022, section 4.2: each removed pixel is the weighted mean of its eight neighbours, 1/6 each beside it and 1/12
-    each at its corners (those beyond the image are left out), and all of them together are a sparse linear system;
-    then there is noise.
+    ICML 2022, section 4.2. Each removed pixel is the weighted mean of its eight neighbors, with weights of 1/6 for
+    direct and 1/12 for diagonal neighbors; neighbors outside the image are left out. Together, these equations are a
+    sparse linear system. Noise is added to the solution.
 
     Args:
         image: (C, H, W).
-        removed: (H, W): what is filled in. Some pixel must be left.
-        noise: The standard deviation of what is added.
-        seed: Of the noise.
+        removed: (H, W): the pixels to impute. At least one pixel must remain.
+        noise: The standard deviation of the noise.
+        seed: The seed of the noise.
 
     Returns:
         (C, H, W) float32.
 
     Raises:
-        CamrtError: Nothing is left, or the sizes differ.
+        CamrtError: No pixel remains, or the sizes differ.
     """
     from scipy.sparse.linalg import splu
 
@@ -301,7 +308,7 @@ def imputed(image: Images, removed: NDArray[np.bool_], *, noise: float = NOISE, 
     if not removed.any():
         return filled
     matrix, known = _system(image, removed)
-    # The matrix is symmetric and positive definite, which spares pivoting and half of the fill-in.
+    # The matrix is symmetric and positive definite: no pivoting is needed, and the fill-in halves.
     factors = splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
     solution = factors.solve(known).T
     if noise:
@@ -311,12 +318,12 @@ def imputed(image: Images, removed: NDArray[np.bool_], *, noise: float = NOISE, 
 
 
 def _system(image: Images, removed: NDArray[np.bool_]) -> tuple[Any, NDArray[np.float64]]:
-    """The equations of the removed pixels: the matrix (M, M), and what the pixels that are left bring in: (M, C)."""
+    """Return the linear system of the removed pixels: the matrix (M, M) and the right-hand side (M, C)."""
     from scipy.sparse import csc_matrix
 
     height, width = removed.shape
     count = int(removed.sum())
-    number = np.full((height + 2, width + 2), -1)  # of a pixel's equation; a rim of pixels that are beyond the image
+    number = np.full((height + 2, width + 2), -1)  # the index of each pixel's equation; the border is outside the image
     number[1:-1, 1:-1][removed] = np.arange(count)
     beyond = np.ones_like(number, np.bool_)
     beyond[1:-1, 1:-1] = False
@@ -326,14 +333,14 @@ def _system(image: Images, removed: NDArray[np.bool_]) -> tuple[Any, NDArray[np.
     y, x = np.nonzero(removed)
     for down, right in ((0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)):
         weight = 1 / 12 if down and right else 1 / 6
-        place = y + 1 + down, x + 1 + right
-        total += weight * ~beyond[place]
-        other = number[place]
+        neighbor = y + 1 + down, x + 1 + right
+        total += weight * ~beyond[neighbor]
+        other = number[neighbor]
         unknown = other >= 0
         rows.append(own[unknown])
         columns.append(other[unknown])
         values.append(np.full(len(rows[-1]), -weight))
-        known += weight * padded[place] * ~unknown[:, None]
+        known += weight * padded[neighbor] * ~unknown[:, None]
     entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
     return csc_matrix(entries, shape=(count, count)), known
 
@@ -347,15 +354,15 @@ def road_images(
     noise: float = NOISE,
     seed: int = 0,
 ) -> Iterator[Images]:
-    """An image with a rising part of its pixels removed and filled in (Rong et al. 2022, section 4.3).
+    """Remove and impute an increasing share of an image's pixels (Rong et al. 2022, section 4.3).
 
     Args:
         image: (C, H, W).
         heatmap: (H, W).
-        fractions: How much is removed, 0 < fraction < 1.
-        most_relevant: Whether the most relevant pixels go first (MoRF), or the least relevant (LeRF).
-        noise: The standard deviation of what is added to what is filled in.
-        seed: Of the noise.
+        fractions: The shares to remove, 0 < fraction < 1.
+        most_relevant: Remove the most relevant pixels first (MoRF); else the least relevant (LeRF).
+        noise: The standard deviation of the noise that is added to imputed pixels.
+        seed: The seed of the noise.
 
     Yields:
         (C, H, W) for each fraction.
@@ -380,20 +387,19 @@ def road_scores(
     seed: int = 0,
     batch: int = _BATCH,
 ) -> NDArray[np.float64]:
-    """The scores of all classes on `road_images`: (F, K) float64, a row for each fraction that was removed."""
+    """Return the scores of all classes for `road_images`: (F, K) float64, one row per fraction."""
     images = road_images(image, heatmap, fractions, most_relevant=most_relevant, noise=noise, seed=seed)
-    return np.concatenate([score(np.stack(some)) for some in _batches(images, batch)]).astype(np.float64)
+    return np.concatenate([score(np.stack(some)) for some in batched(images, batch)]).astype(np.float64)
 
 
 def road(most_relevant: NDArray[Any], least_relevant: NDArray[Any]) -> float:
-    """How much more a class loses with its most relevant pixels than with its least relevant ones.
+    """Combine both orders of Rong et al. 2022 into one number. Higher is better.
 
-    Half the difference of the mean scores, as Gildenblat's pytorch-grad-cam (ROADCombined) puts both orders of Rong et
-    al. 2022 into one number: the higher, the better.
+    It is half the difference between the mean scores, as in ROADCombined of Gildenblat's pytorch-grad-cam.
 
     Args:
-        most_relevant: Scores of the class after the most relevant pixels went, for each fraction (and image).
-        least_relevant: After the least relevant ones went.
+        most_relevant: The scores of the class without the most relevant pixels, for each fraction (and image).
+        least_relevant: The scores without the least relevant pixels.
 
     Returns:
         -0.5..0.5.

@@ -1,11 +1,11 @@
 """The localization error of the ILSVRC classification and localization task, and the original's three rankings.
 
-Sources: simpleEvaluation.m and compute_overlap.m of the CAM repository, which are eval_clsloc.m of the ILSVRC 2014
-development kit for a matrix of predictions; ILSVRC_evaluate_bbox.m for the rankings (https://github.com/metalbubble/CAM).
+Sources: simpleEvaluation.m and compute_overlap.m of the CAM repository, which apply eval_clsloc.m of the ILSVRC 2014
+development kit to a matrix of predictions; ILSVRC_evaluate_bbox.m for the rankings (https://github.com/metalbubble/CAM).
 The measure is that of Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015, section 4.2.
 
-A guess is five numbers: a class of the devkit, counted from 1, and x1, y1, x2, y2 of a box, whose last pixel is inside.
-The class 0 is no guess. Nothing here reads files: see `camrt.evaluate.devkit`.
+A guess is five numbers: a class of the devkit, counted from 1, and x1, y1, x2, y2 of a box that includes its last
+pixel. The class 0 stands for no guess. `camrt.evaluate.devkit` reads the files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from camrt.errors import CamrtError
 
 GUESSES = 5
-IOU = 0.5  # from here on a box is right
+IOU = 0.5  # the least overlap of a correct box
 ANY_CLASS = 1001  # a ground truth that compute_overlap.m compares with the boxes of all classes
 RANKINGS = ("bbox1", "bbox2", "bboxCombine")
 
@@ -34,27 +34,27 @@ def localization_error(
     boxes: Sequence[npt.ArrayLike],
     blacklist: Iterable[int] = (),
 ) -> tuple[Floats, Floats]:
-    """The shares of images that are wrong with 1 to 5 guesses, as simpleEvaluation.m counts them.
+    """Return the shares of images that are wrong with 1 to 5 guesses, counted as in simpleEvaluation.m.
 
-    An image is classified if one of the guesses has its class. It is localized if one of these has a box that shares at
-    least half of the union with a box of that class in the ground truth: `overlaps`. Classification counts all images;
-    localization counts those that are not on the blacklist.
+    An image is classified if one of the guesses has its class. It is localized if one of these guesses has a box with
+    an intersection over union (`overlaps`) of at least 0.5 with a box of that class in the ground truth. The
+    classification error counts all images; the localization error leaves out those on the blacklist.
 
-    It differs where simpleEvaluation.m stops with an error: an image without a box of its class is not localized. And
-    what would give a number without a meaning is an error here: a blacklist with an image twice, or with none of these.
+    Two cases differ from simpleEvaluation.m. An image without a box of its class, at which it stops with an error, is
+    not localized. A blacklist that names an image twice, or one that does not exist, is an error.
 
     Args:
-        predictions: (N, 25): five guesses an image, the best first: class, x1, y1, x2, y2 in pixels. Further columns
-            are not looked at; where there are fewer, there are fewer guesses.
+        predictions: (N, 25): five guesses per image, the best first: class, x1, y1, x2, y2 in pixels. Further columns
+            are ignored; fewer columns are fewer guesses.
         ground_truth: (N,) the images' classes.
         boxes: N arrays (M_i, 5): class, x1, y1, x2, y2 in pixels.
-        blacklist: Images that do not count for the localization, counted from 1.
+        blacklist: The images that do not count for localization, counted from 1.
 
     Returns:
         Two arrays (5,): the classification error and the localization error with 1, 2, 3, 4 and 5 guesses.
 
     Raises:
-        CamrtError: The lengths differ, a number is no class or no coordinate, a box ends before it begins, or no image
+        CamrtError: The lengths differ, a class or coordinate is invalid, a box ends before it begins, or no image
             is left to count.
 
     Example:
@@ -75,7 +75,7 @@ def localization_error(
 
 
 def overlaps(predictions: npt.ArrayLike, ground_truth: npt.ArrayLike, boxes: Sequence[npt.ArrayLike]) -> Floats:
-    """How well each guess of the right class overlaps with the best box of the ground truth; compute_overlap.m.
+    """Return the overlap of each guess of the right class with the best box of the ground truth (compute_overlap.m).
 
     Args:
         predictions: As for `localization_error`.
@@ -83,8 +83,8 @@ def overlaps(predictions: npt.ArrayLike, ground_truth: npt.ArrayLike, boxes: Seq
         boxes: Likewise.
 
     Returns:
-        (N, 5) intersection over union, 0..1, widths and heights counted with the last pixel. 0 where the boxes do not
-        meet, -1 where the guess has another class or there is no box of the class.
+        (N, 5) intersection over union, 0..1, where boxes include their last pixel. 0 if the boxes do not intersect, -1
+        if the guess has another class or there is no box of the class.
 
     Raises:
         CamrtError: As for `localization_error`.
@@ -102,7 +102,7 @@ def overlaps(predictions: npt.ArrayLike, ground_truth: npt.ArrayLike, boxes: Seq
 
 
 def rankings(classes: npt.ArrayLike, boxes: npt.ArrayLike) -> dict[str, Floats]:
-    """The three orders of guesses of ILSVRC_evaluate_bbox.m.
+    """Return the three rankings of guesses of ILSVRC_evaluate_bbox.m.
 
     ``bbox1`` guesses the largest box of each of the five classes, ``bbox2`` the second, ``bboxCombine`` both of the
     first class, both of the second, and the largest of the third.
@@ -132,25 +132,25 @@ def rankings(classes: npt.ArrayLike, boxes: npt.ArrayLike) -> dict[str, Floats]:
     }
 
 
-# ------------------------------------------------------------------------------------------------- what is given
+# -------------------------------------------------------------------------------------------------------------- checks
 
 
 def guesses(predictions: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """Predictions, checked and taken apart.
+    """Check predictions, and split them into classes and boxes.
 
     Args:
         predictions: (N, 5 * g): as for `localization_error`.
 
     Returns:
-        The classes (N, 5) and the boxes (N, 5, 4), 0 where there is no guess.
+        The classes (N, 5) and the boxes (N, 5, 4); 0 for no guess.
 
     Raises:
-        CamrtError: They have another shape, a class is none, or a box ends before it begins.
+        CamrtError: The shape or a class is invalid, or a box ends before it begins.
     """
     matrix = _numbers(predictions, "predictions")
     if matrix.ndim != 2 or not matrix.size or matrix.shape[1] % 5:
         raise CamrtError(
-            f"found predictions of shape {matrix.shape}, expected (N, {5 * GUESSES}): five numbers a guess"
+            f"found predictions of shape {matrix.shape}, expected (N, {5 * GUESSES}): five numbers per guess"
         )
     found = matrix.reshape(len(matrix), -1, 5)[:, :GUESSES]
     if found.shape[1] < GUESSES:
@@ -169,17 +169,17 @@ def guesses(predictions: npt.ArrayLike) -> tuple[Floats, Floats]:
 
 
 def class_numbers(ground_truth: npt.ArrayLike, number: int | None = None) -> Integers:
-    """The classes of the ground truth, checked.
+    """Check the classes of the ground truth.
 
     Args:
         ground_truth: (N,) or (N, 1) whole numbers from 1 on.
-        number: How many there should be, if that is known.
+        number: The expected number of images, if known.
 
     Returns:
         (N,) int64.
 
     Raises:
-        CamrtError: There are more or fewer, or one is no class.
+        CamrtError: There are more or fewer, or a class is invalid.
     """
     values = _numbers(ground_truth, "ground truth")
     if values.ndim == 2 and values.shape[1] == 1:
@@ -197,7 +197,7 @@ def class_numbers(ground_truth: npt.ArrayLike, number: int | None = None) -> Int
 
 
 def _counted(blacklist: Iterable[int], number: int) -> Bools:
-    """Which images count for the localization: (N,)."""
+    """Return which images count for localization: (N,)."""
     listed = _numbers(list(blacklist), "blacklist").ravel()
     counted = np.ones(number, bool)
     wrong = listed[(listed < 1) | (listed > number) | (listed != np.floor(listed))]
@@ -213,7 +213,7 @@ def _counted(blacklist: Iterable[int], number: int) -> Bools:
 
 
 def _flattened(boxes: Sequence[npt.ArrayLike], number: int) -> tuple[Integers, Floats]:
-    """All boxes in one array (M, 5), and the image (M,) of each, counted from 0."""
+    """Return the image (M,) of each box, counted from 0, and all boxes in one array (M, 5)."""
     if len(boxes) != number:
         raise CamrtError(f"found boxes of {len(boxes):,} images, expected {number:,}, as the predictions have")
     arrays = [_numbers(array, "boxes") for array in boxes]
@@ -228,7 +228,7 @@ def _flattened(boxes: Sequence[npt.ArrayLike], number: int) -> tuple[Integers, F
     owner = np.repeat(np.arange(number), counts)
     flat = np.concatenate([array.reshape(-1, 5) for array in arrays]) if number else np.empty((0, 5))
     if not np.isfinite(flat).all():
-        raise CamrtError(f"image {owner[_first(~np.isfinite(flat))[0]] + 1}: a box holds what is no number")
+        raise CamrtError(f"image {owner[_first(~np.isfinite(flat))[0]] + 1}: a box contains NaN or infinity")
     row, _ = _first((flat[:, 0] < 1) | (flat[:, 0] != np.floor(flat[:, 0])))
     if row is not None:
         raise CamrtError(f"found a box of class {flat[row, 0]:g} in image {owner[row] + 1}, expected 1, 2, ...")
@@ -242,22 +242,22 @@ def _numbers(values: Any, name: str) -> Floats:
     try:
         array = np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
-        raise CamrtError(f"found {name} that are no array of numbers ({error})") from None
-    if name != "boxes" and not np.isfinite(array).all():  # boxes are looked at all at once
+        raise CamrtError(f"found {name} that are not an array of numbers ({error})") from None
+    if name != "boxes" and not np.isfinite(array).all():  # boxes are checked all at once
         raise CamrtError(f"found {name} with NaN or infinite values, expected numbers")
     return array
 
 
 def _first(wrong: Bools) -> tuple[Any, Any]:
-    """Where the first True is: its row, and its column in two dimensions; None if there is none."""
-    places = np.argwhere(wrong)
-    if not len(places):
+    """Return the row of the first True, and in two dimensions its column; None if there is none."""
+    positions = np.argwhere(wrong)
+    if not len(positions):
         return None, None
-    return tuple((*places[0], 0)[:2])
+    return tuple((*positions[0], 0)[:2])
 
 
 def _ends_before(corners: Floats) -> Bools:
-    """Which of the boxes (..., 4) end before they begin."""
+    """Return which of the boxes (..., 4) end before they begin."""
     return np.asarray((corners[..., 2:] < corners[..., :2]).any(axis=-1))
 
 
@@ -267,7 +267,7 @@ def _reversed(corners: Floats) -> str:
 
 
 def _iou(some: Floats, others: Floats) -> Floats:
-    """Intersection over union of boxes (..., 4); the last pixel of each is inside."""
+    """Return the intersection over union of boxes (..., 4) that include their last pixel."""
     begin, end = np.maximum(some[..., :2], others[..., :2]), np.minimum(some[..., 2:], others[..., 2:])
     shared = np.maximum(end - begin + 1, 0).prod(axis=-1)
     areas = [(boxes[..., 2:] - boxes[..., :2] + 1).prod(axis=-1) for boxes in (some, others)]

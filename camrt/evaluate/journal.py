@@ -1,14 +1,15 @@
-"""A record of results, a line of JSON an image, that long runs append to: killed anywhere, they go on.
+"""A record of results with one line of JSON per image, which a killed run can resume.
 
-A folder holds one file a run, ``NAME.jsonl``, or one a shard, ``NAME.2-of-4.jsonl``. The first line says what the
-results depend on (the settings), each further one what was found in an image, or why nothing was. What holds, wherever
-a run was killed:
+A folder holds one file per run, ``NAME.jsonl``, or one per shard, ``NAME.2-of-4.jsonl``. The first line holds the
+settings that the results depend on. Each further line holds the result for one image, or the reason why there is none.
+The following holds wherever a run is killed:
 
-* A line counts once its line end is written. What is behind the last line end is cut off by the next run.
-* All files of a name in a folder are one record: an image that is done in one of them is done, however the work is
-  shared from then on. The newest line of an image counts.
-* Results of other settings are an error, not a mixture. A line that is not JSON is one too, and nothing is changed.
-* A file is written by one process at a time: a second one is refused, where the system has locks.
+* A line counts once its line end is written. The next run cuts off whatever follows the last line end.
+* All files of one name in a folder form one record: an image that is done in one of them is done, even if the number of
+  shards changes. If an image has several lines, the newest one counts.
+* Results of different settings are never mixed: that is an error. So is a line that is not JSON; the file is left as
+  it is. A journal without results, as a failed start leaves it, may be continued with other settings.
+* Only one process writes a file at a time. A second one is refused where the system supports locks.
 
 Example:
     >>> with Journal("out", "maps", {"model": "lenetCAM"}, Shard.parse("1/2")) as journal:  # doctest: +SKIP
@@ -39,11 +40,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of the work: of the images in their order, every ``count``-th, beginning with the ``number``-th.
+    """One part of the work: every ``count``-th image, starting with the ``number``-th.
 
     Attributes:
-        number: Which part, counted from 1.
-        count: How many parts there are.
+        number: The part, counted from 1.
+        count: The number of parts.
     """
 
     number: int = 1
@@ -51,10 +52,10 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """From ``"2/4"``.
+        """Parse a shard such as ``"2/4"``.
 
         Raises:
-            CamrtError: It says something else.
+            CamrtError: The text has another form.
         """
         found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
         shard = cls(*map(int, found.groups())) if found else cls(0, 0)
@@ -66,38 +67,39 @@ class Shard:
         return f"{self.number}/{self.count}"
 
     def of(self, items: Sequence[_T]) -> Sequence[_T]:
-        """Its items."""
+        """Select the items of this shard."""
         return items[self.number - 1 :: self.count]
 
 
 @dataclass(frozen=True)
 class _Line:
-    """Where the line of an image is, and what must be known of it before it is read again."""
+    """The position of an image's line, and what is needed before the line is read again."""
 
     file: Path
     offset: int
     at: float
-    stamp: Any
+    fingerprint: Any
     reason: str | None
 
 
 @dataclass
 class Records:
-    """What all journals of a name in a folder say, at the time when they are read.
+    """The contents of all journals of one name in a folder, at the time they are read.
 
-    Iterating gives the images that were not refused, with what was found in them, read from the files one by one, in no
+    Iterating yields each image that has a result, with the result. Results are read from the files one at a time, in no
     particular order.
 
     Args:
-        folder: Where the journals are.
-        name: What their names begin with.
+        folder: The folder of the journals.
+        name: The journals' name.
 
     Raises:
-        CamrtError: A line is not JSON or no journal's, the journals' settings differ, or a file cannot be read.
+        CamrtError: A line is not JSON or not part of a journal, the journals' settings differ, or a file cannot be
+            read.
 
     Attributes:
         files: The journals.
-        settings: What the results depend on; None where there is no journal.
+        settings: The settings that the results depend on; None if there are no results.
     """
 
     folder: str | os.PathLike[str]
@@ -105,6 +107,7 @@ class Records:
     files: tuple[Path, ...] = field(init=False)
     settings: dict[str, Any] | None = field(init=False, default=None)
     _lines: dict[str, _Line] = field(init=False, default_factory=dict, repr=False)
+    _used: set[Path] = field(init=False, default_factory=set, repr=False)  # the journals with a line of an image
 
     def __post_init__(self) -> None:
         pattern = re.compile(re.escape(self.name) + r"(\.\d+-of-\d+)?\.jsonl")
@@ -128,39 +131,45 @@ class Records:
                 stream.close()
 
     def __contains__(self, image: object) -> bool:
-        """Whether there is a line of the image, of success or of failure."""
+        """Return whether the image has a line, of success or of failure."""
         return image in self._lines
 
     def __len__(self) -> int:
-        """How many images have a line, of success or of failure."""
+        """Return the number of images that have a line, of success or of failure."""
         return len(self._lines)
 
-    def is_done(self, image: str, stamp: Any = None) -> bool:
-        """Whether the image was not refused, and has not changed since."""
+    def is_done(self, image: str, fingerprint: Any = None) -> bool:
+        """Return whether the image has a result and has not changed since."""
         line = self._lines.get(image)
-        return line is not None and line.reason is None and line.stamp == stamp
+        return line is not None and line.reason is None and line.fingerprint == fingerprint
 
     @property
-    def refused(self) -> dict[str, str]:
-        """The images in which nothing could be looked for, with the reasons."""
+    def failures(self) -> dict[str, str]:
+        """The images that failed, with the reasons."""
         return {image: line.reason for image, line in self._lines.items() if line.reason is not None}
 
+    def has_results(self, file: Path) -> bool:
+        """Return whether a journal has a line of an image, of success or of failure."""
+        return file in self._used
+
     def _read(self, file: Path) -> None:
-        offset = 0
+        offset, settings = 0, None
         with _opened(file) as stream:
             for number, (line, facts) in enumerate(results.parse_lines(stream, file), 1):
                 if not line.endswith(b"\n"):
                     return
                 if number == 1:
-                    self._compare(file, facts)
+                    settings = self._settings_of(file, facts)
                 elif facts is not None:
+                    if file not in self._used:
+                        self._compare(file, settings)
                     self._note(file, number, offset, facts)
                 offset += len(line)
 
-    def _compare(self, file: Path, header: Any) -> None:
+    def _settings_of(self, file: Path, header: Any) -> Any:
         if not isinstance(header, dict) or header.get("journal") != self.name or "settings" not in header:
             raise CamrtError(
-                f"found no journal of {self.name!r} (its first line says what it is of). Move it away, or name another "
+                f"found no journal of {self.name!r} (the first line is not its header). Move it away, or name another "
                 "folder with --out",
                 file=str(file),
             )
@@ -170,16 +179,22 @@ class Records:
                 "wrote it. Name another folder with --out",
                 file=str(file),
             )
+        return header["settings"]
+
+    def _compare(self, file: Path, settings: Any) -> None:
+        self._used.add(file)
         if self.settings is None:
-            self.settings = header["settings"]
+            self.settings = settings
         else:
-            _compare(file, found=header["settings"], wanted=self.settings, of="the other journals in the folder")
+            _compare(file, found=settings, wanted=self.settings, of="the other journals in the folder")
 
     def _note(self, file: Path, number: int, offset: int, facts: Any) -> None:
+        # The keys on disk are those of format 1: "stamp" for a fingerprint, "refused" for a failure.
         is_ours = isinstance(facts, dict) and isinstance(facts.get("image"), str)
         if not is_ours or not isinstance(facts.get("at"), (int, float)) or not {"found", "refused"} & facts.keys():
             raise CamrtError(
-                "the line is no journal's. Remove it, or name another folder with --out", file=f"{file}:{number}"
+                "the line is not part of a journal. Remove it, or name another folder with --out",
+                file=f"{file}:{number}",
             )
         line = _Line(file, offset, facts["at"], facts.get("stamp"), facts.get("refused"))
         before = self._lines.get(facts["image"])
@@ -188,23 +203,23 @@ class Records:
 
 
 class Journal:
-    """Appends results to the record of a folder. May be used from several threads at once.
+    """A writer that appends results to the record of a folder. It can be used from several threads at once.
 
-    Used in a ``with`` block, which holds the lock on its file.
+    Use it in a ``with`` block, which holds the lock on its file.
 
     Args:
-        folder: Made if it is not there.
-        name: What the record is called: letters, digits and ``-`` or ``_``.
-        settings: What the results depend on beside the images, as JSON can hold it.
-        shard: Which part of the work is this process's.
+        folder: The folder; it is created if necessary.
+        name: The name of the record: letters, digits, ``-`` and ``_``.
+        settings: What the results depend on besides the images, as JSON can hold it.
+        shard: The part of the work that this process does.
 
     Raises:
         CamrtError: On entering: the record has other settings, another process writes it, it is damaged, or it cannot
             be written.
 
     Attributes:
-        file: Where the lines go.
-        records: What was there when the block was entered, of all shards.
+        file: The file that the lines go to.
+        records: The results of all shards at the time the block was entered.
     """
 
     def __init__(
@@ -248,36 +263,36 @@ class Journal:
             self._stream = None
 
     def waiting(self, images: Mapping[str, Any]) -> list[str]:
-        """The images of this shard that are not done: neither by this run's file nor by another shard's.
+        """Return the images of this shard that are not done, neither in this run's file nor in another shard's.
 
         Args:
-            images: All images, of all shards, in their order; each with what must not have changed since it was done,
-                such as `stamp_of`, or None.
+            images: All images of all shards in order, each with its fingerprint (`fingerprint_of`, for example) or
+                None. An image whose fingerprint has changed since is not done.
         """
         return [
             image for image in self.shard.of(list(images)) if not self.records.is_done(image, _plain(images[image]))
         ]
 
-    def add(self, image: str, found: Mapping[str, Any], stamp: Any = None) -> None:
-        """Adds what was found in an image, in one write.
+    def add(self, image: str, found: Mapping[str, Any], fingerprint: Any = None) -> None:
+        """Add the result for an image, in one write.
 
         Args:
-            image: What the image is called; the same in all runs.
-            found: As JSON can hold it.
-            stamp: What must not have changed if it is to count later.
+            image: The name of the image, the same in all runs.
+            found: The result, as JSON can hold it.
+            fingerprint: Of the image: if it changes, the result no longer counts.
 
         Raises:
-            CamrtError: It cannot be written.
+            CamrtError: The file cannot be written.
         """
-        self._append({"image": image, "stamp": stamp, "found": found})
+        self._append({"image": image, "stamp": fingerprint, "found": found})
 
-    def refuse(self, image: str, reason: str, stamp: Any = None) -> None:
-        """Adds why nothing could be looked for in an image. The next run tries again.
+    def record_failure(self, image: str, reason: str, fingerprint: Any = None) -> None:
+        """Add the reason why an image has no result. The next run tries the image again.
 
         Raises:
-            CamrtError: It cannot be written.
+            CamrtError: The file cannot be written.
         """
-        self._append({"image": image, "stamp": stamp, "refused": reason})
+        self._append({"image": image, "stamp": fingerprint, "refused": reason})
 
     def _append(self, facts: dict[str, Any]) -> None:
         if self._stream is None:
@@ -295,18 +310,18 @@ class Journal:
             raise CamrtError(f"cannot be written: {error.strerror or error}", file=str(self.file)) from error
 
     def _mended(self, stream: IO[bytes]) -> Records:
-        """Cut off what a killed run left of a line, and read all journals of the record."""
+        """Cut off the incomplete line of a killed run, and read all journals of the record."""
         records = Records(self.folder, self.name)
         if records.settings is not None:
             _compare(records.files[0], found=records.settings, wanted=self.settings, of="this run")
-        end = _end_of_lines(self.file)
+        end = _end_of_lines(self.file) if records.has_results(self.file) else 0  # a header alone is written anew
         if end != stream.seek(0, os.SEEK_END):
             stream.truncate(end)
         return records
 
 
-def stamp_of(path: str | os.PathLike[str]) -> list[int] | None:
-    """What tells a file from a later one of the same name: its bytes and when it was changed; None without a file."""
+def fingerprint_of(path: str | os.PathLike[str]) -> list[int] | None:
+    """Return the size in bytes and the modification time in nanoseconds of a file; None if there is no such file."""
     try:
         facts = os.stat(path)  # noqa: PTH116 - half the time of Path.stat, for each of 50,000 images
     except OSError:
@@ -315,7 +330,7 @@ def stamp_of(path: str | os.PathLike[str]) -> list[int] | None:
 
 
 def _plain(value: Any) -> Any:
-    """As it comes back from JSON, for what is compared."""
+    """Return the value as it comes back from JSON, for comparisons."""
     return json.loads(json.dumps(value))
 
 
@@ -327,7 +342,7 @@ def _opened(file: Path) -> IO[bytes]:
 
 
 def _end_of_lines(file: Path) -> int:
-    """The byte behind the last line end."""
+    """Return the offset of the byte after the last line end."""
     with _opened(file) as stream:
         end = stream.seek(0, os.SEEK_END)
         while end:
@@ -341,7 +356,7 @@ def _end_of_lines(file: Path) -> int:
 
 
 def _compare(file: Path, *, found: Any, wanted: Any, of: str) -> None:
-    """Results of different settings are not comparable."""
+    """Raise an error if the settings differ: their results are not comparable."""
     if found == wanted:
         return
     keys = sorted(found.keys() | wanted.keys()) if isinstance(found, dict) and isinstance(wanted, dict) else []

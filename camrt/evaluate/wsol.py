@@ -1,16 +1,17 @@
-"""Weakly supervised object localization, measured as Choe et al. propose it: any threshold, boxes or masks.
+"""Metrics of weakly supervised object localization after Choe et al.: boxes or masks, at every threshold.
 
 Choe, Oh, Lee, Chun, Akata, Shim: Evaluating Weakly Supervised Object Localization Methods Right, CVPR 2020, and the
-longer version of 2022 (arXiv:2007.04178), which adds MaxBoxAccV2. What the paper leaves open is settled as the authors'
-evaluator has it:
+longer version of 2022 (arXiv:2007.04178), which adds MaxBoxAccV2. Details that the paper leaves open follow the
+authors' evaluator:
 
-* A map is scaled to 0..1 by its minimum and maximum, and cut to 256 grey levels. A constant map is 0, and one with NaN.
-* A threshold of 0..1 cuts at the grey level ``int(threshold * largest level)``; what is above it stands out.
-* A contour's box ends one pixel behind it, or at the map's last one, and boxes hold both their ends: areas are
-  ``(x2 - x1 + 1) * (y2 - y1 + 1)``. Where nothing stands out, the box is the pixel at 0, 0.
-* The contours of holes count too.
+* A map is scaled to 0..1 by its minimum and maximum, and truncated to 256 gray levels. A constant map, or one with NaN,
+  becomes 0.
+* A threshold of 0..1 is the gray level ``int(threshold * largest level)``; the foreground is above it.
+* A contour's box ends one pixel behind the contour, or at the map's last pixel. Boxes include both ends: their area is
+  ``(x2 - x1 + 1) * (y2 - y1 + 1)``. Without foreground, the box is the pixel at 0, 0.
+* Contours of holes count too.
 
-Boxes are (M, 4) of x1, y1, x2, y2 here. All functions are pure.
+Boxes are (M, 4) of x1, y1, x2, y2. All functions are pure.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from camrt.errors import CamrtError
 SIDE = 224  # pixels: the maps and boxes of the published evaluator
 THRESHOLDS: NDArray[np.float64] = np.arange(0, 1, 0.001)
 OVERLAPS = (0.3, 0.5, 0.7)  # of MaxBoxAccV2
-LEVELS = 255  # a mask is what is above one of the grey levels 0 to 254
-_MANY = 64  # contours; from there on, one array of all points is faster than OpenCV's functions one by one
+LEVELS = 255  # a foreground mask is above one of the gray levels 0 to 254
+_MANY = 64  # contours; with as many, one array of all points is faster than OpenCV's functions one by one
 
 Boxes = NDArray[np.int64]
 
@@ -36,13 +37,13 @@ Boxes = NDArray[np.int64]
 
 
 def normalized(heatmap: NDArray[Any]) -> NDArray[np.float64]:
-    """Scales a map so that its least value is 0 and its largest is 1.
+    """Scale a map so that its minimum is 0 and its maximum is 1.
 
     Args:
         heatmap: (H, W).
 
     Returns:
-        (H, W) float64; zeros for a constant map and for one with a value that is no number.
+        (H, W) float64; zeros for a constant map and for one with NaN or infinity.
     """
     values = np.asarray(heatmap, np.float64)
     least, largest = values.min(), values.max()
@@ -53,26 +54,28 @@ def normalized(heatmap: NDArray[Any]) -> NDArray[np.float64]:
     return scaled
 
 
-def grey_levels(heatmap: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """The grey levels of a map of 0..1: (H, W) uint8.
+def gray_levels(heatmap: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return the gray levels of a map of 0..1: (H, W) uint8.
 
     Raises:
-        CamrtError: A value is outside of 0..1, or no number; or the map has another shape than (H, W).
+        CamrtError: A value is outside of 0..1 or NaN, or the shape is not (H, W).
     """
     if heatmap.ndim != 2 or not heatmap.size:
         raise CamrtError(f"found a map of shape {heatmap.shape}, expected (H, W)")
     if not (heatmap.min() >= 0 and heatmap.max() <= 1):
-        raise CamrtError(f"found a map of {heatmap.min()} to {heatmap.max()}, expected 0 to 1: give `normalized` of it")
+        raise CamrtError(
+            f"found a map of {heatmap.min()} to {heatmap.max()}, expected 0 to 1: apply `normalized` first"
+        )
     levels: NDArray[np.uint8] = (heatmap * 255).astype(np.uint8)
     return levels
 
 
 def levels_of(thresholds: NDArray[Any] | Sequence[float], largest: int = 255) -> NDArray[np.int64]:
-    """The grey level at which each threshold cuts.
+    """Return the gray level of each threshold.
 
     Args:
         thresholds: (T,), 0..1.
-        largest: The largest grey level of the map: 255, unless the map is 0.
+        largest: The largest gray level of the map: 255, unless the map is 0.
     """
     return (np.asarray(thresholds, np.float64) * largest).astype(np.int64)
 
@@ -80,31 +83,31 @@ def levels_of(thresholds: NDArray[Any] | Sequence[float], largest: int = 255) ->
 # ----------------------------------------------------------------------------------------------------------- the boxes
 
 
-def boxes_above(grey: NDArray[np.uint8], level: int) -> tuple[Boxes, int]:
-    """Boxes of the contours of what is above a grey level.
+def boxes_above(gray: NDArray[np.uint8], level: int) -> tuple[Boxes, int]:
+    """Return the boxes of the contours of the foreground above a gray level.
 
     Args:
-        grey: (H, W) uint8.
+        gray: (H, W) uint8.
         level: 0 to 254.
 
     Returns:
-        (M, 4) int64, a box for each contour, also of a hole, in OpenCV's order; and which of them has the contour with
-        the largest area, the first of several.
+        (M, 4) int64, one box per contour, including those of holes, in OpenCV's order; and the index of the contour
+        with the largest area, the first if there are several.
     """
-    return _boxes_above(grey, level, grey.max(axis=1), grey.max(axis=0))
+    return _boxes_above(gray, level, gray.max(axis=1), gray.max(axis=0))
 
 
 def _boxes_above(
-    grey: NDArray[np.uint8], level: int, highest_of_rows: NDArray[np.uint8], highest_of_columns: NDArray[np.uint8]
+    gray: NDArray[np.uint8], level: int, highest_of_rows: NDArray[np.uint8], highest_of_columns: NDArray[np.uint8]
 ) -> tuple[Boxes, int]:
     import cv2
 
     rows, columns = (np.flatnonzero(highest > level) for highest in (highest_of_rows, highest_of_columns))
     if not len(rows):
         return np.zeros((1, 4), np.int64), 0
-    # Contours of the part that is not empty are those of the whole, found in less time.
+    # The contours of the part that is not empty are those of the whole map, and take less time to find.
     top, left = int(rows[0]), int(columns[0])
-    part = grey[top : rows[-1] + 1, left : columns[-1] + 1]
+    part = gray[top : rows[-1] + 1, left : columns[-1] + 1]
     _, mask = cv2.threshold(part, level, 255, cv2.THRESH_BINARY)
     contours: Sequence[NDArray[Any]]
     contours = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))[0]
@@ -115,12 +118,12 @@ def _boxes_above(
     else:
         boxes, areas = _boxes_of_points(contours)
         largest = int(areas.argmax())
-    np.minimum(boxes[:, 2:], (grey.shape[1] - 1, grey.shape[0] - 1), out=boxes[:, 2:])
+    np.minimum(boxes[:, 2:], (gray.shape[1] - 1, gray.shape[0] - 1), out=boxes[:, 2:])
     return boxes, largest
 
 
 def _boxes_of_points(contours: Sequence[NDArray[Any]]) -> tuple[Boxes, NDArray[np.int64]]:
-    """Boxes (the end one behind) and twice the areas of polygons, all at once; the areas by the shoelace formula."""
+    """Return the boxes of polygons (exclusive ends) and twice their areas (shoelace formula), all at once."""
     counts = np.array([len(contour) for contour in contours])
     starts = np.cumsum(counts) - counts
     points = np.concatenate(contours).reshape(-1, 2).astype(np.int64)
@@ -132,7 +135,7 @@ def _boxes_of_points(contours: Sequence[NDArray[Any]]) -> tuple[Boxes, NDArray[n
 
 
 def resized_boxes(boxes: NDArray[Any], size: tuple[int, int], side: int = SIDE) -> Boxes:
-    """The boxes of an image that is squeezed to a square, cut to whole pixels.
+    """Scale the boxes of an image that is resized to a square, truncated to whole pixels.
 
     Args:
         boxes: (M, 4) x1, y1, x2, y2 in the image's pixels.
@@ -148,7 +151,7 @@ def resized_boxes(boxes: NDArray[Any], size: tuple[int, int], side: int = SIDE) 
 
 
 def overlaps(boxes: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
-    """Intersection over union of boxes that hold both their ends.
+    """Return the intersection over union of boxes that include both ends.
 
     Args:
         boxes: (A, 4) x1, y1, x2, y2.
@@ -173,53 +176,53 @@ def overlaps(boxes: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
     return ious
 
 
-def overlaps_of_levels(grey: NDArray[np.uint8], truth: NDArray[Any]) -> NDArray[np.float64]:
-    """How well the boxes of a map fit, for every grey level at which it can be cut.
+def overlaps_of_levels(gray: NDArray[np.uint8], truth: NDArray[Any]) -> NDArray[np.float64]:
+    """Return how well the boxes of a map fit, for every gray level.
 
-    A level that no pixel has gives the mask of the level before it, so that each mask is looked at once.
+    A level that no pixel has gives the same mask as the level below, so that each mask is evaluated once.
 
     Args:
-        grey: (H, W) uint8: `grey_levels` of the map.
+        gray: (H, W) uint8: `gray_levels` of the map.
         truth: (M, 4) the image's boxes in the map's pixels, M >= 1.
 
     Returns:
-        (2, 255) float64: of the levels 0 to 254, the overlap of the largest contour's box with the box of the truth
-        that it fits best, and the largest overlap of any contour's box with any box of the truth.
+        (2, 255) float64, for the levels 0 to 254: the overlap of the largest contour's box with its best true box, and
+        the largest overlap of any contour's box with any true box.
     """
-    highest = grey.max(axis=1), grey.max(axis=0)
-    present = np.bincount(grey.ravel(), minlength=256) > 0
+    highest = gray.max(axis=1), gray.max(axis=0)
+    present = np.bincount(gray.ravel(), minlength=256) > 0
     present[0] = True
-    looked_at = np.flatnonzero(present[:LEVELS])
-    found = [_boxes_above(grey, level, *highest) for level in looked_at.tolist()]
+    distinct = np.flatnonzero(present[:LEVELS])
+    found = [_boxes_above(gray, level, *highest) for level in distinct.tolist()]
     counts = np.array([len(boxes) for boxes, _ in found])
     starts = np.cumsum(counts) - counts
     best = overlaps(np.concatenate([boxes for boxes, _ in found]), truth).max(axis=1)
     of_largest = best[starts + [largest for _, largest in found]]
     of_all = np.maximum.reduceat(best, starts)
-    # The level that stands for each one: the nearest that is present, at or below it.
-    standing = np.cumsum(present[:LEVELS]) - 1
-    return np.stack([of_largest, of_all])[:, standing]
+    # Each level gives the mask of the nearest level that is present, at or below it.
+    source = np.cumsum(present[:LEVELS]) - 1
+    return np.stack([of_largest, of_all])[:, source]
 
 
 def threshold_overlaps(
     heatmap: NDArray[np.float64], truth: NDArray[Any], thresholds: NDArray[Any] | Sequence[float] = THRESHOLDS
 ) -> NDArray[np.float64]:
-    """How well the boxes of a map fit, for every threshold: `overlaps_of_levels` at the thresholds' levels.
+    """Return how well the boxes of a map fit, for every threshold: `overlaps_of_levels` at the thresholds' levels.
 
     Args:
-        heatmap: (H, W) float64, 0..1: a map that is `normalized`.
+        heatmap: (H, W) float64, 0..1: a `normalized` map.
         truth: (M, 4) the image's boxes in the map's pixels.
         thresholds: (T,), 0 <= threshold < 1.
 
     Returns:
-        (2, T) float64: of the largest contour, and of all contours.
+        (2, T) float64: for the largest contour, and for all contours.
 
     Raises:
-        CamrtError: The map is not one of 0..1, or a box ends before it begins.
+        CamrtError: The map is not in 0..1, or a box ends before it begins.
     """
-    grey = grey_levels(heatmap)
-    of_levels = overlaps_of_levels(grey, truth)
-    cut: NDArray[np.float64] = of_levels[:, levels_of(thresholds, int(grey.max()))]
+    gray = gray_levels(heatmap)
+    of_levels = overlaps_of_levels(gray, truth)
+    cut: NDArray[np.float64] = of_levels[:, levels_of(thresholds, int(gray.max()))]
     return cut
 
 
@@ -227,11 +230,11 @@ def threshold_overlaps(
 
 
 def box_accuracy(ious: NDArray[Any], overlap: float = 0.5) -> NDArray[np.float64]:
-    """The share of images that are localized at each threshold: BoxAcc(τ, δ), equation 2 of Choe et al. 2020.
+    """Return the share of images that are localized at each threshold: BoxAcc(τ, δ), equation 2 of Choe et al. 2020.
 
     Args:
-        ious: (N, T): of each image and threshold, as `threshold_overlaps` gives them. Zeros for an image without a map.
-        overlap: δ: the least intersection over union that counts.
+        ious: (N, T) for each image and threshold, from `threshold_overlaps`. Zeros for an image without a map.
+        overlap: δ, the least intersection over union that counts.
 
     Returns:
         (T,) float64, 0..1.
@@ -241,9 +244,9 @@ def box_accuracy(ious: NDArray[Any], overlap: float = 0.5) -> NDArray[np.float64
 
 
 def max_box_acc(ious: NDArray[Any], overlap: float = 0.5) -> float:
-    """MaxBoxAcc: the box accuracy at the threshold that is best for the whole data set (Choe et al. 2020, equation 3).
+    """Return MaxBoxAcc: the box accuracy at the best threshold for the whole dataset (Choe et al. 2020, equation 3).
 
-    With ``ious`` of the largest contour and an overlap of 0.5, it is GT-known localization with the best threshold.
+    With the ``ious`` of the largest contour and an overlap of 0.5, it is GT-known localization at the best threshold.
 
     Args:
         ious: (N, T).
@@ -256,9 +259,9 @@ def max_box_acc(ious: NDArray[Any], overlap: float = 0.5) -> float:
 
 
 def max_box_acc_v2(ious: NDArray[Any], levels: Sequence[float] = OVERLAPS) -> float:
-    """MaxBoxAccV2: the mean of `max_box_acc` over overlaps of 0.3, 0.5 and 0.7, each with its own best threshold.
+    """Return MaxBoxAccV2: the mean of `max_box_acc` over overlaps of 0.3, 0.5 and 0.7, each at its best threshold.
 
-    Choe et al. 2022 (arXiv:2007.04178), section 3.3, with ``ious`` of all contours.
+    Choe et al. 2022 (arXiv:2007.04178), section 3.3, with the ``ious`` of all contours.
 
     Args:
         ious: (N, T).
@@ -273,30 +276,31 @@ def max_box_acc_v2(ious: NDArray[Any], levels: Sequence[float] = OVERLAPS) -> fl
 def localization_accuracy(
     ious: NDArray[Any], ranks: NDArray[Any] | None = None, best: int | None = None, overlap: float = 0.5
 ) -> float:
-    """GT-known, top-1 and top-5 localization at one threshold (Russakovsky et al. 2015, section 4.3, as an accuracy).
+    """Return GT-known, top-1 or top-5 localization at one threshold.
 
-    An image counts where one of the ``best`` classes is its own, and the map of that class is well placed. So it is
-    always the labelled class's map that is looked at: a guess with another class is wrong wherever its box is.
+    Russakovsky et al. 2015, section 4.3, as an accuracy. An image counts if its class is among the ``best`` classes and
+    the map of its class localizes it. Only the map of the labeled class matters: a guess with another class is wrong
+    wherever its box is.
 
     Args:
         ious: (N,): the overlap of each image at the threshold.
-        ranks: (N,): the place of the labelled class among the scores, 0 for the best; None for GT-known.
-        best: How many classes may be guessed: 1 or 5; None for GT-known.
+        ranks: (N,): the rank of the labeled class among the scores, 0 for the best; None for GT-known.
+        best: The number of classes that may be guessed: 1 or 5; None for GT-known.
         overlap: The least intersection over union that counts.
 
     Returns:
         0..1.
     """
-    placed = np.asarray(ious) >= np.asarray(overlap, np.asarray(ious).dtype)
+    localized = np.asarray(ious) >= np.asarray(overlap, np.asarray(ious).dtype)
     if best is not None:
         if ranks is None:
             raise CamrtError(f"found no ranks for top-{best} localization, expected one for each image")
-        placed = placed & (np.asarray(ranks) < best)
-    return float(placed.mean())
+        localized = localized & (np.asarray(ranks) < best)
+    return float(localized.mean())
 
 
 def rank_of(scores: NDArray[Any], label: int) -> int:
-    """The place of a class among the scores, 0 for the best; of equal scores, the lower class is first.
+    """Return the rank of a class among the scores, 0 for the best. Of equal scores, the lower class comes first.
 
     Args:
         scores: (K,).
@@ -314,15 +318,15 @@ def rank_of(scores: NDArray[Any], label: int) -> int:
 def merged_masks(
     masks: Iterable[NDArray[Any]], ignored: NDArray[Any] | None = None, side: int | None = SIDE
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """What is object and what does not count, of an image's masks.
+    """Merge the masks of an image.
 
     Args:
-        masks: (H, W) grey or bool each, of one object each; what is above 0.5 is object.
-        ignored: (H, W): a region that does not count where it is not object; None for none.
-        side: The side of the square that masks are resized to, by the nearest pixel; None for not at all.
+        masks: (H, W) gray or bool, one per object; values above 0.5 are object.
+        ignored: (H, W): the region to ignore, except where it is object; None for none.
+        side: The side of the square that masks are resized to (nearest pixel); None to keep their size.
 
     Returns:
-        Object and ignored: (side, side) bool each; they do not meet.
+        The object and the ignored region: (side, side) bool each, disjoint.
 
     Raises:
         CamrtError: There are no masks.
@@ -351,18 +355,19 @@ def pixel_counts(
     ignored: NDArray[np.bool_] | None = None,
     thresholds: NDArray[Any] | Sequence[float] = THRESHOLDS,
 ) -> NDArray[np.int64]:
-    """How many pixels have their value between one threshold and the next, off the object and on it.
+    """Count the pixels between one threshold and the next, off the object and on it.
 
-    Counts of several images are added, and `pxap` is what they give.
+    The counts of several images can be added; `pxap` is computed from the sum.
 
     Args:
-        heatmap: (H, W) float64, 0..1: a map that is `normalized`.
-        found: (H, W): where the object is.
-        ignored: (H, W): what does not count.
-        thresholds: (T,), from 0, rising.
+        heatmap: (H, W) float64, 0..1: a `normalized` map.
+        found: (H, W): the object.
+        ignored: (H, W): the region to ignore.
+        thresholds: (T,), increasing from 0.
 
     Returns:
-        (2, T + 1) int64: off the object, and on it; between two thresholds each, and last what is exactly 1.
+        (2, T + 1) int64: off the object and on it, between two thresholds each; the last column counts values of
+        exactly 1.
 
     Raises:
         CamrtError: The sizes differ.
@@ -370,16 +375,16 @@ def pixel_counts(
     if heatmap.shape != found.shape or (ignored is not None and ignored.shape != found.shape):
         shapes = [found.shape] if ignored is None else [found.shape, ignored.shape]
         raise CamrtError(f"found masks of {shapes} for a map of {heatmap.shape}, expected one size")
-    edges = np.append(np.asarray(thresholds, np.float64), [1.0, 2.0])  # the last bin holds what is exactly 1
+    edges = np.append(np.asarray(thresholds, np.float64), [1.0, 2.0])  # the last bin counts values of exactly 1
     counted = np.ones_like(found) if ignored is None else ~ignored
     return np.stack([np.histogram(heatmap[counted & (found == on)], edges)[0] for on in (False, True)])
 
 
 def pxap(counts: NDArray[Any]) -> float:
-    """PxAP: the area under the curve of pixel precision over recall (Choe et al. 2020, equations 4 to 6).
+    """Return PxAP: the area under the curve of pixel precision over recall (Choe et al. 2020, equations 4 to 6).
 
     Args:
-        counts: (2, T + 1): the sum of `pixel_counts` of all images.
+        counts: (2, T + 1): the sum of the images' `pixel_counts`.
 
     Returns:
         0..1.
@@ -395,14 +400,14 @@ def pxap(counts: NDArray[Any]) -> float:
 
 
 def precision_recall(counts: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The curve under which `pxap` is the area.
+    """Return the curve of precision over recall; `pxap` is the area under it.
 
     Args:
-        counts: (2, T + 1): the sum of `pixel_counts` of all images.
+        counts: (2, T + 1): the sum of the images' `pixel_counts`.
 
     Returns:
-        Precision and recall at each threshold and, last, at 1: (T + 1,) float64 each. Where nothing is above a
-        threshold, the precision is 0.
+        Precision and recall at each threshold and, last, at 1: (T + 1,) float64 each. If nothing is above a threshold,
+        the precision is 0.
     """
     off, on = np.asarray(counts)[:, ::-1].cumsum(axis=1)
     return (on / np.maximum(on + off, 1))[::-1], (on / max(on[-1], 1))[::-1]

@@ -1,6 +1,24 @@
 """Where in the image: boxes from heatmaps and masks. `camrt.localize.crf` refines heatmaps."""
 
-from camrt.localize.boxes import boxes_from_heatmap, format_boxes, read_boxes
-from camrt.localize.components import boxes_from_mask
+from __future__ import annotations
 
-__all__ = ["boxes_from_heatmap", "boxes_from_mask", "format_boxes", "read_boxes"]
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from camrt.localize.boxes import boxes_from_heatmap, format_boxes, read_boxes
+    from camrt.localize.components import boxes_from_mask
+
+# The gray levels of generate_bbox.m. They stand here so that the command line can name them without loading OpenCV.
+THRESHOLDS = (20, 100, 110)
+
+__all__ = ["THRESHOLDS", "boxes_from_heatmap", "boxes_from_mask", "format_boxes", "read_boxes"]
+
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "boxes": ["boxes_from_heatmap", "format_boxes", "read_boxes"],
+        "components": ["boxes_from_mask"],
+    },
+)

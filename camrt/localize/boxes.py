@@ -28,8 +28,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from camrt.errors import CamrtError
-
-THRESHOLDS = (20, 100, 110)  # generate_bbox.m
+from camrt.localize import THRESHOLDS as THRESHOLDS
 
 _DEPTH = 10  # the second threshold, on distances scaled to 0..255
 _MARGIN = 5  # what the clipping keeps free on the right and at the bottom, in pixels

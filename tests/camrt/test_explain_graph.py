@@ -236,7 +236,7 @@ def test_torchvision_preset_is_what_torchvision_does() -> None:
         ({"classifier": "conv"}, "not in 'conv'"),
         ({"preprocess": None}, "--preprocess caffe or torchvision"),
         ({"preprocess": "keras"}, "expected one of caffe, torchvision"),
-        ({"preprocess": PRESETS["caffe"]}, "give --crop 16"),
+        ({"preprocess": PRESETS["caffe"]}, "camrt export --crop 16"),
     ],
 )  # fmt: skip
 def test_wrong_arguments(change: dict[str, object], words: str) -> None:

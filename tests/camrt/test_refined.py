@@ -12,13 +12,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from camrt import CamrtError, Explanation, images, render
+from camrt import CamrtError, Explanation, images, render, report
 from camrt.batch import Batch, find_images
 from camrt.cli import app
-from camrt.explanation import LINES
+from camrt.explanation import LINES, Refined
 from camrt.localize import boxes_from_mask
 from camrt.localize.crf import CRF, probability
-from camrt.refined import Refined
 from tests.tiny_models import photo, tiny_explainer
 
 SIDE = 32
@@ -196,8 +195,8 @@ def test_files(tmp_path: Path) -> None:
 def test_page() -> None:
     one = example()
     found = one.refine(crf=QUICK)
-    assert render.html_card(found) != render.html_card(one)
-    assert render.html_card(found, thresholds=(20, 100, 110)) != render.html_card(found)
+    assert report.html_card(found) != report.html_card(one)
+    assert report.html_card(found, thresholds=(20, 100, 110)) != report.html_card(found)
 
 
 # ------------------------------------------------------------------------------------------------------- many images

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from camrt import CamrtError, matlab
-from camrt.evaluate.guesses import BoxRule, Maps, grey_levels, two_largest
+from camrt.evaluate.ilsvrc_protocol import BoxRule, Maps, gray_levels, two_largest
 from camrt.localize import boxes_from_heatmap, read_boxes
 
 SIZE = (90, 130)  # height and width of the images
@@ -23,12 +23,12 @@ def bump(y: float, x: float, side: int = 32) -> np.ndarray:
     return np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 0.02).astype(np.float32) * 7
 
 
-def test_grey_levels_as_matlab_makes_them() -> None:
+def test_gray_levels_as_matlab_makes_them() -> None:
     for seed in range(3):
         heatmap = np.random.default_rng(seed).random((14, 14)).astype(np.float32) * 30
         resized = matlab.imresize(heatmap, SIZE)
         expected = matlab.im2uint8(resized / resized.max())
-        found = grey_levels(heatmap, SIZE)
+        found = gray_levels(heatmap, SIZE)
         assert found.max() == 255
         # im2uint8 computes in double precision, imwrite in the map's: halves may fall to the other side.
         assert np.abs(found.astype(int) - expected).max() <= 1
@@ -40,7 +40,7 @@ def test_grey_levels_as_matlab_makes_them() -> None:
 )
 def test_maps_that_show_nothing(heatmap: np.ndarray) -> None:
     with np.errstate(invalid="ignore"):
-        assert not grey_levels(heatmap.astype(np.float32), SIZE).any()
+        assert not gray_levels(heatmap.astype(np.float32), SIZE).any()
         _, found = BoxRule()(Maps("a", heatmap.astype(np.float32)[None], SIZE, {}))
     assert found == {"size": [130, 90], "boxes": [[[1, 1, 130, 90]] * 2], "found": [0]}
 
@@ -67,7 +67,7 @@ def test_the_released_heatmap(reference: Path) -> None:
 
 def test_jpeg_and_png() -> None:
     rng = np.random.default_rng(0)
-    levels = grey_levels(bump(0.3, 0.6) + rng.random((32, 32)).astype(np.float32), SIZE)
+    levels = gray_levels(bump(0.3, 0.6) + rng.random((32, 32)).astype(np.float32), SIZE)
     lossy, lossless = (BoxRule(encoding=encoding)._encoded(levels)[0] for encoding in ("jpeg", "png"))
     np.testing.assert_array_equal(lossless, levels)
     assert 0 < np.abs(lossy.astype(int) - levels).max() < 30

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from camrt import CamrtError
-from camrt.evaluate.journal import Journal, Records, Shard, stamp_of
+from camrt.evaluate.journal import Journal, Records, Shard, fingerprint_of
 
 SETTINGS = {"model": {"name": "a"}, "thresholds": (20, 100, 110)}
 IMAGES = {f"image {number}": [number, 1] for number in range(7)}
@@ -84,11 +84,11 @@ def test_a_changed_image_is_done_again(tmp_path: Path) -> None:
 
 def test_a_refused_image_is_tried_again(tmp_path: Path) -> None:
     with Journal(tmp_path, "maps", SETTINGS) as journal:
-        journal.refuse("image 1", "is broken", [1, 1])
+        journal.record_failure("image 1", "is broken", [1, 1])
     records = Records(tmp_path, "maps")
-    assert (records.refused, "image 1" in records, dict(records)) == ({"image 1": "is broken"}, True, {})
+    assert (records.failures, "image 1" in records, dict(records)) == ({"image 1": "is broken"}, True, {})
     assert run(tmp_path) == list(IMAGES)
-    assert Records(tmp_path, "maps").refused == {}
+    assert Records(tmp_path, "maps").failures == {}
     assert complete(tmp_path)
 
 
@@ -125,16 +125,29 @@ def test_other_settings(tmp_path: Path) -> None:
         Records(tmp_path, "maps")
 
 
+def test_a_journal_without_results_takes_other_settings(tmp_path: Path) -> None:
+    """A run that fails at its start does not keep the next one from other settings."""
+    for shard in (Shard(), Shard(1, 2)):
+        with Journal(tmp_path, "maps", {"preprocess": None}, shard) as journal:
+            assert journal.waiting(IMAGES)
+    assert Records(tmp_path, "maps").settings is None
+    assert run(tmp_path, 2) == list(IMAGES)[:2]
+    assert Records(tmp_path, "maps").settings == {"model": {"name": "a"}, "thresholds": [20, 100, 110]}
+    assert run(tmp_path, shard="1/2") == [f"image {number}" for number in (2, 4, 6)]
+    assert run(tmp_path) == [f"image {number}" for number in (3, 5)]
+    assert complete(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("line", "text"),
     [
         (b"{\n", "maps.jsonl:2: the line is not JSON"),
         (b"\x00\x00\n", "maps.jsonl:2: the line is not JSON"),
         (b"[" * 100000 + b"\n", "maps.jsonl:2: the line is not JSON"),
-        (b"[]\n", "maps.jsonl:2: the line is no journal's"),
-        (b'{"image": 3, "found": {}, "at": 1}\n', "maps.jsonl:2: the line is no journal's"),
-        (b'{"image": "a", "at": 1}\n', "maps.jsonl:2: the line is no journal's"),
-        (b'{"image": "a", "found": {}, "at": null}\n', "maps.jsonl:2: the line is no journal's"),
+        (b"[]\n", "maps.jsonl:2: the line is not part of a journal"),
+        (b'{"image": 3, "found": {}, "at": 1}\n', "maps.jsonl:2: the line is not part of a journal"),
+        (b'{"image": "a", "at": 1}\n', "maps.jsonl:2: the line is not part of a journal"),
+        (b'{"image": "a", "found": {}, "at": null}\n', "maps.jsonl:2: the line is not part of a journal"),
     ],
 )
 def test_damaged_lines(tmp_path: Path, line: bytes, text: str) -> None:
@@ -153,6 +166,21 @@ def test_no_journal(tmp_path: Path, header: object) -> None:
     (tmp_path / "maps.jsonl").write_text(json.dumps(header) + "\n")
     with pytest.raises(CamrtError, match="found no journal of 'maps'"):
         Records(tmp_path, "maps")
+
+
+def test_journals_of_earlier_versions_go_on(tmp_path: Path) -> None:
+    """The lines of format 1 as they are on disk."""
+    (tmp_path / "maps.jsonl").write_text(
+        '{"journal": "maps", "format": 1, "settings": {"model": {"name": "a"}, "thresholds": [20, 100, 110]}}\n'
+        '{"image": "image 0", "stamp": [0, 1], "found": {"number": 0}, "at": 1.5}\n'
+        '{"image": "image 1", "stamp": [1, 1], "refused": "is broken", "at": 2.5}\n'
+    )
+    records = Records(tmp_path, "maps")
+    assert (dict(records), records.failures) == ({"image 0": {"number": 0}}, {"image 1": "is broken"})
+    assert run(tmp_path) == list(IMAGES)[1:]
+    assert complete(tmp_path)
+    keys = [list(json.loads(line)) for line in (tmp_path / "maps.jsonl").read_text().splitlines()[3:]]
+    assert keys == [["image", "stamp", "found", "at"]] * 6
 
 
 def test_another_format(tmp_path: Path) -> None:
@@ -199,9 +227,9 @@ def test_no_shard(text: str) -> None:
 
 
 def test_stamp(tmp_path: Path) -> None:
-    assert stamp_of(tmp_path / "none") is None
+    assert fingerprint_of(tmp_path / "none") is None
     (tmp_path / "a").write_bytes(b"abc")
-    assert stamp_of(tmp_path / "a") == [3, (tmp_path / "a").stat().st_mtime_ns]
+    assert fingerprint_of(tmp_path / "a") == [3, (tmp_path / "a").stat().st_mtime_ns]
 
 
 def _append_for_ever(folder: Path, shard: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from camrt import CamrtError
-from camrt.evaluate.segments import boxes_of_segments
+from camrt.evaluate.ilsvrc_protocol import boxes_of_segments
 
 
 def test_regions_by_hand() -> None:

@@ -9,13 +9,11 @@ import pytest
 
 from camrt import CamrtError
 from camrt.evaluate import wsol
-from camrt.evaluate.annotated import Annotated, DataSet
-from camrt.evaluate.comparison import journal_name
+from camrt.evaluate.datasets import AnnotatedImage, Dataset
 from camrt.evaluate.journal import Journal
-from camrt.evaluate.placing import packed, unpacked
-from camrt.evaluate.tally import overlaps_at, tally
+from camrt.evaluate.wsol_protocol import journal_name, overlaps_at, packed, tally, unpacked
 
-DATA = DataSet("list", tuple(Annotated(f"{n}.png", n % 2, "list:1", ((0, 0, 9, 9),)) for n in range(4)))
+DATA = Dataset("list", tuple(AnnotatedImage(f"{n}.png", n % 2, "list:1", ((0, 0, 9, 9),)) for n in range(4)))
 
 
 def boxes(rank: int, largest: dict[int, float], every: dict[int, float]) -> dict[str, object]:
@@ -31,7 +29,7 @@ def write(folder: Path, group: str, found: list[dict[str, object] | str]) -> Non
     with Journal(folder, journal_name(group, "cam"), {}) as journal:
         for number, facts in enumerate(found):
             if isinstance(facts, str):
-                journal.refuse(f"{number}.png", facts)
+                journal.record_failure(f"{number}.png", facts)
             else:
                 journal.add(f"{number}.png", facts)
 
@@ -56,7 +54,7 @@ def test_localization(tmp_path: Path) -> None:
     assert (numbers["top-1 classification"], numbers["top-5 classification"]) == (1 / 4, 2 / 4)
     # Of all contours: three by 0.3 and by 0.5, two by 0.7.
     assert numbers["MaxBoxAccV2"] == pytest.approx((3 / 4 + 3 / 4 + 2 / 4) / 3)
-    assert found.refused == {"3.png": "broken"}
+    assert found.failures == {"3.png": "broken"}
     assert found.left == 0
     place = {threshold: round(1000 * threshold) for threshold in (0, 0.3, 0.9)}
     assert [found.sweep["largest 0.5"][place[t]] for t in place] == [1 / 4, 3 / 4, 2 / 4]
@@ -104,8 +102,8 @@ def test_no_images_no_numbers(tmp_path: Path) -> None:
 
 def test_images_of_another_data_set_do_not_count(tmp_path: Path) -> None:
     write(tmp_path, "boxes", [boxes(0, {0: 1.0}, {0: 1.0})] * 4 + ["broken"])
-    found = tally(DataSet("list", DATA.images[:2]), None, tmp_path, "cam", ["boxes"])
-    assert (found.images, found.numbers["MaxBoxAcc"], dict(found.refused)) == (2, 1, {})
+    found = tally(Dataset("list", DATA.images[:2]), None, tmp_path, "cam", ["boxes"])
+    assert (found.images, found.numbers["MaxBoxAcc"], dict(found.failures)) == (2, 1, {})
 
 
 @pytest.mark.parametrize(
@@ -114,7 +112,7 @@ def test_images_of_another_data_set_do_not_count(tmp_path: Path) -> None:
 )
 def test_a_damaged_line_is_named(tmp_path: Path, facts: dict[str, object]) -> None:
     write(tmp_path, "boxes", [facts])
-    with pytest.raises(CamrtError, match=r"what the journal 'boxes-cam' says of '0\.png' is damaged"):
+    with pytest.raises(CamrtError, match=r"the line of '0\.png' in the journal 'boxes-cam' is damaged"):
         tally(DATA, None, tmp_path, "cam", ["boxes"])
 
 

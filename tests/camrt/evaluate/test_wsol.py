@@ -130,12 +130,12 @@ def test_a_map_that_says_nothing_is_zero(value: float) -> None:
 @pytest.mark.parametrize("heatmap", [np.full((2, 2), 1.1), np.full((2, 2), np.nan), np.full((2, 2), -0.1)])
 def test_a_map_that_is_not_scaled_is_an_error(heatmap: np.ndarray) -> None:
     with pytest.raises(CamrtError, match="expected 0 to 1"):
-        wsol.grey_levels(heatmap)
+        wsol.gray_levels(heatmap)
 
 
 def test_a_map_of_another_shape_is_an_error() -> None:
     with pytest.raises(CamrtError, match=r"found a map of shape \(2, 2, 1\)"):
-        wsol.grey_levels(np.zeros((2, 2, 1)))
+        wsol.gray_levels(np.zeros((2, 2, 1)))
 
 
 # --------------------------------------------------------------------------------------------------------------- boxes

@@ -22,14 +22,14 @@ from typer.testing import CliRunner
 
 from camrt import CamrtError, Explainer, explain_graph
 from camrt.cli import app
-from camrt.evaluate import comparison, faithfulness, wsol
-from camrt.evaluate.annotated import read_csv
-from camrt.evaluate.classifier import Classifier
-from camrt.evaluate.comparison import Measures, Network
-from camrt.evaluate.tally import tally
+from camrt.evaluate import faithfulness, wsol, wsol_protocol
+from camrt.evaluate.datasets import read_csv
+from camrt.evaluate.network import Classifier, Network
+from camrt.evaluate.wsol_protocol import Measures, tally
 from camrt.graph.view import metadata_of
 from camrt.images import prepare, resize
-from camrt.preprocess import preprocess_of
+from camrt.preprocess import PRESETS, preprocess_of
+from converters import zoo
 from tests import tiny_cam
 from tests.camrt.evaluate.shapes import COLORS, write_shapes
 from tests.tiny_models import tiny_classifier
@@ -122,11 +122,11 @@ def test_from_images_to_the_table(shapes: Path, tiny: Path, tmp_path: Path) -> N
 def test_numbers_are_those_of_the_parts(tiny: Path, tmp_path: Path) -> None:
     """The same by hand: explainer, classifier and metrics, an image at a time."""
     shapes = write_table(tmp_path / "shapes", 4)
-    network = Network(str(tiny))
+    network = Network(str(tiny), "whole")
     data = read_csv(shapes / "boxes.csv")
-    groups = tuple(group for group in comparison.GROUPS if group != comparison.ROAD)
+    groups = tuple(group for group in wsol_protocol.GROUPS if group != wsol_protocol.ROAD)
     measures = Measures(groups, side=100, tolerance=3, step=9000, masks=shapes / "masks")
-    comparison.measure(data, shapes / "images", tmp_path, network, "layercam", measures, workers=0)
+    wsol_protocol.measure(data, shapes / "images", tmp_path, network, "layercam", measures, workers=0)
     found = tally(data, shapes / "images", tmp_path, "layercam", groups)
     wants = tiny_cam.preprocess()
     squeezed = type(wants)(224, 224, wants.mean)
@@ -143,7 +143,7 @@ def test_numbers_are_those_of_the_parts(tiny: Path, tmp_path: Path) -> None:
         counts += wsol.pixel_counts(heatmap, *wsol.merged_masks([mask], side=100))
         point = faithfulness.highest_point(explained.heatmaps[0], (width, height))
         hits.append(faithfulness.pointing_hit(point, np.array(each.boxes), 3))
-        seen = alone.seen(prepare(explained.image, 224))
+        seen = alone.prepare(prepare(explained.image, 224))
         shown = wsol.normalized(explained.heatmaps[0]).astype(np.float32)
         both = alone(np.stack([seen, faithfulness.shown_through(seen[None], shown[None])[0]]))[:, label]
         scores.append(both)
@@ -169,8 +169,8 @@ def test_numbers_are_those_of_the_parts(tiny: Path, tmp_path: Path) -> None:
 def test_road_is_that_of_the_parts(fast: Path, shapes: Path, tmp_path: Path) -> None:
     number_classes([], shapes)
     data = read_csv(shapes / "boxes.csv")
-    comparison.measure(
-        data, shapes / "images", tmp_path, Network(str(fast)), "gradcam", Measures(("road",)), workers=0
+    wsol_protocol.measure(
+        data, shapes / "images", tmp_path, Network(str(fast), "whole"), "gradcam", Measures(("road",)), workers=0
     )  # fmt: skip
     found = tally(data, shapes / "images", tmp_path, "gradcam", ("road",))
     wants = dataclasses.replace(preprocess_of(None, metadata_of(tiny_classifier())), size=28)
@@ -179,7 +179,7 @@ def test_road_is_that_of_the_parts(fast: Path, shapes: Path, tmp_path: Path) -> 
     scores: dict[bool, list[np.ndarray]] = {True: [], False: []}
     for each in data.images:
         explained = explainer(shapes / "images" / each.image, each.label)
-        seen = alone.seen(prepare(explained.image, 28))
+        seen = alone.prepare(prepare(explained.image, 28))
         shown = wsol.normalized(explained.heatmaps[0]).astype(np.float32)
         seed = zlib.crc32(each.image.encode())
         for order, some in scores.items():
@@ -237,6 +237,60 @@ def number_classes(given: list[object], shapes: Path) -> list[object]:
     return given
 
 
+def test_weights_of_a_named_model(tmp_path: Path, repository: Path) -> None:
+    """A copy of the weights that come with lenetCAM gives its numbers; the journal names the copy."""
+    shapes = write_table(tmp_path / "shapes", 4)
+    given = number_classes(options(shapes, Path("lenetCAM"), tmp_path / "out"), shapes)
+    weights = tmp_path / "copy.caffemodel"
+    named = zoo.find("lenetCAM")
+    weights.write_bytes(zoo.weights(named).read_bytes())
+    code, stdout, stderr = run(*given, "--weights", weights, "--json")
+    assert code == 0, stderr
+    own = json.loads(run(*given[:-4], "--out", tmp_path / "own", "--workers", 0, "--json")[1])
+    assert json.loads(stdout)["methods"] == own["methods"]
+    head = json.loads((tmp_path / "out" / "boxes-cam.jsonl").read_text().splitlines()[0])
+    assert head["settings"]["model"]["weights"] == str(weights)
+    code, _, stderr = run(*given)
+    assert code == 1
+    assert "made with other settings" in stderr
+    weights.write_bytes(b"no weights")
+    assert run(*given[:-4], "--out", tmp_path / "broken", "--weights", weights)[0] == 1
+    code, _, stderr = run(*given[:-6], "--model", shapes / "net.onnx", "--weights", weights)
+    assert code == 2
+    assert "goes with a named model" in " ".join(stderr.split())
+
+
+def test_preprocessing_of_a_model_that_does_not_state_it(shapes: Path, tmp_path: Path) -> None:
+    model = tiny_cam.convert()
+    bare = tmp_path / "bare.onnx"
+    kept = {entry.key: entry.value for entry in model.metadata_props if entry.key != "camrt.preprocess"}
+    onnx.helper.set_model_props(model, kept)
+    onnx.save(model, bare)
+    given = options(shapes, bare, tmp_path / "out")
+    code, _, stderr = run(*given)
+    assert code == 1
+    assert "--preprocess caffe or torchvision" in stderr
+    code, stdout, stderr = run(*given, "--preprocess", "caffe", "--metrics", "boxes,drop", "--json")
+    assert code == 0, stderr
+    found = json.loads(stdout)["methods"]["cam"]
+    labels, wants = read_csv(shapes / "boxes.csv"), PRESETS["caffe"]
+    alone = Classifier(model, "whole", preprocess=wants)
+    explainer = Explainer(model, "cam", "center", 1, target="input", preprocess=dataclasses.replace(wants, size=224))
+    before, after = [], []
+    for each in labels.images:
+        label = tiny_cam.LABELS.index(str(each.label))
+        explained = explainer(shapes / "images" / each.image, label)
+        seen = alone.prepare(prepare(explained.image, 224))
+        shown = wsol.normalized(explained.heatmaps[0]).astype(np.float32)
+        both = alone(np.stack([seen, faithfulness.shown_through(seen[None], shown[None])[0]]))[:, label]
+        before.append(both[0])
+        after.append(both[1])
+    expected = faithfulness.average_drop(np.array(before), np.array(after))
+    assert found["average drop"] == pytest.approx(expected, abs=1e-5)
+    code, _, stderr = run(*given)  # the journal was made with the preset
+    assert code == 1
+
+
 # ----------------------------------------------------------------------------------------------------- stopped, shared
 
 
@@ -285,7 +339,7 @@ def test_shards_share_the_images(shapes: Path, fast: Path, tmp_path: Path) -> No
     assert "shard 1/3 is done; 5 images of other shards are left" in stdout
     code, _, stderr = run(*given, "--merge")
     assert code == 1
-    assert "says nothing of 5 images" in stderr
+    assert "has no result for 5 images" in stderr
     assert json.loads(run(*given, "--shard", "2/3", "--json")[1])["left"] == 2
     last = json.loads(run(*given, "--shard", "3/3", "--json")[1])
     alone = json.loads(run(*options(shapes, fast, tmp_path / "alone"), "--json")[1])
@@ -403,7 +457,7 @@ def test_metrics_that_the_data_set_does_not_allow(shapes: Path, tiny: Path, tmp_
         (["--methods", "cam,scam"], "found 'scam', expected one of cam, gradcam"),
         (["--methods", ","], "found nothing"),
         (["--metrics", "boxes,luck"], "found 'luck'"),
-        (["--protocol", "half"], "found 'half'"),
+        (["--protocol", "half"], "'half' is not one of 'whole', 'ten-crop'"),
         (["--threshold", "1"], "0 <= threshold < 1"),
         (["--metadata", "."], "name one of both"),
         (["--shard", "1/2", "--merge"], "leave out --shard"),
@@ -447,19 +501,21 @@ def test_a_damaged_journal_is_an_error(shapes: Path, fast: Path, tmp_path: Path)
     file.write_text(file.read_text().replace('"ious": "', '"ious": "!', 1))
     code, _, stderr = run(*given)
     assert code == 1
-    assert "what the journal 'boxes-cam' says of 'shape_00001.jpg' is damaged" in stderr
+    assert "the line of 'shape_00001.jpg' in the journal 'boxes-cam' is damaged" in stderr
 
 
 def test_journals_of_methods_have_names() -> None:
-    assert comparison.journal_name("boxes", "gradcam++") == "boxes-gradcampp"
+    assert wsol_protocol.journal_name("boxes", "gradcam++") == "boxes-gradcampp"
     names = [
-        comparison.journal_name(group, method) for group in comparison.GROUPS for method in ("gradcam", "gradcam++")
+        wsol_protocol.journal_name(group, method)
+        for group in wsol_protocol.GROUPS
+        for method in ("gradcam", "gradcam++")
     ]
     assert len(set(names)) == len(names)
 
 
 def test_checks_before_anything_is_loaded(shapes: Path) -> None:
     data = read_csv(shapes / "boxes.csv")
-    comparison.check(data, Measures(comparison.GROUPS, masks=shapes / "masks"))
+    wsol_protocol.check(data, Measures(wsol_protocol.GROUPS, masks=shapes / "masks"))
     with pytest.raises(CamrtError, match="there is no mask"):
-        comparison.check(data, Measures(comparison.GROUPS, masks=shapes / "images"))
+        wsol_protocol.check(data, Measures(wsol_protocol.GROUPS, masks=shapes / "images"))

@@ -19,12 +19,13 @@ from typer.testing import CliRunner
 from camrt import CamrtError, Explainer
 from camrt.cli import app
 from camrt.commands.evaluate import progress
-from camrt.evaluate import localization
-from camrt.evaluate.dataset import find_images, load
+from camrt.evaluate import ilsvrc_protocol
+from camrt.evaluate.datasets import find_images, read_ilsvrc
 from camrt.evaluate.devkit import read_submission
-from camrt.evaluate.guesses import BoxRule
 from camrt.evaluate.ilsvrc import rankings
+from camrt.evaluate.ilsvrc_protocol import BoxRule
 from camrt.evaluate.journal import Journal, Shard
+from camrt.evaluate.network import Network
 from tests import tiny_cam
 from tests.camrt.evaluate.shapes import NUMBERS, Shapes, write_shapes
 from tests.tiny_models import LABELS, tiny_classifier, tiny_explainer
@@ -159,6 +160,28 @@ def test_blacklist_and_first(shapes: Shapes, tiny: Path, tmp_path: Path) -> None
     assert (code, json.loads(stdout)["images"], len(lines(tmp_path / "out"))) == (0, 8, 8)
 
 
+def test_preprocessing_of_a_model_that_does_not_state_it(shapes: Shapes, tmp_path: Path) -> None:
+    model = tiny_cam.convert()
+    kept = {entry.key: entry.value for entry in model.metadata_props if entry.key != "camrt.preprocess"}
+    onnx.helper.set_model_props(model, kept)
+    onnx.save(model, tmp_path / "bare.onnx")
+    out = tmp_path / "out"
+    options = [*shapes.options, "--model", tmp_path / "bare.onnx", "--protocol", "center", "--out", out, "--workers", 0]
+    code, _, stderr = run(*options)
+    assert code == 1
+    assert "--preprocess caffe or torchvision" in stderr
+    code, _, stderr = run(*options, "--preprocess", "caffe")
+    assert code == 0, stderr
+    explainer = Explainer(tmp_path / "bare.onnx", protocol="center", preprocess="caffe")
+    for line in lines(out):
+        found = explainer(shapes.images / f"{line['image']}.jpg")
+        assert line["found"]["classes"] == found.classes.tolist()  # type: ignore[index]
+        assert line["found"]["scores"] == pytest.approx(found.scores.tolist(), rel=1e-5)  # type: ignore[index]
+    code, _, stderr = run(*options, "--preprocess", "torchvision")
+    assert code == 1
+    assert "preprocess: found 'caffe', expected 'torchvision'" in stderr
+
+
 def test_a_class_has_the_number_of_its_name(shapes: Shapes, tiny: Path, tmp_path: Path) -> None:
     """Without --meta the annotations' names and the ground truth say it, as far as all classes are there."""
     options = [*shapes.options[:-2], "--model", tiny, "--out", tmp_path / "out", "--workers", 0]
@@ -289,7 +312,7 @@ def test_shards_and_merge(numbered: Shapes, fast: Path, tmp_path: Path) -> None:
     assert json.loads(stdout) == {"shard": "2/2", "left": 6, "out": str(out)}
     code, _, stderr = run(*merge)
     assert code == 1
-    assert "says nothing of 6 of the 12 images, the first of which is 'shape_00001'" in stderr
+    assert "has no result for 6 of the 12 images, the first of which is 'shape_00001'" in stderr
     code, stdout, _ = run(*options, "--shard", "1/2")  # the last one counts
     assert (code, submissions(out)) == (0, wanted)
     for file in out.glob("*.txt"):
@@ -301,16 +324,16 @@ def test_shards_and_merge(numbered: Shapes, fast: Path, tmp_path: Path) -> None:
 
 
 def test_from_python(numbered: Shapes, fast: Path, tmp_path: Path) -> None:
-    data = load(numbered.xml, numbered.truth, meta=numbered.mapping)
+    data = read_ilsvrc(numbered.xml, numbered.truth, meta=numbered.mapping)
     files = find_images(numbered.images, data.names)
-    model = localization.Model(str(fast))
+    model = Network(str(fast))
     for number in (1, 2, 3):
         images = {name: files.get(name) for name in data.names}
-        assert localization.guess(images, tmp_path, model, BoxRule(), shard=Shard(number, 3), workers=0) == 4
-        assert localization.missing(data, tmp_path) == 12 - 4 * number
-    outcome = localization.count(data, tmp_path)
-    assert outcome.predictions["bbox1"].shape == (12, 25)
-    assert 0 < outcome.localization["bbox1"][4] <= outcome.localization["bbox1"][0] <= 1
+        assert ilsvrc_protocol.guess(images, tmp_path, model, BoxRule(), shard=Shard(number, 3), workers=0) == 4
+        assert ilsvrc_protocol.missing(data, tmp_path) == 12 - 4 * number
+    errors = ilsvrc_protocol.count(data, tmp_path)
+    assert errors.predictions["bbox1"].shape == (12, 25)
+    assert 0 < errors.localization["bbox1"][4] <= errors.localization["bbox1"][0] <= 1
 
 
 def test_a_damaged_record(numbered: Shapes, fast: Path, tmp_path: Path) -> None:
@@ -319,9 +342,9 @@ def test_a_damaged_record(numbered: Shapes, fast: Path, tmp_path: Path) -> None:
     merge = [*numbered.options[2:], "--out", out, "--merge"]
     text = (out / "guesses.jsonl").read_text()
     for before, after, message in (
-        ('"classes": [', '"classes": [1, 2, ', "what the journal says of 'shape_00001' is damaged"),
-        ('"boxes": [', '"boxes": [[], ', "what the journal says of 'shape_00001' is damaged"),
-        ('"found": {', '"found": {"no": 1}, "x": {', "what the journal says of 'shape_00001' is damaged"),
+        ('"classes": [', '"classes": [1, 2, ', "the journal's line of 'shape_00001' is damaged"),
+        ('"boxes": [', '"boxes": [[], ', "the journal's line of 'shape_00001' is damaged"),
+        ('"found": {', '"found": {"no": 1}, "x": {', "the journal's line of 'shape_00001' is damaged"),
         ('"classes": [', '"classes": [700, ', "damaged"),
     ):
         head, rest = text.split("\n", 1)
@@ -340,8 +363,8 @@ def test_a_damaged_record(numbered: Shapes, fast: Path, tmp_path: Path) -> None:
 
 def test_started_twice(numbered: Shapes, fast: Path, tmp_path: Path) -> None:
     options = [*numbered.options, "--model", fast, "--out", tmp_path / "out", "--workers", 0]
-    model = localization.Model(str(fast))
-    with Journal(tmp_path / "out", localization.JOURNAL, {**model.settings, **BoxRule().settings}):
+    model = Network(str(fast))
+    with Journal(tmp_path / "out", ilsvrc_protocol.JOURNAL, {**model.settings(None), **BoxRule().settings}):
         code, _, stderr = run(*options)
         assert (code, "guesses.jsonl: another run writes it" in stderr) == (1, True), stderr
         code, stdout, _ = run(*options, "--shard", "1/2")  # which has a file of its own
@@ -414,10 +437,10 @@ def test_usage(shapes: Shapes, tiny: Path) -> None:
         (["--merge", "--html"], "name the folder with the images"),
         (["--merge", "--shard", "1/2"], "leave out --shard"),
         (["--submission", "a.txt", "--merge"], "counts a file alone"),
-        (["--images", "a", "--boxes", "round"], "expected one of dt, threshold"),
-        (["--images", "a", "--encoding", "gif"], "expected one of jpeg, png"),
+        (["--images", "a", "--boxes", "round"], "'round' is not one of 'dt', 'threshold'"),
+        (["--images", "a", "--encoding", "gif"], "'gif' is not one of 'jpeg', 'png'"),
         (["--images", "a", "--heatmaps", "a/b/../c"], "maps would mix with images"),
-        (["--images", "a", "--protocol", "eleven-crop"], "expected one of ten-crop"),
+        (["--images", "a", "--protocol", "eleven-crop"], "'eleven-crop' is not one of 'ten-crop'"),
         (["--images", "a", "--model", "nonsense"], "nonsense"),
     ):
         code, _, stderr = run(*files, *options)
@@ -457,8 +480,8 @@ def test_number_of_classes(tmp_path: Path) -> None:
     """A method that explains one class is asked for five; an explainer of fewer cannot be."""
     onnx.save(tiny_explainer(top=2), tmp_path / "two.onnx")
     with pytest.raises(CamrtError, match=r"found an explainer graph with top 2, expected 5"):
-        localization.Model(str(tmp_path / "two.onnx")).load()
+        Network(str(tmp_path / "two.onnx")).explainer_of_best(None, 5)
     onnx.save(tiny_classifier(labels=False), tmp_path / "classifier.onnx")
-    assert localization.Model(str(tmp_path / "classifier.onnx"), protocol="center").load().top == 5
-    explainer = localization.Model(str(tmp_path / "classifier.onnx"), "eigencam", "center").load()
+    assert Network(str(tmp_path / "classifier.onnx"), "center").explainer_of_best(None, 5).top == 5
+    explainer = Network(str(tmp_path / "classifier.onnx"), "center").explainer_of_best("eigencam", 5)
     assert (explainer.method, explainer.top) == ("eigencam", 5)

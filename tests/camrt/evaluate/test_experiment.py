@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from camrt import CamrtError
-from camrt.evaluate.processes import mapped
+from camrt.evaluate.experiment import mapped
 
 
 def double(number: int) -> tuple[int, int]:
@@ -57,8 +57,8 @@ def test_errors() -> None:
 def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path, repository: Path) -> None:
     code = f"""
 import itertools, pathlib
-from tests.camrt.evaluate.test_processes import double
-from camrt.evaluate.processes import mapped
+from tests.camrt.evaluate.test_experiment import double
+from camrt.evaluate.experiment import mapped
 if __name__ == "__main__":
     for number, process in mapped(double, itertools.count(), 1):
         pathlib.Path({str(tmp_path / "worker")!r}).write_text(str(process))

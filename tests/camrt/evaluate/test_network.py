@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from camrt import CamrtError, Explainer, explain_graph
-from camrt.evaluate.classifier import Classifier, load_classifier, seen_by
+from camrt.evaluate.network import Classifier, load_classifier, resized_for
 from camrt.preprocess import PRESETS, Preprocess
 from tests.camrt.classifiers import CLASSES, SIDE, classifier
 from tests.tiny_models import tiny_classifier
@@ -26,7 +26,7 @@ def test_scores_are_those_of_the_explainer(channels: str, softmax: bool) -> None
     wants = Preprocess(SIDE + 5, SIDE, WANTS.mean, WANTS.scale, channels)  # type: ignore[arg-type]
     network = Classifier(model, "center", preprocess=wants)
     images = squares(SIDE + 5)
-    found = network(np.stack([network.seen(image) for image in images]))
+    found = network(np.stack([network.prepare(image) for image in images]))
     explained = Explainer(explain_graph(model, protocol="center", preprocess=wants, top=1))
     expected = np.stack([explained(image).all_scores for image in images])
     assert found.shape == (3, CLASSES)
@@ -39,25 +39,25 @@ def test_a_mean_image_is_subtracted() -> None:
     network = Classifier(classifier("gemm"), "center", preprocess=wants)
     square = squares(SIDE + 5, 1)[0]
     crop = slice(3, 3 + SIDE)  # as the original's prepare_image.m rounds the centre
-    assert np.array_equal(network.seen(square), (square[:, :, ::-1].transpose(2, 0, 1) - mean)[:, crop, crop])
+    assert np.array_equal(network.prepare(square), (square[:, :, ::-1].transpose(2, 0, 1) - mean)[:, crop, crop])
     heatmap = np.arange((SIDE + 5) ** 2, dtype=np.float32).reshape(SIDE + 5, SIDE + 5)
-    assert np.array_equal(network.under(heatmap), heatmap[crop, crop])
+    assert np.array_equal(network.crop(heatmap), heatmap[crop, crop])
 
 
 def test_the_whole_image_is_squeezed_to_the_networks_input() -> None:
     network = Classifier(tiny_classifier(28), "whole")
     assert network.size == 28
-    assert network.seen(squares(28, 1)[0]).shape == (3, 28, 28)
+    assert network.prepare(squares(28, 1)[0]).shape == (3, 28, 28)
     mean = np.zeros((3, 256, 256), np.float32)
-    squeezed = seen_by(Preprocess(256, 224, (1.0, 2.0, 3.0), mean_image=mean), "whole")
+    squeezed = resized_for(Preprocess(256, 224, (1.0, 2.0, 3.0), mean_image=mean), "whole")
     assert (squeezed.size, squeezed.crop, squeezed.mean, squeezed.mean_image) == (224, 224, (1, 2, 3), None)
-    assert seen_by(PRESETS["caffe"], "center") is PRESETS["caffe"]
+    assert resized_for(PRESETS["caffe"], "center") is PRESETS["caffe"]
 
 
 def test_full_sees_the_square() -> None:
     network = Classifier(tiny_classifier(28), "full")
     assert network.size == 32
-    assert network(network.seen(squares(32, 1)[0])[None]).shape == (1, 7)
+    assert network(network.prepare(squares(32, 1)[0])[None]).shape == (1, 7)
 
 
 def test_an_explainer_is_no_classifier(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -71,5 +71,5 @@ def test_loading_by_path(tmp_path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(CamrtError, match="there is no such file"):
         load_classifier(str(tmp_path / "none.onnx"))
     (tmp_path / "broken.onnx").write_bytes(b"no model")
-    with pytest.raises(CamrtError, match="is no ONNX model"):
+    with pytest.raises(CamrtError, match="is not a readable ONNX model"):
         load_classifier(str(tmp_path / "broken.onnx"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from camrt import CamrtError
-from camrt.evaluate.annotated import DataSet, read_csv, read_metadata
+from camrt.evaluate.datasets import Dataset, read_csv, read_metadata
 
 FILES = {
     "image_ids.txt": "a/1.jpg\na/2.jpg\nb, c.png\n",
@@ -62,16 +62,16 @@ def test_carriage_returns_and_empty_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "place", "message"),
     [
-        ({"image_ids": ""}, "image_ids.txt:", "names no images"),
+        ({"image_ids": ""}, "image_ids.txt:", "lists no images"),
         ({"image_ids": "a/1.jpg\na/2.jpg\nb, c.png\na/1.jpg\n"}, "image_ids.txt:4:", "the first is line 1"),
         ({"image_ids": "a/1.jpg\na/2.jpg\n"}, "class_labels.txt:3:", "'b, c.png', which image_ids.txt does not name"),
-        ({"class_labels": "a/1.jpg,0\na/2.jpg,6\n"}, "class_labels.txt:", "nothing of 1 of the 3 images"),
+        ({"class_labels": "a/1.jpg,0\na/2.jpg,6\n"}, "class_labels.txt:", "no line for 1 of the 3 images"),
         ({"class_labels": "a/1.jpg,0\na/2.jpg,6\nb, c.png,x\n"}, "class_labels.txt:3:", "the class 'x'"),
         ({"class_labels": "a/1.jpg,0\na/2.jpg,-1\nb, c.png,3\n"}, "class_labels.txt:2:", "at least 0"),
         ({"class_labels": "a/1.jpg 0\n"}, "class_labels.txt:1:", "expected path,class"),
         ({"class_labels": "a/1.jpg,0\na/1.jpg,0\n"}, "class_labels.txt:2:", "a second time"),
         ({"image_sizes": ""}, "image_sizes.txt:", "is empty"),
-        ({"image_sizes": "a/1.jpg,100,50\n"}, "image_sizes.txt:", "nothing of 2 of the 3 images"),
+        ({"image_sizes": "a/1.jpg,100,50\n"}, "image_sizes.txt:", "no line for 2 of the 3 images"),
         ({"image_sizes": FILES["image_sizes.txt"].replace("60,60", "60,0")}, "image_sizes.txt:2:", "height 0"),
         ({"image_sizes": FILES["image_sizes.txt"].replace("60,60", "60")}, "image_sizes.txt:2:", "path,width,height"),
         ({"localization": FILES["localization.txt"].replace("1,2,3,4", "3,2,1,4")}, "localization.txt:2:", "x1 <= x2"),
@@ -84,7 +84,7 @@ def test_carriage_returns_and_empty_lines(tmp_path: Path) -> None:
         ),
         ({"localization": FILES["localization.txt"].replace("1,2,3,4", "1,2,3,nan")}, "localization.txt:2:", "numbers"),
         ({"localization": FILES["localization.txt"].replace("1,2,3,4", "1,2,3")}, "localization.txt:2:", "x1,y1,x2,y2"),
-        ({"localization": "a/1.jpg,0,0,99,49\n"}, "localization.txt:", "nothing of 2 of the 3 images"),
+        ({"localization": "a/1.jpg,0,0,99,49\n"}, "localization.txt:", "no line for 2 of the 3 images"),
         ({"localization": "a/1.jpg,1,2,3\n"}, "localization.txt:1:", "is it metadata of wsolevaluation?"),
         ({"localization": "a/1.jpg\n"}, "localization.txt:1:", "is it metadata of wsolevaluation?"),
         ({"localization": MASKS.replace("m/2.png,", "m/2.png,x")}, "localization.txt:2:", "first line of an image"),
@@ -103,7 +103,7 @@ def test_what_contradicts_itself_is_named(tmp_path: Path, changed: dict[str, str
 def test_a_binary_file_is_no_text(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "class_labels.txt").write_bytes(b"a/1.jpg,0\n\xff\xfe\x00")
-    with pytest.raises(CamrtError, match=r"class_labels.txt:2: is no UTF-8 text"):
+    with pytest.raises(CamrtError, match=r"class_labels.txt:2: is not UTF-8 text"):
         read_metadata(tmp_path)
 
 
@@ -168,18 +168,18 @@ def test_rows_without_a_head(tmp_path: Path) -> None:
         ("a.png,1,0,0,inf,5\n", ":1", "expected four numbers"),
         ("a.png,1,,,,\n", ":1", "found no box"),
         ("a.png,,0,0,5,5\n", ":1", "no image or no class"),
-        ("a.png,1,0,0,5,5\na.png,2,0,0,5,5\n", ":2", "expected one class an image"),
+        ("a.png,1,0,0,5,5\na.png,2,0,0,5,5\n", ":2", "expected one class per image"),
         ("a.png,1,0,0,5,5\n./a.png,1,0,0,5,5\n", ":2", "expected each image once"),
         ("image,class,x1,y1,x2\n", ":1", "expected image,class,x1,y1,x2,y2"),
         ("image,class,x1,y1,x2,y2,colour\n", ":1", "found the columns"),
         ("image,class,x1,y1,x2,y2,x1\n", ":1", "each once"),
-        (b"\x89PNG\r\n\x1a\n\xff\xff", ":1", "is no UTF-8 text"),
+        (b"\x89PNG\r\n\x1a\n\xff\xff", ":1", "is not UTF-8 text"),
         (
             "image,class,x1,y1,x2,y2,mask,ignored\na,1,,,,,m,i\na,1,,,,,n,j\n",
             ":3",
-            "second mask of what does not count",
+            "second mask of pixels to ignore",
         ),
-        ('"' + "x" * 200_000, ":1", "is no CSV that can be read"),
+        ('"' + "x" * 200_000, ":1", "is not readable CSV"),
     ],
 )
 def test_rows_that_cannot_be(tmp_path: Path, text: str | bytes, place: str, message: str) -> None:
@@ -202,7 +202,7 @@ def test_no_file(tmp_path: Path) -> None:
 
 def test_a_digest_tells_annotations_apart(tmp_path: Path) -> None:
     def digests(text: str) -> list[str]:
-        found: DataSet = read_csv(table(tmp_path, text))
+        found: Dataset = read_csv(table(tmp_path, text))
         return [each.digest for each in found.images]
 
     first = digests("a.png,1,0,0,5,5\nb.png,1,0,0,5,5\n")

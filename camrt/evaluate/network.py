@@ -1,0 +1,283 @@
+"""The network under evaluation: its explainers, and the classifier alone, for metrics that query its scores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from camrt import loading
+from camrt.errors import CamrtError
+from camrt.graph.batch import with_free_batch
+from camrt.graph.crops import crops_of
+from camrt.graph.opening import open_model
+from camrt.graph.scores import find_scores
+from camrt.graph.view import labels_of, metadata_of
+from camrt.preprocess import Preprocess, preprocess_of
+from camrt.session import Session
+
+if TYPE_CHECKING:
+    import onnx
+
+    from camrt.explainer import Explainer
+    from camrt.session import Provider
+
+WHOLE = "whole"  # one pass over the whole image, resized to the network's input
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network whose maps are evaluated.
+
+    Attributes:
+        name: A named model, or the path of an ONNX model, as for `camrt.Explainer`.
+        protocol: What the network sees of an image: as for `camrt.explain_graph`, or ``"whole"``: the image resized to
+            the network's input, in one pass, as in wsolevaluation. None for what suits the model; an explainer graph
+            has its own protocol.
+        providers: Where the network runs.
+        batch: The number of images per run of the session; None for the explainer's default.
+        preprocess: What the network expects of an image: a `Preprocess` or the name of a preset; None for what the
+            model states.
+        weights: The weights of a named model, if they are not to come from the cache or a download.
+    """
+
+    name: str
+    protocol: str | None = None
+    providers: str | Sequence[Provider] | None = None
+    batch: int | None = None
+    preprocess: Preprocess | str | None = None
+    weights: Path | None = None
+
+    def settings(self, method: str | None) -> dict[str, Any]:
+        """Return what the maps of a method depend on, as JSON can hold it."""
+        preprocess = self.preprocess.as_json() if isinstance(self.preprocess, Preprocess) else self.preprocess
+        given = {} if preprocess is None else {"preprocess": preprocess}
+        model = loading.identity(self.name, self.weights)
+        return {"model": model, "method": method, "protocol": self.protocol, **given}
+
+    def explainer_of_best(self, method: str | None, top: int) -> Explainer:
+        """Load an explainer of the best classes of each image.
+
+        Args:
+            method: How the maps are computed; None for the default.
+            top: The least number of classes, if the network has as many. Some methods explain one class by default.
+
+        Raises:
+            CamrtError: The explainer cannot be made or loaded, or explains other classes.
+            ConversionError: There is no model of that name, or its weights are not available.
+        """
+        explainer = self._explainer(method, self.protocol, None, self.preprocess)
+        if explainer.top < top and explainer.top < class_count(explainer):
+            explainer = self._explainer(method, self.protocol, min(top, class_count(explainer)), self.preprocess)
+        if explainer.target != "top":
+            raise CamrtError(
+                f"found an explainer of the classes {explainer.target}, expected one of the best ones", file=self.name
+            )
+        return explainer
+
+    def explainer_of_label(self, method: str) -> Explainer:
+        """Load an explainer of the class that comes with each image.
+
+        Raises:
+            CamrtError: The explainer cannot be made or loaded, or takes no class with an image.
+            ConversionError: There is no model of that name, or its weights are not available.
+        """
+        protocol, preprocess = self.protocol, self.preprocess
+        if protocol == WHOLE and self._is_explainer():
+            protocol = None
+        elif protocol == WHOLE:
+            protocol, known = "center", self._known_preprocess()
+            preprocess = None if known is None else resized_for(known, WHOLE)
+        found = self._explainer(method, protocol, 1, preprocess, target="input")
+        if found.target != "input":
+            raise CamrtError(
+                f"found an explainer graph of the target {found.target!r}, expected one of the class that comes with "
+                "each image. Name the classifier that it was made from, or export it again with --target input",
+                file=self.name,
+            )
+        return found
+
+    def classifier(self) -> Classifier:
+        """Load the network without an explainer.
+
+        Raises:
+            CamrtError: The network cannot be loaded.
+            ConversionError: There is no model of that name, or its weights are not available.
+        """
+        model = load_classifier(self.name, self.weights)
+        try:
+            known = self._known_preprocess()
+            return Classifier(model, self.protocol or "center", preprocess=known, providers=self.providers)
+        except CamrtError as error:
+            raise error.in_file(self.name) from error.__cause__
+
+    def _explainer(
+        self, method: str | None, protocol: str | None, top: int | None, preprocess: Preprocess | str | None,
+        target: str | None = None,
+    ) -> Explainer:  # fmt: skip
+        from camrt.explainer import Explainer
+
+        return Explainer(
+            self.name, method, protocol, top, self.providers,
+            target=target, preprocess=preprocess, weights=self.weights,
+        )  # fmt: skip
+
+    def _known_preprocess(self) -> Preprocess | None:
+        if self.preprocess is not None:
+            return preprocess_of(self.preprocess, {})
+        return loading.known_preprocess(self.name)
+
+    def _is_explainer(self) -> bool:
+        path = Path(self.name)
+        return not loading.is_name(self.name) and path.is_file() and loading.EXPLAINER in _metadata(path)
+
+
+def class_count(explainer: Explainer) -> int:
+    """Return the number of classes of an explainer's network."""
+    if explainer.labels is not None:
+        return len(explainer.labels)
+    target = 0 if explainer.target == "input" else None
+    return len(explainer(np.zeros((8, 8, 3), np.uint8), target).all_scores)
+
+
+def worker_count(explainer: Explainer, on_cpu: int) -> int:
+    """Return the default number of worker processes beside an explainer: up to 8 on CUDA, else ``on_cpu``."""
+    from camrt.session import CUDA
+
+    return min(8 if explainer.provider == CUDA else on_cpu, os.cpu_count() or 1)
+
+
+def _metadata(path: Path) -> Mapping[str, str]:
+    try:
+        return loading.metadata_of_file(path)
+    except ValueError:
+        return {}  # loading the file reports the error
+
+
+class Classifier:
+    """A score function for `camrt.evaluate.faithfulness`. It can be used from several threads at once.
+
+    It sees an image once, without a mirror image: all of it (``"whole"``, ``"full"``), or the center crop.
+
+    Args:
+        model: The network: one image input (N, 3, h, w) float32, scores (N, K).
+        protocol: What the network sees of an image.
+        preprocess: What the network expects of an image; by default, what the model's metadata state.
+        providers: Where the network runs, as for `camrt.session.Session`.
+
+    Raises:
+        CamrtError: The model has no scores or cannot be loaded, or its preprocessing is unknown.
+
+    Attributes:
+        classes: The number of classes.
+        labels: Their names, or None.
+        size: The side in pixels of the square that images are resized to.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        protocol: str = WHOLE,
+        *,
+        preprocess: Preprocess | None = None,
+        providers: str | Sequence[Provider] | None = None,
+    ) -> None:
+        metadata = metadata_of(model)
+        if loading.EXPLAINER in metadata:
+            raise CamrtError("found an explainer graph, expected the classifier that it was made of: it is run alone")
+        self._expected = resized_for(preprocess_of(preprocess, metadata), protocol)
+        self.size = self._expected.size
+        side = self.size if protocol == "full" else self._expected.crop
+        view = open_model(model)
+        scores = find_scores(view)
+        self.classes, self.labels = scores.classes, labels_of(metadata)
+        self._crop = crops_of("center", self.size, side)[0]
+        self._input, self._output, self._activation = view.inputs[0].name, scores.output, scores.activation
+        network = with_free_batch(view, self._input, (3, side, side), scores.output)
+        self._session = Session(network, providers=providers)
+
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Compute the class probabilities.
+
+        Args:
+            images: (N, 3, h, w), as returned by `prepare`.
+
+        Returns:
+            (N, K) float32.
+
+        Raises:
+            CamrtError: ONNX Runtime fails.
+        """
+        found = self._session.run({self._input: np.ascontiguousarray(images, np.float32)})
+        scores: NDArray[Any] = found[self._output].reshape(len(images), -1).astype(np.float32)
+        if self._activation == "LogSoftmax":
+            scores = np.exp(scores)
+        elif not self._activation:
+            scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+            scores /= scores.sum(axis=1, keepdims=True)
+        return scores
+
+    def prepare(self, square: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Compute the network's input from a resized image.
+
+        Args:
+            square: (S, S, 3) uint8 RGB.
+
+        Returns:
+            (3, h, w) float32, with mean and scale applied.
+        """
+        expected = self._expected
+        planes = square[:, :, :: -1 if expected.channels == "BGR" else 1].transpose(2, 0, 1).astype(np.float32)
+        mean = np.reshape(expected.mean, (3, 1, 1)) if expected.mean_image is None else expected.mean_image
+        planes = (planes - mean.astype(np.float32)) * np.reshape(expected.scale, (3, 1, 1)).astype(np.float32)
+        return np.ascontiguousarray(self.crop(planes))
+
+    def crop(self, planes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Cut out the part of an image or map that the network sees.
+
+        Args:
+            planes: (..., S, S).
+
+        Returns:
+            (..., h, w), a view.
+        """
+        crop = self._crop
+        return planes[..., crop.y : crop.y + crop.side, crop.x : crop.x + crop.side]
+
+
+def resized_for(preprocess: Preprocess, protocol: str | None) -> Preprocess:
+    """Return the preprocessing for a protocol: for ``"whole"``, images are resized to the crop's size.
+
+    A mean image of another size is replaced with the mean pixel.
+    """
+    if protocol != WHOLE or preprocess.size == preprocess.crop:
+        return preprocess
+    return replace(preprocess, size=preprocess.crop, mean_image=None)
+
+
+def load_classifier(name: str, weights: Path | None = None) -> onnx.ModelProto:
+    """Load a classifier by name or path.
+
+    Args:
+        name: A named model, or the path of an ONNX model.
+        weights: The weights of a named model, if they are not to come from the cache or a download.
+
+    Raises:
+        CamrtError: There is no such file, or it is not an ONNX model.
+        ConversionError: There is no model of that name, or its weights are not available.
+    """
+    if loading.is_name(name):
+        return loading.named_classifier(name, weights)
+    import onnx
+
+    if not Path(name).is_file():
+        raise CamrtError("there is no such file, expected an ONNX model or the name of a named model", file=name)
+    try:
+        return onnx.load(name)
+    except Exception as error:  # the errors of protobuf and onnx for a broken file have no common base
+        raise CamrtError(f"is not a readable ONNX model ({error})", file=name) from error
