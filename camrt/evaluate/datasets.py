@@ -178,7 +178,7 @@ class Dataset:
 def _labeled_boxes(image: AnnotatedImage) -> Floats:
     labels = (image.label,) * len(image.boxes) if image.box_labels is None else image.box_labels
     rows = [(label, *box) for label, box in zip(labels, image.boxes, strict=True)]
-    return np.array(rows, np.float64).reshape(-1, 5)
+    return np.array(rows, np.float64) if rows else np.empty((0, 5))
 
 
 # ---------------------------------------------------------------------------------------------------------- the images
@@ -304,8 +304,9 @@ def _ilsvrc_images(
     sizes = found.sizes or [None] * len(truth)
     images = []
     for number, (name, label, boxes, size) in enumerate(zip(names, truth.tolist(), found.boxes, sizes, strict=True), 1):
-        corners = tuple((x1, y1, x2, y2) for _, x1, y1, x2, y2 in boxes.tolist())
-        labels = tuple(boxes[:, 0].astype(np.int64).tolist())
+        rows = boxes.tolist()
+        corners = tuple([(x1, y1, x2, y2) for _, x1, y1, x2, y2 in rows])
+        labels = tuple([int(row[0]) for row in rows])
         images.append(
             AnnotatedImage(name, label, f"{ground_truth}:{number}", corners, size=size, box_labels=labels)
         )  # fmt: skip
