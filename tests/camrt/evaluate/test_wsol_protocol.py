@@ -18,10 +18,8 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from camrt import CamrtError, Explainer, explain_graph
-from camrt.cli import app
 from camrt.evaluate import faithfulness, wsol, wsol_protocol
 from camrt.evaluate.datasets import read_csv
 from camrt.evaluate.network import Classifier, Network
@@ -31,18 +29,10 @@ from camrt.images import prepare, resize
 from camrt.preprocess import PRESETS, preprocess_of
 from converters import zoo
 from tests import tiny_cam
-from tests.camrt.evaluate.shapes import COLORS, write_shapes
+from tests.camrt.evaluate.shapes import COLORS, evaluate, journal_lines, write_shapes
 from tests.tiny_models import tiny_classifier
 
 SHAPES = 8
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tinyCAM, which knows the shapes."""
-    path = tmp_path_factory.mktemp("models") / "tiny.onnx"
-    onnx.save(tiny_cam.convert(), path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +70,7 @@ def options(shapes: Path, model: Path, out: Path) -> list[object]:
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, ["evaluate", "wsol", *map(str, arguments)])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done.exit_code, done.stdout, done.stderr
-
-
-def lines(out: Path, name: str = "*") -> list[dict[str, object]]:
-    """Of all journals, without their heads."""
-    found = [json.loads(line) for file in sorted(out.glob(f"{name}.jsonl")) for line in file.read_text().splitlines()]
-    return [line for line in found if "image" in line]
+    return evaluate("wsol", *arguments)
 
 
 # ---------------------------------------------------------------------------------------------- from images to a table
@@ -302,7 +284,7 @@ def test_what_is_done_is_not_done_again(shapes: Path, fast: Path, tmp_path: Path
     assert code == 0
     again = json.loads(stdout)
     assert {name: (tmp_path / "out" / name).read_bytes() for name in before} == before  # only what is new was measured
-    assert len(lines(tmp_path / "out", "drop-cam")) == SHAPES
+    assert len(journal_lines(tmp_path / "out", "drop-cam")) == SHAPES
     numbers = again["methods"]["cam"]
     assert {name: numbers[name] for name in first["methods"]["cam"]} == first["methods"]["cam"]
     assert "average drop" in numbers
@@ -367,7 +349,7 @@ def test_killed_it_goes_on(fast: Path, tmp_path: Path) -> None:
     assert (shapes / "boxes.csv").read_text() == text
     alone = json.loads(run(*options(shapes, fast, tmp_path / "alone"), "--json")[1])
     assert json.loads(stdout)["methods"] == alone["methods"]
-    measured = [line["image"] for line in lines(tmp_path / "out", "boxes-cam")]
+    measured = [line["image"] for line in journal_lines(tmp_path / "out", "boxes-cam")]
     assert len(measured) == len(set(measured)) == 40
 
 
