@@ -58,6 +58,12 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
+def control_flow(nodes: Iterable[onnx.NodeProto], most: int = 3) -> str:
+    """The nodes that are control flow, for people; empty where none is."""
+    found = [described(node) for node in nodes if next(bodies(node), None) is not None]
+    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
+
+
 def captured(node: onnx.NodeProto) -> Iterator[str]:
     """The tensors that the bodies of control flow read, those from outside among them."""
     for body in bodies(node):
