@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from camrt.classes import alike
 from camrt.errors import CamrtError
-from camrt.graph.view import GraphView, Shape, attributes_of, control_flow, operator_of, quoted
+from camrt.graph.view import GraphView, Shape, attributes_of, control_flow, operator_of, quoted, type_name
 
 # What may stand between an activation at the end and the output, and changes neither the scores nor their order.
 _SHAPING = {"Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast"}
@@ -96,7 +96,7 @@ def check_tensor(view: GraphView, tensor: str, role: str) -> None:
     kind = view.types.get(tensor, TensorProto.FLOAT)
     if kind not in FLOATS:
         raise CamrtError(
-            f"found the {role} {tensor!r} of type {TensorProto.DataType.Name(kind).lower()}, expected floating point: "
+            f"found the {role} {tensor!r} of type {type_name(kind)}, expected floating point: "
             "integers have no gradient, and are no features"
         )
 

@@ -118,6 +118,11 @@ def _is_long_vector(kind: onnx.TypeProto.Tensor) -> bool:
     return len(kind.shape.dim) == 1 and kind.shape.dim[0].dim_value > _LONG
 
 
+def type_name(kind: int) -> str:
+    """An element type for people: ``float16``; its number where ONNX has none."""
+    return TensorProto.DataType.Name(kind).lower() if kind in TensorProto.DataType.values() else str(kind)
+
+
 def quoted(name: str) -> str:
     """A name for people, in quotes, and cut where it is long."""
     return repr(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}...")

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from camrt.errors import CamrtError
 from camrt.graph.step import Step
-
-_LARGEST = 1 << 16  # of a kernel, stride, dilation or padding: more is no image
 
 
 @dataclass(frozen=True)
@@ -48,17 +45,6 @@ class Windows:
                 for size, taps, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True)
             ]
             pads = same(totals, upper=auto == "SAME_UPPER")
-        lengths = {axes, len(strides), len(dilations), len(pads) / 2, step.rank(image) - 2}
-        numbers = [*kernel, *strides, *dilations]
-        if (
-            len(lengths) > 1
-            or any(not 1 <= number <= _LARGEST for number in numbers)
-            or any(abs(pad) > _LARGEST for pad in pads)
-        ):
-            raise step.error(
-                f"found windows of {list(kernel)} with strides {list(strides)} and pads {list(pads)} over {image!r} of "
-                f"{step.rank(image)} axes, expected numbers from 1 to {_LARGEST} for each axis but the first two"
-            )
         return cls(tuple(kernel), tuple(strides), tuple(dilations), tuple(pads[:axes]), tuple(pads[axes:]))
 
     @property
@@ -81,8 +67,6 @@ class Windows:
 
     def taps(self, axis: int, size: int, out: int) -> np.ndarray:
         """How often each pixel stands in each window along an axis: (out, size), 0 or 1."""
-        if max(size, out) > _LARGEST:
-            raise CamrtError(f"found {out} windows over {size} pixels, expected at most {_LARGEST} along an axis")
         starts = np.arange(out) * self.strides[axis] - self.begins[axis]
         places = starts[:, None] + np.arange(self.kernel[axis]) * self.dilations[axis]
         rows, columns = np.nonzero((places >= 0) & (places < size))

@@ -23,8 +23,6 @@ def conv(step: Step, gradient: str) -> Sequence[str | None]:
     """Convolution with the turned kernels, or ConvTranspose; of the weights a convolution of input and gradient."""
     x, weight = step.inputs[:2]
     group = int(step.attributes.get("group", 1))
-    if step.rank(weight) < 3:
-        raise step.error(f"found weights of {step.rank(weight)} axes, expected 3 or more")
     outputs, inputs, *kernel = step.fixed(weight, range(step.rank(weight)))
     windows = Windows.of(step, kernel, x)
     found: list[str | None] = [None, None, None]
