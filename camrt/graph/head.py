@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from camrt.errors import CamrtError
-from camrt.graph.view import GraphView, attributes_of, described, operator_of, quoted
+from camrt.graph.view import GraphView, attributes_of, control_flow, described, operator_of, quoted
 
 # What may stand between the scores and the linear layer, and between that and the pooling, without changing the sum.
 _AFTER = {
@@ -97,7 +97,10 @@ def find_head(view: GraphView, features: str | None = None, classifier: str | No
         except _NoHead as reason:
             reasons[output] = str(reason)
     listed = "; ".join(f"output {output!r}: {reason}" for output, reason in reasons.items())
-    raise CamrtError(f"the model has no head that class activation maps can be made of. {listed}. {_HINT}")
+    hidden = control_flow(view.needed_for(view.outputs))
+    hint = f"control flow is on the way, {hidden}: use --method eigencam, or name scores before it (--scores) and use "
+    hint = f"{hint}--method gradcam" if hidden else _HINT
+    raise CamrtError(f"the model has no head that class activation maps can be made of. {listed}. {hint}")
 
 
 def _head_of(view: GraphView, output: str, features: str | None, classifier: str | None) -> Head:
