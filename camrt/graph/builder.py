@@ -56,7 +56,7 @@ class Builder:
     def constant(self, values: object, hint: str = "constant", dtype: Any = np.float32) -> str:
         """Add an initializer; returns its name."""
         name = self.name(hint)
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(values, dtype), name))
+        self.initializers.append(numpy_helper.from_array(np.asarray(values, dtype, order="C"), name))
         return name
 
     def shape(self, *sizes: int) -> str:

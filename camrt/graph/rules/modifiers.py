@@ -18,7 +18,7 @@ import math
 
 import onnx
 
-from camrt.graph.step import Step
+from camrt.graph.values import Value
 from camrt.graph.view import GraphView
 
 NAMES = ("guided", "deconvnet")
@@ -28,33 +28,28 @@ _RECTIFIERS = {
 _GATES = {"Sigmoid", "HardSigmoid"}
 
 
-def rectified(step: Step) -> str | None:
+def rectified(view: GraphView, node: onnx.NodeProto) -> str | None:
     """The input x of a rectifier that ends in this node; None where none does."""
-    node, view = step.proto, step.view
     if node.domain not in ("", "ai.onnx"):
         return None
     if node.op_type in _RECTIFIERS:
         return str(node.input[0])
     if node.op_type == "Clip":
-        low = step.value(1)
+        low = view.constant(node.input[1]) if len(node.input) > 1 else None
         return str(node.input[0]) if low is not None and float(low) == 0 else None
     if node.op_type == "Mul":
         return _gated(view, node) or _gelu(view, node)
     return None
 
 
-def guided(step: Step, gradient: str, source: str) -> str:
+def guided(g: Value, x: Value) -> Value:
     """max(g, 0) where x > 0; the activation's own rule follows."""
-    positive = step.builder.node("Relu", [gradient])
-    if step.proto.op_type == "Relu":
-        return positive  # its rule looks at the sign of x itself
-    above = step.builder.node("Greater", [source, step.scalar(0, source)])
-    return step.times(positive, step.builder.node("Cast", [above], to=step.kind(source)), source)
+    return g.relu() * (x > 0)
 
 
-def deconvnet(step: Step, gradient: str) -> str:
+def deconvnet(g: Value) -> Value:
     """max(g, 0), straight to x."""
-    return step.builder.node("Relu", [gradient])
+    return g.relu()
 
 
 def _gated(view: GraphView, node: onnx.NodeProto) -> str | None:

@@ -78,18 +78,17 @@ whose kernels a runtime turns round once, when it loads the model. ONNX Runtime 
 each of their uses: 0.4 GB more for VGG16.
 
 ## A rule of your own
-A rule is a function of a step and the gradient that comes in. It returns the gradient at the first input, or a list,
-one for each input, with None for those that are not asked for (`step.wants(index)`). `step.times` multiplies by a
-tensor of the forward pass, and knows of several gradients an image.
+A rule is the formula of a vector-Jacobian product. It gets the cotangent `g` at the node's output, the output `y`, the
+inputs, and by keyword the attributes that it names. It returns the cotangent at the first input, or a list, one for
+each input. All of them are values with Python's operators, which add nodes to the graph.
 
 ```python
 from camrt.graph.gradient import rule
 
 
 @rule("Cube", domain="com.example")
-def cube(step, gradient):
-    square = step.node("Mul", step.inputs[0], step.inputs[0])
-    return step.times(gradient, step.node("Mul", square, 3))
+def cube(g, y, x):
+    return g * 3 * x * x
 ```
 
 A second rule for an operator is an error, unless it says `replace=True`.
