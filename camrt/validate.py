@@ -356,13 +356,14 @@ def answers(
     from onnx import TensorProto, helper
 
     from camrt.graph.head import find_head
-    from camrt.graph.view import GraphView, metadata_of
+    from camrt.graph.opening import open_model
+    from camrt.graph.view import metadata_of
     from camrt.session import Session
 
     facts = metadata_of(model)
     is_named = "camrt.features" in facts
     try:
-        head = find_head(GraphView(model), facts.get("camrt.features"), facts.get("camrt.classifier"))
+        head = find_head(open_model(model), facts.get("camrt.features"), facts.get("camrt.classifier"))
     except CamrtError:
         if is_named:
             raise

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from camrt.errors import CamrtError
 from camrt.graph.batch import with_free_batch
 from camrt.graph.crops import crops_of
+from camrt.graph.opening import open_model
 from camrt.graph.scores import find_scores
-from camrt.graph.view import GraphView, labels_of, metadata_of
+from camrt.graph.view import labels_of, metadata_of
 from camrt.preprocess import Preprocess, preprocess_of
 from camrt.session import Session
 
@@ -60,7 +61,7 @@ class Classifier:
         self._wants = seen_by(preprocess_of(preprocess, metadata), protocol)
         self.size = self._wants.size
         side = self.size if protocol == "full" else self._wants.crop
-        view = GraphView(model)
+        view = open_model(model)
         scores = find_scores(view)
         self.classes, self.labels = scores.classes, labels_of(metadata)
         self._crop = crops_of("center", self.size, side)[0]

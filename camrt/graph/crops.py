@@ -1,4 +1,4 @@
-"""What a network sees of an image: crops and mirror images, as nodes; and where their maps belong."""
+"""The crops and mirror images that a network sees of an image, as nodes; and pasting their maps back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from camrt.errors import CamrtError
 from camrt.graph.builder import Builder
-from camrt.graph.resample import enlargement
+from camrt.matlab import imresize
 from camrt.preprocess import Preprocess
 
 
@@ -31,7 +31,7 @@ class Crop:
 
 
 def crops_of(protocol: str, size: int, side: int) -> list[Crop]:
-    """The crops of a protocol.
+    """List the crops of a protocol.
 
     Args:
         protocol: ``"ten-crop"``: corners and centre, then the same mirrored, in the order of the original's
@@ -54,7 +54,7 @@ def crops_of(protocol: str, size: int, side: int) -> list[Crop]:
 
 
 def cut(builder: Builder, image: str, crops: Sequence[Crop], preprocess: Preprocess, output: str) -> None:
-    """Nodes that make the network's input of images.
+    """Add nodes that make the network's input from images.
 
     Args:
         builder: Where the nodes go.
@@ -84,7 +84,7 @@ def cut(builder: Builder, image: str, crops: Sequence[Crop], preprocess: Preproc
 
 
 def black(preprocess: Preprocess, crops: Sequence[Crop]) -> np.ndarray:
-    """What the network gets of a black image.
+    """Compute what the network gets for a black image.
 
     Returns:
         (1, 3, 1, 1) float32; with a mean image (crops, 3, side, side).
@@ -109,10 +109,11 @@ def merge(
     *,
     rectified: bool = False,
 ) -> str:
-    """Nodes that enlarge the crops' maps, lay each where its crop was, and add their magnitudes.
+    """Add nodes that enlarge the maps of crops, paste each where its crop was, and add their magnitudes.
 
-    After the original's mergeTenCrop.m, which adds the three equal channels of an enlarged map: so each counts three
-    times. Enlarging (bicubic), mirroring and placing are linear along each axis, so they are two matrices a crop.
+    This follows the original's mergeTenCrop.m, which adds the three equal channels of an enlarged map, so each map
+    counts three times. Enlarging (bicubic), mirroring and pasting are linear along each axis, so each crop takes two
+    matrices.
 
     Args:
         builder: Where the nodes go.
@@ -122,10 +123,10 @@ def merge(
         height: The maps' height.
         width: The maps' width.
         output: The tensor that is written: (N, top, size, size) float32.
-        rectified: The maps have no negative values: those that the enlarging makes are cut off, and not added.
+        rectified: Whether the maps have no negative values. Those that the bicubic enlarging makes are then clipped.
     """
-    rows = np.stack([_placed(enlargement(height, c.side), c.y, size) for c in crops])
-    columns = np.stack([_placed(enlargement(width, c.side)[:: -1 if c.mirrored else 1], c.x, size) for c in crops])
+    rows = np.stack([_pasted(enlargement(height, c.side), c.y, size) for c in crops])
+    columns = np.stack([_pasted(enlargement(width, c.side)[:: -1 if c.mirrored else 1], c.x, size) for c in crops])
     times = 3 if len(crops) > 2 else 1
     # (size, h) x (h, w) x (w, size) for each crop and class
     wide = builder.node("MatMul", [maps, builder.constant(columns.transpose(0, 2, 1)[:, None], "columns")])
@@ -136,8 +137,8 @@ def merge(
     return builder.node("ReduceSum", [magnitude, builder.shape(1)], output, keepdims=0)
 
 
-def lay(builder: Builder, maps: str, crops: Sequence[Crop], size: int, output: str) -> None:
-    """Nodes that lay maps of the crops' size where their crops were, and add them.
+def paste(builder: Builder, maps: str, crops: Sequence[Crop], size: int, output: str) -> None:
+    """Add nodes that paste maps of the crops' size where their crops were, and add them.
 
     Args:
         builder: Where the nodes go.
@@ -146,17 +147,31 @@ def lay(builder: Builder, maps: str, crops: Sequence[Crop], size: int, output: s
         size: The image's side in pixels.
         output: The tensor that is written: (N, top, size, size) float32.
     """
-    placed = []
+    pasted = []
     for number, crop in enumerate(crops):
         one = builder.node("Squeeze", [builder.slice(maps, [number], [number + 1], [1]), builder.shape(1)])
         one = builder.flip(one, 3) if crop.mirrored else one
         below, right = size - crop.y - crop.side, size - crop.x - crop.side
-        placed.append(builder.node("Pad", [one, builder.shape(0, 0, crop.y, crop.x, 0, 0, below, right)]))
-    builder.node("Sum", placed, output)
+        pasted.append(builder.node("Pad", [one, builder.shape(0, 0, crop.y, crop.x, 0, 0, below, right)]))
+    builder.node("Sum", pasted, output)
 
 
-def _placed(matrix: np.ndarray, start: int, size: int) -> np.ndarray:
-    """The rows of a matrix at their place among ``size`` rows, zeros elsewhere."""
-    placed = np.zeros((size, matrix.shape[1]))
-    placed[start : start + matrix.shape[0]] = matrix
-    return placed
+def _pasted(matrix: np.ndarray, start: int, size: int) -> np.ndarray:
+    """The rows of a matrix from row ``start`` on among ``size`` rows, zeros elsewhere."""
+    pasted = np.zeros((size, matrix.shape[1]))
+    pasted[start : start + matrix.shape[0]] = matrix
+    return pasted
+
+
+def enlargement(size: int, larger: int) -> np.ndarray:
+    """The matrix that resizes a column as MATLAB's imresize does: ``enlargement(h, H) @ column``.
+
+    Args:
+        size: The column's length.
+        larger: The length that it is resized to.
+
+    Returns:
+        (larger, size) float64.
+    """
+    # imresize is linear: applied to the columns of the identity, it gives its matrix.
+    return np.asarray(imresize(np.eye(size), (larger, size), method="bicubic"))
