@@ -59,6 +59,8 @@ class Value:
 
     # ------------------------------------------------------------------------------------------------------- asking
 
+    __array_ufunc__ = None  # an array on the left leaves the operation to the value
+
     @property
     def has_rank(self) -> bool:
         """Whether the number of axes is known."""
@@ -367,6 +369,11 @@ class Value:
         )
         return self._new(self.builder.node("Expand", [wide, target]), shape)
 
+    def expand(self, *sizes: int) -> Value:
+        """Repeated along axes of size 1, to these sizes; 1 for those that stay."""
+        found = self.builder.node("Expand", [self.name, self.builder.shape(*sizes)])
+        return self._new(found, _broadcast([self.shape, sizes]))
+
     def unsqueeze(self, *axes: int) -> Value:
         """New axes of size 1, at places counted in the result."""
         if not axes:
@@ -432,11 +439,15 @@ class Value:
         listed = self.builder.constant(places, "places", np.int64)
         return self._new(self.builder.node("Gather", [self.name, listed], axis=self.axis(axis) - self.rank), shape)
 
-    def zeros(self, other: Value) -> Value:
-        """Zeros of the shape of another value, one for each of this."""
-        lengths = other.lengths.joined([] if self.lead is None else [self.lead])
-        value = onnx.numpy_helper.from_array(np.zeros(1, other.dtype))
-        return self._new(self.builder.node("ConstantOfShape", [lengths], value=value), other._shape, other.kind)
+    def filled(self, number: float, lead: int | None = None) -> Value:
+        """One number in a tensor of this shape and element type, for each of ``lead`` values."""
+        value = onnx.numpy_helper.from_array(np.full(1, number, self.dtype))
+        lengths = self.lengths.joined([] if lead is None else [lead])
+        return self._new(self.builder.node("ConstantOfShape", [lengths], value=value), self._shape, lead=lead)
+
+    def zeros(self, lead: int | None = None) -> Value:
+        """Zeros of this shape and element type, for each of ``lead`` values."""
+        return self.filled(0, lead)
 
     def scatter(self, indices: Value, updates: Value, axis: int, *, add: bool = False) -> Value:
         """Updates put at the places that indices name along an axis, or added there.
@@ -458,6 +469,12 @@ class Value:
             return self
         ones = self.builder.shape(lead, *[1] * self.rank)
         return self._new(self.builder.node("Expand", [self.name, ones]), self.shape, lead=lead)
+
+    def gather(self, indices: Value, axis: int) -> Value:
+        """The slices that computed indices name along an axis of a value without a leading axis."""
+        axis = self.axis(axis)
+        found = self.builder.node("Gather", [self.name, indices.name], axis=axis)
+        return self._new(found, (*self.shape[:axis], *indices.shape, *self.shape[axis + 1 :]), lead=indices.lead)
 
     def lead_to(self, axis: int) -> Value:
         """The leading axis as an ordinary one; of size 1 where there is none."""

@@ -378,7 +378,8 @@ def test_several_cotangents_of_images_of_any_size(height: int, width: int) -> No
 SCALARS = {
     "Sqrt": "y = Sqrt(m)", "Sigmoid": "y = Sigmoid(m)", "Tanh": "y = Tanh(m)", "Pow": "y = Pow(m, p)",
     "Mul": "y = Mul(m, m)", "Relu": "y = Relu(m)", "Gelu": "y = Gelu(m)", "ReduceMean": "y = Identity(m)",
-    "Unsqueeze": "u = Unsqueeze(m, z) v = Softplus(u) y = Squeeze(v)", "Expand": "e = Expand(m, s) y = ReduceMax<keepdims=0>(e)",
+    "Unsqueeze": "u = Unsqueeze(m, z) v = Softplus(u) y = Squeeze(v)",
+    "Expand": "e = Expand(m, s) y = ReduceMax<keepdims=0>(e)",
 }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def _to_maxima(g: Value, x: Value, windows: Windows, **attributes: object) -> Va
     outputs = [builder.name("maxima"), builder.name("places")]
     _, name = builder.nodes_of("MaxPool", [x.name], outputs, **attributes)
     places = Value(builder, name, g.shape, TensorProto.INT64)
-    zeros = g.zeros(x.reshape(-1))
+    zeros = x.reshape(-1).zeros(g.lead)
     if windows.is_disjoint or builder.opset >= SCATTER_ADDS:
         return zeros.scatter(places.reshape(-1), g.reshape(-1), 0, add=not windows.is_disjoint).reshape_as(x)
     # Every few windows share nothing with each other: such lots are scattered one by one, and added up.

@@ -110,7 +110,7 @@ def gather(g: Value, y: Value, x: Value, indices: Value, *, axis: int = 0) -> Va
 @rule("GatherElements", restrictions="from opset 16 on")
 def gather_elements(g: Value, y: Value, x: Value, indices: Value, *, axis: int = 0) -> Value:
     """Each element's gradient to where it was taken from."""
-    return g.zeros(x).scatter(indices, g, axis, add=True)
+    return x.zeros(g.lead).scatter(indices, g, axis, add=True)
 
 
 @rule("GatherND", restrictions="from opset 16 on, without batch_dims")
@@ -119,7 +119,7 @@ def gather_nd(g: Value, y: Value, x: Value, indices: Value, *, batch_dims: int =
     expect_scatter_adds(g.builder)
     if batch_dims:
         raise CamrtError(f"found batch_dims {batch_dims}, expected 0")
-    return _last(g.zeros(x)).op("ScatterND", indices, _last(g), reduction="add").lead_from(-1)
+    return _last(x.zeros(g.lead)).op("ScatterND", indices, _last(g), reduction="add").lead_from(-1)
 
 
 def _last(v: Value) -> Value:
@@ -132,7 +132,7 @@ def scatter_elements(
     g: Value, y: Value, x: Value, indices: Value, updates: Value, *, axis: int = 0, reduction: str = "none"
 ) -> Cotangents:
     """The updates' from where they were put; of the data what was not overwritten."""
-    kept = g.scatter(indices, g.zeros(updates), axis) if _overwrites(reduction) else g
+    kept = g.scatter(indices, updates.zeros(g.lead), axis) if _overwrites(reduction) else g
     taken = g.op("GatherElements", indices.stacked(g.lead), shape=updates.shape, axis=x.axis(axis) - x.rank)
     return kept, None, taken
 
@@ -141,7 +141,7 @@ def scatter_elements(
 def scatter_nd(g: Value, y: Value, x: Value, indices: Value, updates: Value, *, reduction: str = "none") -> Cotangents:
     """The updates' from where they were put; of the data what was not overwritten."""
     last = _last(g)
-    kept = last.op("ScatterND", indices, _last(g.zeros(updates))).lead_from(-1) if _overwrites(reduction) else g
+    kept = last.op("ScatterND", indices, _last(updates.zeros(g.lead))).lead_from(-1) if _overwrites(reduction) else g
     taken = last.op("GatherND", indices, shape=(*updates.shape, last.shape[-1]))
     return kept, None, taken.lead_from(-1)
 
@@ -158,7 +158,7 @@ def top_k(g: list[Value], y: list[Value], x: Value, k: Value, *, axis: int = -1)
     """Each value's gradient to where it stood."""
     if len(y) < 2:
         raise CamrtError("found TopK without its second output, the indices, which the gradient needs")
-    return g[0].zeros(x).scatter(y[1], g[0], axis)
+    return x.zeros(g[0].lead).scatter(y[1], g[0], axis)
 
 
 @rule("Expand")
