@@ -187,7 +187,7 @@ def _pulled_back(
         if relu == "deconvnet":
             yield source, modifiers.deconvnet(g[0])
             return
-        g[0] = modifiers.guided(g[0], way.value(builder, source))
+        g[0] = modifiers.guided(g[0], way.value(builder, source), node.op_type)
     attributes = {key: one.decode() if isinstance(one, bytes) else one for key, one in attributes_of(node).items()}
     given = (g, outputs) if entry.several else (g[0], outputs[0])
     found = entry.rule(*given, *inputs, **entry.asked(attributes))

@@ -56,6 +56,7 @@ class Value:
         self.sizes = sizes
         self._shape = None if shape is None else tuple(shape)
         self._transposed: Value | None = None  # the value that this is the `mT` of
+        self._folded: Value | None = None  # the same with the leading axis in that of the images
 
     # ------------------------------------------------------------------------------------------------------- asking
 
@@ -228,7 +229,8 @@ class Value:
 
     def relu(self) -> Value:
         """What is positive; 0 elsewhere."""
-        return self.op("Relu")
+        # Right behind a convolution: a runtime makes one node of both.
+        return self.op("Relu") if self._folded is None else self.per_image(lambda images: images.op("Relu"))
 
     def cast(self, kind: int) -> Value:
         """The same numbers as another element type."""
@@ -503,10 +505,14 @@ class Value:
         """Apply a function that treats the first axis as images. The leading axis is folded into that one."""
         if self.lead is None:
             return function(self)
-        folded = self._in_shape(self.name, (None, *self.shape[1:]), None, lambda: self.lengths.slice(0, 1).joined([-1]))
+        folded = self._folded or self._in_shape(
+            self.name, (None, *self.shape[1:]), None, lambda: self.lengths.slice(0, 1).joined([-1])
+        )
         found = function(folded)
         sizes = (self.shape[0], *found.shape[1:])
-        return found._in_shape(found.name, sizes, self.lead, lambda: found.lengths.slice(0, 1).joined([-1]))
+        apart = found._in_shape(found.name, sizes, self.lead, lambda: found.lengths.slice(0, 1).joined([-1]))
+        apart._folded = found
+        return apart
 
     # ---------------------------------------------------------------------------------------------------------- writing
 

@@ -8,7 +8,7 @@ import operator
 
 from onnx import TensorProto
 
-from camrt.graph.rules.registry import Cotangents, rule, slope, unsupported
+from camrt.graph.rules.registry import Cotangents, rule, slope, unsupported, vjp
 from camrt.graph.values import Value
 
 SELU = {"alpha": 1.6732632423543772, "gamma": 1.0507009873554805}
@@ -46,10 +46,11 @@ slope("Softsign", "1 / (1 + |x|)^2 = (1 - |y|)^2", lambda y, x: (1 - abs(y)) * (
 slope("Erf", "2 / sqrt(pi) e^(-x^2)", lambda y, x: (-(x * x)).exp() * (2 / math.sqrt(math.pi)))
 
 
-@rule("PRelu")
-def prelu(g: Value, y: Value, x: Value, alpha: Value) -> Cotangents:
-    """The slope is 1 where x > 0, else what the second input says; that one's is min(x, 0)."""
-    return g * (x > 0).where(1, alpha), g * x.minimum(0)
+vjp(
+    "PRelu",
+    "The slope is 1 where x > 0, else what the second input says; that one's is min(x, 0).",
+    lambda g, y, x, alpha: (g * (x > 0).where(1, alpha), g * x.minimum(0)),
+)
 
 
 @rule("Swish")
@@ -89,13 +90,12 @@ def clip(g: Value, y: Value, x: Value, low: Value | None = None, high: Value | N
     return g * functools.reduce(operator.and_, inside) if inside else g, bound, bound
 
 
-@rule("Softmax")
-def softmax(g: Value, y: Value, x: Value, *, axis: int = -1) -> Value:
-    """From g comes y (g - sum of g y along the axis)."""
-    return y * (g - (g * y).sum(axis, keepdims=True))
-
-
-@rule("LogSoftmax")
-def log_softmax(g: Value, y: Value, x: Value, *, axis: int = -1) -> Value:
-    """From g comes g - e^y times the sum of g along the axis."""
-    return g - y.exp() * g.sum(axis, keepdims=True)
+vjp(
+    "Softmax",
+    "From g comes y (g - sum of g y along the axis).",
+    lambda g, y, x, *, axis=-1: y * (g - (g * y).sum(axis, keepdims=True)),
+)
+vjp(
+    "LogSoftmax", what="From g comes g - e^y times the sum of g along the axis.",
+    formula=lambda g, y, x, *, axis=-1: g - y.exp() * g.sum(axis, keepdims=True),
+)  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from camrt.graph.rules.registry import Cotangents, rule, slope
+from camrt.graph.rules.registry import Cotangents, rule, slope, vjp
 from camrt.graph.values import Value, total
 
 slope("Neg", "-1", lambda y, x: -1)
@@ -16,40 +16,12 @@ slope("Cos", "-sin x", lambda y, x: -x.op("Sin"))
 slope("Atan", "1 / (1 + x^2)", lambda y, x: 1 / (x * x + 1))
 
 
-@rule("Add")
-def add(g: Value, y: Value, a: Value, b: Value) -> Cotangents:
-    """Each term's slope is 1."""
-    return g, g
-
-
-@rule("Sum")
-def sum_(g: Value, y: Value, *terms: Value) -> Cotangents:
-    """Each term's slope is 1."""
-    return [g] * len(terms)
-
-
-@rule("Mean")
-def mean(g: Value, y: Value, *terms: Value) -> Cotangents:
-    """Each term's slope is 1 / their number."""
-    return [g / len(terms)] * len(terms)
-
-
-@rule("Sub")
-def sub(g: Value, y: Value, a: Value, b: Value) -> Cotangents:
-    """The slopes are 1 and -1."""
-    return g, -g
-
-
-@rule("Mul")
-def mul(g: Value, y: Value, a: Value, b: Value) -> Cotangents:
-    """Each factor's slope is the other."""
-    return g * b, g * a
-
-
-@rule("Div")
-def div(g: Value, y: Value, a: Value, b: Value) -> Cotangents:
-    """The slopes are 1 / b and -y / b."""
-    return g / b, g * (-y / b)
+vjp("Add", "Each term's slope is 1.", lambda g, y, a, b: (g, g))
+vjp("Sum", "Each term's slope is 1.", lambda g, y, *terms: [g] * len(terms))
+vjp("Mean", "Each term's slope is 1 / their number.", lambda g, y, *terms: [g / len(terms)] * len(terms))
+vjp("Sub", "The slopes are 1 and -1.", lambda g, y, a, b: (g, -g))
+vjp("Mul", "Each factor's slope is the other.", lambda g, y, a, b: (g * b, g * a))
+vjp("Div", "The slopes are 1 / b and -y / b.", lambda g, y, a, b: (g / b, g * (-y / b)))
 
 
 @rule("Pow", restrictions="of the exponent only where the base is not negative")
@@ -59,7 +31,7 @@ def pow_(g: Value, y: Value, a: Value, b: Value) -> Cotangents:
 
 
 def _power(a: Value, b: Value) -> Value:
-    """B a^(b - 1), and 0 where b is 0."""
+    """The slope b a^(b - 1), and 0 where b is 0."""
     if b.constant is not None and b.constant.size == 1:
         exponent = float(b.constant.reshape(()))
         return (a if exponent == 2 else a ** (exponent - 1)) * exponent
@@ -71,18 +43,16 @@ def _power(a: Value, b: Value) -> Value:
 def extremum(g: Value, y: Value, *terms: Value) -> Cotangents:
     """To the one that was taken; several equal ones share it."""
     taken = [each.equals(y).cast(y.kind) for each in terms]
-    return [g * (one / total(taken)) for one in taken]
+    number = total(taken)
+    return [g * (one / number) for one in taken]
 
 
-@rule("Where")
-def where(g: Value, y: Value, condition: Value, a: Value, b: Value) -> Cotangents:
-    """To the one that was chosen."""
-    return None, condition.where(g, 0), condition.where(0, g)
-
-
-@rule("Floor", "Ceil", "Round", "Sign", restrictions="nothing goes further back")
-def flat(g: Value, y: Value, x: Value) -> None:
-    """The slope is 0."""
+vjp(
+    "Where",
+    "To the one that was chosen.",
+    lambda g, y, condition, a, b: (None, condition.where(g, 0), condition.where(0, g)),
+)
+vjp("Floor, Ceil, Round, Sign", "The slope is 0.", lambda g, y, x: None, restrictions="nothing goes further back")
 
 
 @rule("CumSum", restrictions="a constant axis")

@@ -42,9 +42,9 @@ def rectified(view: GraphView, node: onnx.NodeProto) -> str | None:
     return None
 
 
-def guided(g: Value, x: Value) -> Value:
-    """max(g, 0) where x > 0; the activation's own rule follows."""
-    return g.relu() * (x > 0)
+def guided(g: Value, x: Value, op_type: str) -> Value:
+    """max(g, 0) where x > 0; the activation's own rule follows. That of Relu looks at the sign of x itself."""
+    return g.relu() if op_type == "Relu" else g.relu() * (x > 0)
 
 
 def deconvnet(g: Value) -> Value:

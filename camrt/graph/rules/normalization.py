@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from camrt.errors import CamrtError
-from camrt.graph.rules.registry import Cotangents, rule
+from camrt.graph.rules.registry import Cotangents, rule, vjp
 from camrt.graph.values import Value
 
 
@@ -56,10 +56,11 @@ def rms_normalization(
     return to_x, g * unit
 
 
-@rule("MeanVarianceNormalization")
-def mean_variance_normalization(g: Value, y: Value, x: Value, *, axes: Sequence[int] = (0, 2, 3)) -> Value:
-    """Back through the mean and the variance along some axes."""
-    return _normalized(g, x, axes, 1e-9)[0]
+vjp(
+    "MeanVarianceNormalization",
+    "Back through the mean and the variance along some axes.",
+    lambda g, y, x, *, axes=(0, 2, 3): _normalized(g, x, axes, 1e-9)[0],
+)
 
 
 @rule("GroupNormalization", restrictions="one scale a channel (opset 21)")

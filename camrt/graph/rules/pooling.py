@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from camrt.graph.rules.registry import rule
+from camrt.graph.rules.registry import rule, vjp
 from camrt.graph.values import LAST, SCATTER_ADDS, Value, total
 from camrt.graph.windows import Windows
 
@@ -64,10 +64,7 @@ def average_pool(
     return g
 
 
-@rule("GlobalAveragePool")
-def global_average_pool(g: Value, y: Value, x: Value) -> Value:
-    """The same share to every pixel."""
-    return g / x.count(range(2, x.rank))
+vjp("GlobalAveragePool", "The same share to every pixel.", lambda g, y, x: g / x.count(range(2, x.rank)))
 
 
 @rule("LpPool")
@@ -79,10 +76,11 @@ def lp_pool(g: Value, y: Value, x: Value, *, kernel_shape: Sequence[int], p: int
     return g * _signed_power(x, p)
 
 
-@rule("GlobalLpPool")
-def global_lp_pool(g: Value, y: Value, x: Value, *, p: int = 2) -> Value:
-    """The gradient times sign(x) |x|^(p-1) y^(1-p)."""
-    return g * _inverse_power(y, p) * _signed_power(x, p)
+vjp(
+    "GlobalLpPool",
+    "The gradient times sign(x) |x|^(p-1) y^(1-p).",
+    lambda g, y, x, *, p=2: g * _inverse_power(y, p) * _signed_power(x, p),
+)
 
 
 def _inverse_power(y: Value, p: int) -> Value:

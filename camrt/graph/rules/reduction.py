@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from camrt.graph.rules.registry import rule
+from camrt.graph.rules.registry import vjp
 from camrt.graph.values import Value
 
 
 def reduction(
-    *operators: str, what: str, slope: Callable[[Value, Value, list[int]], Value | float], restrictions: str = ""
+    operators: str, what: str, slope: Callable[[Value, Value, list[int]], Value | float], *, restrictions: str = ""
 ) -> None:
     """Register the rule of reductions.
 
     Args:
-        operators: The operators.
+        operators: The operators, separated by commas.
         what: What the rule does; for the documentation.
         slope: y with the axes as axes of size 1, x, and the axes -> the slope.
         restrictions: As in `camrt.graph.rules.registry.rule`.
@@ -33,8 +33,11 @@ def reduction(
         wide = [one if keepdims else one.unsqueeze(*given) for one in (g, y)]
         return wide[0] * slope(wide[1], x, given)
 
-    reduced.__doc__, reduced.__qualname__ = what, operators[0].lower()
-    rule(*operators, restrictions=restrictions)(reduced)
+    vjp(operators, what, reduced, restrictions=restrictions)
+
+
+def _tiny(value: Value) -> float:
+    return float(np.finfo(value.dtype).tiny)
 
 
 def _share(y: Value, x: Value, axes: Sequence[int]) -> Value:
@@ -43,21 +46,17 @@ def _share(y: Value, x: Value, axes: Sequence[int]) -> Value:
     return taken / taken.sum(*axes, keepdims=True)
 
 
-reduction("ReduceSum", what="The same to every element.", slope=lambda y, x, axes: 1)
-reduction("ReduceMean", what="The same share to every element.", slope=lambda y, x, axes: 1 / x.count(axes))
+reduction("ReduceSum", "The same to every element.", lambda y, x, axes: 1)
+reduction("ReduceMean", "The same share to every element.", lambda y, x, axes: 1 / x.count(axes))
+reduction("ReduceSumSquare", "The slope is 2 x.", lambda y, x, axes: x * 2)
+reduction("ReduceL1", "The slope is the sign of x.", lambda y, x, axes: x.sign())
+reduction("ReduceL2", "The slope is x / y; 0 where all are 0.", lambda y, x, axes: x / y.maximum(_tiny(y)))
+reduction("ReduceProd", "The slope is y / x.", lambda y, x, axes: y / x, restrictions="no element may be 0")
+reduction("ReduceLogSum", "The slope is 1 / sum = e^-y.", lambda y, x, axes: (-y).exp())
+reduction("ReduceLogSumExp", "The slope is e^(x - y).", lambda y, x, axes: (x - y).exp())
 reduction(
-    "ReduceMax", "ReduceMin",
-    what="To the element that was taken; several equal ones share it.",
-    slope=_share,
+    "ReduceMax, ReduceMin",
+    "To the element that was taken; several equal ones share it.",
+    _share,
     restrictions="where several are equal, they share the gradient",
-)  # fmt: skip
-reduction("ReduceSumSquare", what="The slope is 2 x.", slope=lambda y, x, axes: x * 2)
-reduction("ReduceL1", what="The slope is the sign of x.", slope=lambda y, x, axes: x.sign())
-reduction(
-    "ReduceL2",
-    what="The slope is x / y; 0 where all are 0.",
-    slope=lambda y, x, axes: x / y.maximum(float(np.finfo(y.dtype).tiny)),
 )
-reduction("ReduceProd", what="The slope is y / x.", slope=lambda y, x, axes: y / x, restrictions="no element may be 0")
-reduction("ReduceLogSum", what="The slope is 1 / sum = e^-y.", slope=lambda y, x, axes: (-y).exp())
-reduction("ReduceLogSumExp", what="The slope is e^(x - y).", slope=lambda y, x, axes: (x - y).exp())

@@ -115,22 +115,34 @@ def rule(
     return register
 
 
-def slope(operator: str, what: str, function: Callable[..., Value | float], *, restrictions: str = "") -> None:
+def vjp(operators: str, what: str, formula: Rule, *, restrictions: str = "") -> None:
+    """Register a rule that is one expression.
+
+    Args:
+        operators: The operators, separated by commas.
+        what: What the rule does; for the documentation.
+        formula: The rule.
+        restrictions: As in `rule`.
+    """
+    names = operators.split(", ")
+    formula.__doc__, formula.__qualname__ = what, names[0].lower()
+    rule(*names, restrictions=restrictions)(formula)
+
+
+def slope(operator: str, what: str, function: Callable[..., Value | float]) -> None:
     """Register the rule of an operator ``y = f(x)`` that works element by element.
 
     Args:
         operator: The operator.
         what: The slope f'(x) in words or as a formula; for the documentation.
         function: (y, x) and the operator's attributes -> the slope.
-        restrictions: As in `rule`.
     """
 
-    def times(g: Value, y: Value, x: Value, **attributes: Any) -> Value:
+    def formula(g: Value, y: Value, x: Value, **attributes: Any) -> Value:
         return g * function(y, x, **attributes)
 
-    times.__doc__ = f"The slope is {what}."
-    times.__module__, times.__qualname__ = function.__module__, operator.lower()
-    rule(operator, restrictions=restrictions)(times)
+    formula.__module__ = function.__module__
+    vjp(operator, f"The slope is {what}.", formula)
 
 
 def unsupported(message: str) -> Callable[[], NoReturn]:

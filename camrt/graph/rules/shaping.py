@@ -7,14 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from camrt.errors import CamrtError
-from camrt.graph.rules.registry import Cotangents, rule, unsupported
+from camrt.graph.rules.registry import Cotangents, rule, unsupported, vjp
 from camrt.graph.values import Value, expect_scatter_adds, join
 
-
-@rule("Identity")
-def identity(g: Value, y: Value, x: Value) -> Value:
-    """As it is."""
-    return g
+vjp("Identity", "As it is.", lambda g, y, x: g)
 
 
 @rule("Dropout", restrictions="not in training mode")
@@ -25,16 +21,17 @@ def dropout(g: Value, y: Value, x: Value, ratio: Value | None = None, training: 
     return g
 
 
-@rule("Cast", "CastLike", restrictions="between floating-point types")
-def cast(g: Value, y: Value, x: Value, like: Value | None = None) -> Value:
-    """Back to the type of the input."""
-    return g.cast(x.kind)
-
-
-@rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-def reshape(g: Value, y: Value, x: Value, sizes: Value | None = None) -> Value:
-    """Back to the shape of the input."""
-    return g.reshape_as(x)
+vjp(
+    "Cast, CastLike",
+    "Back to the type of the input.",
+    lambda g, y, x, like=None: g.cast(x.kind),
+    restrictions="between floating-point types",
+)
+vjp(
+    "Reshape, Flatten, Squeeze, Unsqueeze",
+    "Back to the shape of the input.",
+    lambda g, y, x, sizes=None: g.reshape_as(x),
+)
 
 
 @rule("Transpose")
@@ -107,10 +104,12 @@ def gather(g: Value, y: Value, x: Value, indices: Value, *, axis: int = 0) -> Va
     return g.along(axis, np.equal.outer(np.arange(size), places).astype(float))
 
 
-@rule("GatherElements", restrictions="from opset 16 on")
-def gather_elements(g: Value, y: Value, x: Value, indices: Value, *, axis: int = 0) -> Value:
-    """Each element's gradient to where it was taken from."""
-    return x.zeros(g.lead).scatter(indices, g, axis, add=True)
+vjp(
+    "GatherElements",
+    "Each element's gradient to where it was taken from.",
+    lambda g, y, x, indices, *, axis=0: x.zeros(g.lead).scatter(indices, g, axis, add=True),
+    restrictions="from opset 16 on",
+)
 
 
 @rule("GatherND", restrictions="from opset 16 on, without batch_dims")
@@ -161,10 +160,7 @@ def top_k(g: list[Value], y: list[Value], x: Value, k: Value, *, axis: int = -1)
     return x.zeros(g[0].lead).scatter(y[1], g[0], axis)
 
 
-@rule("Expand")
-def expand(g: Value, y: Value, x: Value, sizes: Value) -> Value:
-    """The sum over the axes along which the input was repeated."""
-    return g
+vjp("Expand", "The sum over the axes along which the input was repeated.", lambda g, y, x, sizes: g)
 
 
 @rule("Tile", restrictions="constant repeats")
@@ -209,13 +205,14 @@ def depth_to_space(g: Value, y: Value, x: Value, *, blocksize: int, mode: str = 
     return apart.transpose(0, 1, 3, 5, 2, 4).reshape_as(x)
 
 
-@rule("SpaceToDepth")
-def space_to_depth(g: Value, y: Value, x: Value, *, blocksize: int) -> Value:
-    """DepthToSpace."""
-    return g.per_image(lambda g: g.op("DepthToSpace", shape=x.shape, blocksize=blocksize, mode="DCR"))
-
-
-@rule("Trilu")
-def trilu(g: Value, y: Value, x: Value, k: Value | None = None, *, upper: int = 1) -> Value:
-    """The same triangle."""
-    return g.op("Trilu", *([k] if k is not None else []), upper=upper)
+vjp(
+    "SpaceToDepth",
+    "DepthToSpace.",
+    lambda g, y, x, *, blocksize: g.per_image(
+        lambda g: g.op("DepthToSpace", shape=x.shape, blocksize=blocksize, mode="DCR")
+    ),
+)
+vjp(
+    "Trilu", what="The same triangle.",
+    formula=lambda g, y, x, k=None, *, upper=1: g.op("Trilu", *([k] if k is not None else []), upper=upper),
+)  # fmt: skip
