@@ -183,7 +183,7 @@ def _pulled_back(
     inputs = [way.value(builder, name) if name else None for name in node.input]
     some = next(one for one in arrived if one is not None)
     g = [one or out.zeros(some.lead) for one, out in zip(arrived, outputs, strict=False)]
-    if relu is not None and (source := modifiers.rectified(way.view, node)) is not None:
+    if relu is not None and (source := modifiers.rectified(way.view, way.sizes, node)) is not None:
         if relu == "deconvnet":
             yield source, modifiers.deconvnet(g[0])
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,21 @@ class Windows:
             ]
             pads = same(totals, upper=auto_pad == "SAME_UPPER")
         return cls(tuple(kernel), tuple(strides), tuple(dilations), tuple(pads[:axes]), tuple(pads[axes:]))
+
+    @classmethod
+    def of_transposed(
+        cls, kernel: Sequence[int], x: Value, y: Value, output_padding: Sequence[int],
+        *, auto_pad: str = "NOTSET", output_shape: Sequence[int] = (), **shape: Any,
+    ) -> Windows:  # fmt: skip
+        """Of the convolution that a ConvTranspose from ``x`` to ``y`` transposes."""
+        if auto_pad in ("NOTSET", "VALID") and not output_shape:
+            return cls.of(kernel, x, auto_pad=auto_pad, **shape)
+        axes = len(kernel)
+        bare = cls.of(kernel, x, **{**shape, "pads": ()})
+        sizes, outs = (one.fixed(*range(2, 2 + axes)) for one in (x, y))
+        steps = zip(bare.strides, sizes, output_padding or [0] * axes, bare.reach, outs, strict=True)
+        totals = [max(stride * (size - 1) + more + reach + 1 - out, 0) for stride, size, more, reach, out in steps]
+        return cls.of(kernel, x, **{**shape, "pads": same(totals, upper=auto_pad == "SAME_UPPER")})
 
     @property
     def reach(self) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from onnx import TensorProto
 from camrt.graph.rules.registry import Cotangents, rule, slope, unsupported, vjp
 from camrt.graph.values import Value
 
-SELU = {"alpha": 1.6732632423543772, "gamma": 1.0507009873554805}
+SELU = {"alpha": 1.6732632423543772, "gamma": 1.0507009873554805}  # ONNX's defaults
 
 slope("Relu", "1 where x > 0, else 0", lambda y, x: y.cast(TensorProto.BOOL))  # a little faster than a comparison
 slope(
@@ -96,6 +96,7 @@ vjp(
     lambda g, y, x, *, axis=-1: y * (g - (g * y).sum(axis, keepdims=True)),
 )
 vjp(
-    "LogSoftmax", what="From g comes g - e^y times the sum of g along the axis.",
-    formula=lambda g, y, x, *, axis=-1: g - y.exp() * g.sum(axis, keepdims=True),
-)  # fmt: skip
+    "LogSoftmax",
+    "From g comes g - e^y times the sum of g along the axis.",
+    lambda g, y, x, *, axis=-1: g - y.exp() * g.sum(axis, keepdims=True),
+)

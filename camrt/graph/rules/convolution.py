@@ -1,8 +1,8 @@
 """Convolution and its transpose.
 
-The gradient at the input of a convolution with stride 1 is a convolution with the kernels turned round and their
-channels exchanged. A runtime folds that into a constant; it is faster on a CPU than ConvTranspose, except for images of
-a few channels. With other strides it is ConvTranspose.
+The gradient at the input of a convolution with stride 1 is a convolution with flipped kernels and exchanged channels.
+A runtime folds the flipping into a constant. On a CPU it is faster than ConvTranspose, except for images of a few
+channels. With other strides it is ConvTranspose.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from camrt.errors import CamrtError
 from camrt.graph.rules.registry import Cotangents, rule
 from camrt.graph.values import LAST, Value
-from camrt.graph.windows import Windows, same
+from camrt.graph.windows import Windows
 
 _FEW = 8  # channels; measured on two cores: ConvTranspose is twice as fast at 3, half as fast at 64
 
@@ -22,11 +22,11 @@ _FEW = 8  # channels; measured on two cores: ConvTranspose is twice as fast at 3
 def conv(
     g: Value, y: Value, x: Value, w: Value, bias: Value | None = None, *, group: int = 1, **shape: Any
 ) -> Cotangents:
-    """Convolution with the turned kernels, or ConvTranspose; of the weights a convolution of input and gradient."""
+    """Convolution with the flipped kernels, or ConvTranspose; of the weights a convolution of input and gradient."""
     _, channels, *kernel = w.fixed()
     windows = Windows.of(kernel, x, **shape)
-    is_turned = windows.is_dense and (channels >= _FEW or group > 1)
-    to_x = _turned if is_turned else _transposed
+    is_flipped = windows.is_dense and (channels >= _FEW or group > 1)
+    to_x = _flipped if is_flipped else _transposed
     return (
         lambda: g.per_image(lambda g: to_x(g, x, w, windows, group)),
         lambda: _to_kernels(x, g, windows, group),
@@ -34,12 +34,14 @@ def conv(
     )
 
 
-def _turned(g: Value, x: Value, w: Value, windows: Windows, group: int) -> Value:
-    """Stride 1: a convolution with the kernels turned round, from output to input channels."""
+def _flipped(g: Value, x: Value, w: Value, windows: Windows, group: int) -> Value:
+    """Stride 1: a convolution with the flipped kernels, from output to input channels."""
     outputs, channels, *kernel = w.fixed()
-    spatial = range(3, w.rank + 1)
-    w = w.reshape(group, outputs // group, channels, *kernel).transpose(0, 2, 1, *spatial) if group > 1 else w
-    w = w.reshape(group * channels, outputs // group, *kernel) if group > 1 else w.transpose(1, 0, *range(2, w.rank))
+    if group > 1:
+        w = w.reshape(group, outputs // group, channels, *kernel).transpose(0, 2, 1, *range(3, w.rank + 1))
+        w = w.reshape(group * channels, outputs // group, *kernel)
+    else:
+        w = w.transpose(1, 0, *range(2, w.rank))
     for axis in (axis for axis, taps in enumerate(kernel, 2) if taps > 1):
         w = w.slice(axis, -1, -LAST, -1)
     pads = [
@@ -108,7 +110,7 @@ def conv_transpose(
 ) -> Cotangents:  # fmt: skip
     """Convolution; of the weights a convolution of gradient and input."""
     kernel = w.fixed(*range(2, w.rank))
-    windows = _windows(kernel, x, y, output_padding, **shape)
+    windows = Windows.of_transposed(kernel, x, y, output_padding, **shape)
     if any(more >= stride for more, stride in zip(output_padding, windows.strides, strict=False)):
         raise CamrtError(
             f"found output_padding {list(output_padding)}, expected less than the strides {list(windows.strides)}"
@@ -119,22 +121,3 @@ def conv_transpose(
         lambda: _to_kernels(g, x, windows, group),
         g.sum(0, *range(2, g.rank)),
     )
-
-
-def _windows(
-    kernel: Sequence[int], x: Value, y: Value, output_padding: Sequence[int],
-    *, auto_pad: str = "NOTSET", output_shape: Sequence[int] = (), **shape: Any,
-) -> Windows:  # fmt: skip
-    """The windows of the convolution that a ConvTranspose turns round; ``output_shape`` gives their padding."""
-    if auto_pad in ("NOTSET", "VALID") and not output_shape:
-        return Windows.of(kernel, x, auto_pad=auto_pad, **shape)
-    axes = len(kernel)
-    bare = Windows.of(kernel, x, **{**shape, "pads": ()})
-    sizes, outs = (one.fixed(*range(2, 2 + axes)) for one in (x, y))
-    totals = [
-        max(stride * (size - 1) + more + reach + 1 - out, 0)
-        for stride, size, more, reach, out in zip(
-            bare.strides, sizes, output_padding or [0] * axes, bare.reach, outs, strict=True
-        )
-    ]
-    return Windows.of(kernel, x, **{**shape, "pads": same(totals, upper=auto_pad == "SAME_UPPER")})

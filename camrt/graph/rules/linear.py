@@ -22,23 +22,16 @@ def gemm(
 @rule("MatMul")
 def matmul(g: Value, y: Value, a: Value, b: Value) -> Cotangents:
     """To A g B^T, to B A^T g, summed over the axes along which one was broadcast."""
-    is_row, is_column = (
-        a.rank == 1,
-        b.rank == 1,
-    )  # a vector is a matrix of one row on the left, of one column on the right
+    is_row, is_column = a.rank == 1, b.rank == 1  # a vector is one row on the left, and one column on the right
     left, right = a.unsqueeze(0) if is_row else a, b.unsqueeze(1) if is_column else b
     g = g.unsqueeze(-1) if is_column else g
     g = g.unsqueeze(-2) if is_row else g
 
     def to_b() -> Value:
-        if right.rank == 2 < left.rank and None not in (
-            left.shape[-1],
-            g.shape[-1],
-        ):  # one product of all rows, in place of one for each matrix of the stack
-            rows = [one.reshape(-1, *one.fixed(-1)) for one in (left, g)]
-            found = rows[0].mT @ rows[1]
-        else:
-            found = left.mT @ g
+        u, v = left, g
+        if right.rank == 2 < left.rank and None not in (u.shape[-1], v.shape[-1]):
+            u, v = (one.reshape(-1, *one.fixed(-1)) for one in (u, v))  # one product for the whole stack
+        found = u.mT @ v
         return found.squeeze(-1) if is_column else found
 
     to_a = g @ right.mT

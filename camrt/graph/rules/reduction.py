@@ -29,7 +29,7 @@ def reduction(
         given = axes.known("axes").tolist() if isinstance(axes, Value) else list(axes or ())
         if not given and not noop_with_empty_axes:
             given = list(range(x.rank))
-        given = sorted(axis % x.rank for axis in given)
+        given = sorted(x.axis(axis) for axis in given) if x.rank else []
         wide = [one if keepdims else one.unsqueeze(*given) for one in (g, y)]
         return wide[0] * slope(wide[1], x, given)
 

@@ -213,6 +213,7 @@ vjp(
     ),
 )
 vjp(
-    "Trilu", what="The same triangle.",
-    formula=lambda g, y, x, k=None, *, upper=1: g.op("Trilu", *([k] if k is not None else []), upper=upper),
-)  # fmt: skip
+    "Trilu",
+    "The same triangle.",
+    lambda g, y, x, k=None, *, upper=1: g.op("Trilu", *([k] if k is not None else []), upper=upper),
+)
