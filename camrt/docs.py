@@ -104,11 +104,12 @@ from camrt.graph.methods import method
 
 @method("mean-activation", kind="features", title="Mean activation", gradients=False, top=1)
 def mean_activation(layer):
-    return layer.repeated(layer.builder.reduce("Mean", layer.features, [2]))
+    return layer.features.mean(2)
 ```
 
-`layer` has `features` (N, crops, channels, places), `gradients` (N, crops, classes, channels, places), `weighted(...)`
-and the `builder` of nodes: see `camrt.graph.methods.scene`.
+`layer` has `features` and `gradients` (N, crops, channels, positions), and `weighted(...)`: see
+`camrt.graph.methods.context`. They are values with the operators of NumPy arrays, which add nodes to the graph. A
+method is written for one class: the gradients of all classes are computed in one pass (`camrt.graph.values`).
 """
 
 
@@ -183,7 +184,7 @@ def _described_settings(text: str) -> str:
     found = re.search(r"\nArgs:\n(.*?)(?:\n\n|$)", text, re.DOTALL)
     lines = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", found.group(1), re.MULTILINE) if found else []
     return "\n".join(
-        f"- `{name}`: {' '.join(words.split())}" for name, words in lines if name not in ("layer", "scene")
+        f"- `{name}`: {' '.join(words.split())}" for name, words in lines if name not in ("layer", "context")
     )
 
 

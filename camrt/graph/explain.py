@@ -18,7 +18,7 @@ from camrt.graph.crops import crops_of, cut, merge, paste
 from camrt.graph.head import Head, find_head
 from camrt.graph.layers import FeatureMap, dependents, feature_map_of, last_features, named_tensor
 from camrt.graph.methods import METHODS, Method, find
-from camrt.graph.methods.scene import Layer, Pass, Scene
+from camrt.graph.methods.context import Layer, MethodContext, Pass
 from camrt.graph.opening import ModelLike, check_model, naming, open_model
 from camrt.graph.rewrite import repeated, tensor_names
 from camrt.graph.scores import Scores, find_scores
@@ -159,11 +159,11 @@ def _explainer(
     is_sum, add_softmax = targets.kind == "sum", asked.scores is None
     merged = _merged_scores(builder, scores, len(crops), is_sum=is_sum, add_softmax=add_softmax)
     classes = targets.tensor(builder, merged, TARGET, CLASSES)
-    scene = Scene(
+    context = MethodContext(
         builder, view, Pass(image, scores.logits), second, crops, side, preprocess, scores, targets, classes,
         feature_maps, seen.head,
     )  # fmt: skip
-    _heatmaps(scene, entry, settings, preprocess.size)
+    _heatmaps(context, entry, settings, preprocess.size)
     needed = view.needed_for([scores.output, scores.logits, *(one.tensor for one in feature_maps)])
     result = _assembled(network, [*before, *needed, *builder.nodes], builder)
     _declare(result.graph, preprocess.size, targets, 1 if is_sum else scores.classes)
@@ -349,19 +349,19 @@ def _merged_scores(builder: Builder, scores: Scores, crops: int, *, is_sum: bool
     return builder.node("Identity", [mean], SCORES)
 
 
-def _heatmaps(scene: Scene, entry: Method, settings: Mapping[str, Any], size: int) -> None:
-    """The method's maps, and what becomes of them: enlarged, laid where their crops were, added."""
-    builder = scene.builder
+def _heatmaps(context: MethodContext, entry: Method, settings: Mapping[str, Any], size: int) -> None:
+    """The method's maps, and what becomes of them: enlarged, pasted where their crops were, added."""
+    builder = context.builder
     if entry.kind == "pixels":
-        builder.node("Identity", [entry.maps(scene, **settings)], MAPS)
-        return paste(builder, MAPS, scene.crops, size, HEATMAPS)
+        builder.node("Identity", [context.per_class(entry.maps(context, **settings)).name], MAPS)
+        return paste(builder, MAPS, context.crops, size, HEATMAPS)
     merged = []
-    for layer in scene.layers:
-        maps = _map(layer, entry, settings, named=len(scene.layers) == 1)
+    for layer in context.layers:
+        maps = _map(layer, entry, settings, named=len(context.layers) == 1)
         merged.append(
             merge(
-                builder, maps, scene.crops, size, layer.grid.height, layer.grid.width,
-                HEATMAPS if len(scene.layers) == 1 else None, rectified=entry.rectified,
+                builder, maps, context.crops, size, layer.grid.height, layer.grid.width,
+                HEATMAPS if len(context.layers) == 1 else None, rectified=entry.rectified,
             )
         )  # fmt: skip
     if len(merged) > 1:
@@ -371,17 +371,15 @@ def _heatmaps(scene: Scene, entry: Method, settings: Mapping[str, Any], size: in
 
 def _map(layer: Layer, entry: Method, settings: Mapping[str, Any], *, named: bool) -> str:
     """The map of a layer: (N, crops, count, h, w). One of several is brought to 0..1, so that each counts as much."""
-    builder = layer.builder
-    found = entry.maps(layer, **settings)
+    context = layer.context
+    found = context.per_class(entry.maps(layer, **settings))
     if entry.rectified:
-        found = builder.node("Relu", [found])
+        found = found.relu()
     if not named:
-        least = builder.reduce("Min", found, [3], keepdims=True)
-        found = builder.node("Sub", [found, least])
-        largest = builder.node("Max", [builder.reduce("Max", found, [3], keepdims=True), builder.constant(1e-30)])
-        found = builder.node("Div", [found, largest])
-    shape = builder.shape(-1, len(layer.scene.crops), layer.scene.count, layer.grid.height, layer.grid.width)
-    return builder.node("Reshape", [found, shape], MAPS if named else None)
+        found = found - found.min(-1, keepdims=True)
+        found = found / found.max(-1, keepdims=True).maximum(1e-30)
+    shape = context.builder.shape(-1, len(context.crops), context.count, layer.grid.height, layer.grid.width)
+    return context.builder.node("Reshape", [found.name, shape], MAPS if named else None)
 
 
 def _assembled(network: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], builder: Builder) -> onnx.ModelProto:

@@ -23,10 +23,10 @@ from camrt.graph.opening import ModelLike, check_model, naming, open_model
 from camrt.graph.rules import modifiers, registry
 from camrt.graph.rules.registry import rule
 from camrt.graph.sizes import Sizes
-from camrt.graph.step import Step, describe
-from camrt.graph.view import GraphView, captured
+from camrt.graph.values import Value, shown, total, unbroadcast
+from camrt.graph.view import GraphView, attributes_of, captured
 
-__all__ = ["Step", "backpropagate", "differentiate", "rule"]
+__all__ = ["Value", "backpropagate", "differentiate", "rule"]
 
 PREFIX = "gradient/"
 
@@ -111,7 +111,7 @@ def backpropagate(
     gradients: Mapping[str, str],
     wrt: Sequence[str],
     *,
-    copies: int = 1,
+    cotangents: int | None = None,
     relu: str | None = None,
     sizes: Sizes | None = None,
 ) -> dict[str, str]:
@@ -120,83 +120,104 @@ def backpropagate(
     Args:
         builder: Where they go. They read tensors of ``view`` by name: both have to end in one graph.
         view: The graph that is differentiated.
-        gradients: Tensor of the graph -> name of the tensor that holds what comes in there, of the same shape and
-            element type (but for ``copies``). With several, their gradients add up.
+        gradients: Tensor of the graph -> name of the tensor that holds its cotangent, of the same shape and element
+            type (but for ``cotangents``). Those of several tensors add up.
         wrt: The tensors whose gradients are wanted.
-        copies: How many gradients each image has: those of several classes, in one pass. What comes in then has N * k
-            rows, row n * k + j the j-th of image n, and so have the results. The forward pass runs once.
+        cotangents: K, to differentiate K scores in one pass: cotangents and gradients then have the shape (K, *shape of
+            the tensor). The forward pass runs once. By default there is one, and no such axis.
         relu: None, ``"guided"`` or ``"deconvnet"``, as in `differentiate`.
         sizes: Those of ``view``, where the caller has them: they are not inferred twice then.
 
     Returns:
-        Tensor of ``wrt`` -> name of the tensor that holds its gradient, of the shape of that tensor (with
-        ``copies``: N * k along the images' axis).
+        Tensor of ``wrt`` -> name of the tensor that holds its gradient, of the shape of that tensor; with
+        ``cotangents`` (K, *shape of the tensor).
 
     Raises:
-        CamrtError: As `differentiate`; with several ``copies``, also where the images' axis cannot be told, or where a
-            node mixes images.
+        CamrtError: As `differentiate`.
     """
     if relu is not None and relu not in modifiers.NAMES:
         raise CamrtError(f"found relu={relu!r}, expected None or one of {', '.join(modifiers.NAMES)}")
-    if copies < 1:
-        raise CamrtError(f"found copies={copies}, expected 1 or more")
+    if cotangents is not None and cotangents < 1:
+        raise CamrtError(f"found cotangents={cotangents}, expected 1 or more")
     _expect_known(view, [*gradients, *wrt])
     way = _Way.between(view, sizes or Sizes(view), gradients, wrt)
-    if copies > 1:
-        _expect_images(way.sizes, [*gradients, *wrt], copies)
-    pending: dict[str, list[str]] = defaultdict(list)
+    before = len(builder.nodes), len(builder.initializers)
+    lead = None if cotangents == 1 else cotangents
+    pending: dict[str, list[Value]] = defaultdict(list)
     for tensor, name in gradients.items():
-        pending[tensor].append(name)
+        if cotangents == 1:
+            name = builder.node("Squeeze", [name, builder.shape(0)])
+        pending[tensor].append(Value(builder, name, way.sizes.shape(tensor), way.kind(tensor), lead))
     failed: list[str] = []
     for node in reversed(way.nodes):
-        incoming = [_summed(builder, pending, name) if name in way.tensors else None for name in node.output]
-        if all(one is None for one in incoming):
+        arrived = [_arrived(pending, name) if name in way.tensors else None for name in node.output]
+        if all(one is None for one in arrived):
             continue  # all that stands behind it gives no gradient
-        step = Step(node, view, way.sizes, builder, incoming, way.tensors, copies)
         try:
-            found = _apply(step, relu)
+            for name, cotangent in _pulled_back(builder, way, node, arrived, relu):
+                pending[name].append(cotangent)
         except CamrtError as error:
-            failed.append(error.message)
-            continue
-        for name, gradient in found:
-            pending[name].append(gradient)
+            failed.append(f"{describe(node)}: {error.message}")
     if failed:
         raise CamrtError(_listed(failed))
     result = {}
     for name in wrt:
-        total = _summed(builder, pending, name)
-        if total is None:
+        found = _arrived(pending, name)
+        if found is None:
             raise CamrtError(f"the gradient at {name!r} is zero everywhere: {way.steps_behind(name)}")
-        result[name] = total
+        result[name] = found.name if cotangents != 1 else builder.unsqueeze(found.name, 0)
+    _drop_unused(builder, before, result.values())
     return result
 
 
-def _apply(step: Step, relu: str | None) -> Iterable[tuple[str, str]]:
-    """The gradients at a node's inputs: (tensor, gradient)."""
-    entry = registry.find(step.proto)
+def _pulled_back(
+    builder: Builder, way: _Way, node: onnx.NodeProto, arrived: Sequence[Value | None], relu: str | None
+) -> Iterator[tuple[str, Value]]:
+    """The cotangents at a node's inputs: (tensor, cotangent)."""
+    entry = registry.find(node)
     assert entry is not None  # _Way has looked
-    if not entry.several and any(one is not None for one in step.gradients[1:]):
-        used = [name for name, one in zip(step.proto.output, step.gradients, strict=True) if one is not None]
-        raise step.error(f"the output depends on {used[-1]!r}, and only a gradient at {step.output!r} is supported")
-    gradient = step.gradient(0)
-    if relu is not None and (source := modifiers.rectified(step)) is not None:
+    if not entry.several and any(one is not None for one in arrived[1:]):
+        used = [name for name, one in zip(node.output, arrived, strict=True) if one is not None]
+        raise CamrtError(f"the output depends on {used[-1]!r}, and only a gradient at {node.output[0]!r} is supported")
+    outputs = [way.value(builder, name) for name in node.output if name]
+    inputs = [way.value(builder, name) if name else None for name in node.input]
+    some = next(one for one in arrived if one is not None)
+    g = [one or out.zeros(some.lead) for one, out in zip(arrived, outputs, strict=False)]
+    if relu is not None and (source := modifiers.rectified(way.view, way.sizes, node)) is not None:
         if relu == "deconvnet":
-            return [(source, modifiers.deconvnet(step, gradient))]
-        gradient = modifiers.guided(step, gradient, source)
-    found = entry.rule(step, gradient)
-    listed = [found] if found is None or isinstance(found, str) else found
-    pairs = zip(step.inputs, listed, strict=False)
-    return [(name, one) for index, (name, one) in enumerate(pairs) if one is not None and step.wants(index)]
+            yield source, modifiers.deconvnet(g[0])
+            return
+        g[0] = modifiers.guided(g[0], way.value(builder, source), node.op_type)
+    attributes = {key: one.decode() if isinstance(one, bytes) else one for key, one in attributes_of(node).items()}
+    given = (g, outputs) if entry.several else (g[0], outputs[0])
+    found = entry.rule(*given, *inputs, **entry.asked(attributes))
+    for x, one in zip(inputs, found if isinstance(found, (list, tuple)) else [found], strict=False):
+        if x is None or x.name not in way.tensors:
+            continue
+        cotangent = one if isinstance(one, Value) or one is None else one()
+        if cotangent is None:
+            continue
+        is_alone = len(inputs) == 1 and not (cotangent.has_rank and x.has_rank)  # nothing that it could broadcast to
+        yield x.name, cotangent if is_alone else unbroadcast(cotangent, x)
 
 
-def _summed(builder: Builder, pending: dict[str, list[str]], tensor: str) -> str | None:
+def _arrived(pending: dict[str, list[Value]], tensor: str) -> Value | None:
     """The sum of what has come in at a tensor."""
-    parts = pending.get(tensor)
-    if not parts:
+    if tensor not in pending:
         return None
-    if len(parts) > 1:
-        pending[tensor] = parts = [builder.node("Add" if len(parts) == 2 else "Sum", parts)]
-    return parts[0]
+    pending[tensor] = [total(pending[tensor])]
+    return pending[tensor][0]
+
+
+def _drop_unused(builder: Builder, before: tuple[int, int], wanted: Iterable[str]) -> None:
+    """Remove new nodes and constants that nothing wanted depends on: rules compute more than is asked for."""
+    read, kept = set(wanted), []
+    for node in reversed(builder.nodes[before[0] :]):
+        if not read.isdisjoint(node.output):
+            read.update(node.input)
+            kept.append(node)
+    builder.nodes[before[0] :] = reversed(kept)
+    builder.initializers[before[1] :] = [one for one in builder.initializers[before[1] :] if one.name in read]
 
 
 # ------------------------------------------------------------------------------------------------------ finding the way
@@ -207,11 +228,13 @@ class _Way:
     """What lies between the wanted tensors and those that are differentiated.
 
     Attributes:
-        sizes: Of the whole graph.
+        view: The whole graph.
+        sizes: Those of its tensors.
         nodes: In the graph's order.
         tensors: Floating-point tensors that depend on a wanted one, and that a differentiated one depends on.
     """
 
+    view: GraphView
     sizes: Sizes
     nodes: Sequence[onnx.NodeProto]
     tensors: Collection[str]
@@ -241,7 +264,15 @@ class _Way:
             if name not in needed:
                 raise CamrtError(_why_not(view, name, outputs, active))
         _expect_rules(way[::-1])
-        return cls(sizes, [node for node in way[::-1] if needed.intersection(node.input)], needed)
+        return cls(view, sizes, [node for node in way[::-1] if needed.intersection(node.input)], needed)
+
+    def kind(self, tensor: str) -> int:
+        """A tensor's element type; float32 where it is not known."""
+        return self.sizes.dtype(tensor) or TensorProto.FLOAT
+
+    def value(self, builder: Builder, tensor: str) -> Value:
+        """A tensor of the forward pass."""
+        return Value(builder, tensor, self.sizes.shape(tensor), self.kind(tensor), sizes=self.sizes)
 
     def steps_behind(self, tensor: str) -> str:
         """Who reads a tensor, for people."""
@@ -314,17 +345,10 @@ def _expect_known(view: GraphView, names: Iterable[str]) -> None:
             raise CamrtError(f"found no tensor {name!r} in the model. {hint}{listed}")
 
 
-def _expect_images(sizes: Sizes, tensors: Iterable[str], copies: int) -> None:
-    for name in tensors:
-        try:
-            batch = sizes.batch(name)
-        except LookupError:
-            batch = None
-        if batch is None:
-            raise CamrtError(
-                f"found {copies} gradients an image and the tensor {name!r}, whose axis of the images cannot be told: "
-                "expected a model with a free batch (dynamic axes), and tensors that hold something of each image"
-            )
+def describe(node: onnx.NodeProto) -> str:
+    """A node for people: its name and operator."""
+    domain = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
+    return f"{node.name or next((name for name in node.output if name), '?')!r} ({domain}{node.op_type})"
 
 
 def _listed(failed: Sequence[str]) -> str:
@@ -363,7 +387,7 @@ class _Seeding:
             if not fits:
                 raise CamrtError(
                     f"found a seed of shape {values.shape}, expected one that broadcasts to that of {self.output!r}, "
-                    f"{Step.describe(sizes)}"
+                    f"{shown(sizes)}"
                 )
         return self.builder.node("Expand", [self.builder.constant(values, "seed", dtype), shape])
 

@@ -7,14 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
 from camrt.classes import alike
 from camrt.errors import CamrtError
-from camrt.graph.builder import Builder
 from camrt.graph.layout import channels_of
 from camrt.graph.scores import FLOATS, check_tensor, few, shown
 from camrt.graph.sizes import Sizes
+from camrt.graph.values import Value
 from camrt.graph.view import GraphView, Shape, captured, control_flow, operator_of, quoted
 
 # The features that a method weighs are those before the last pooling: finer, and "the last convolutional layer" of
@@ -58,12 +56,11 @@ class FeatureMap:
         last = ", channels last" if self.num_prefix_tokens is None and self.channels_axis == 3 else ""
         return f"{self.tensor!r} ({self.channels} maps of {self.height} x {self.width}{tokens}{last})"
 
-    def planes(self, builder: Builder, tensor: str, *outer: int) -> str:
-        """Bring a tensor of this form to one row of positions for each channel.
+    def planes(self, value: Value, *outer: int) -> Value:
+        """Bring a value of this form to one row of positions for each channel.
 
         Args:
-            builder: Where the nodes go.
-            tensor: The features, or gradients of their shape.
+            value: The features, or gradients of their shape.
             outer: What the first axis becomes.
 
         Returns:
@@ -71,13 +68,13 @@ class FeatureMap:
         """
         rank = 4
         if self.num_prefix_tokens is not None:
-            rank, tokens = 3, 3 - self.channels_axis
+            rank = 3
             if self.num_prefix_tokens:
-                tensor = builder.slice(tensor, [self.num_prefix_tokens], [np.iinfo(np.int64).max], [tokens])
+                value = value.slice(3 - self.channels_axis, self.num_prefix_tokens)
         if self.channels_axis != 1:
             others = [axis for axis in range(1, rank) if axis != self.channels_axis]
-            tensor = builder.node("Transpose", [tensor], perm=[0, self.channels_axis, *others])
-        return builder.reshape(tensor, *outer, self.channels, self.positions)
+            value = value.transpose(0, self.channels_axis, *others)
+        return value.reshape(*outer, self.channels, self.positions)
 
 
 class _Shapes:

@@ -1,15 +1,12 @@
-"""What a tensor's axes are: fixed sizes, the batch, or unknown.
+"""The sizes of a tensor's axes: fixed, or free because they depend on the batch.
 
-Backward rules have to know which axis of a tensor the images stand along, also behind a Reshape or a Transpose.
-Symbolic shape inference loses that, so the shapes are inferred twice, with two sizes of the batch: what does not change
-is fixed, what changes in proportion is the batch.
+Exporters compute the targets of Reshape and the like from shapes, and symbolic shape inference does not follow that. So
+shapes are inferred twice, with two sizes of the batch: sizes that differ depend on it, all others are fixed.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
@@ -18,7 +15,7 @@ import onnx
 from camrt.graph.inference import Inferred, infer
 from camrt.graph.view import GraphView, skeleton
 
-_PROBES = (6, 10)  # sizes of the batch to infer shapes with; sizes that depend on both of them are told by proportion
+_PROBES = (6, 10)  # sizes of the batch to infer shapes with
 _FLOATS = {
     onnx.TensorProto.FLOAT,
     onnx.TensorProto.DOUBLE,
@@ -26,26 +23,10 @@ _FLOATS = {
     onnx.TensorProto.BFLOAT16,
     onnx.TensorProto.UNDEFINED,
 }
-_MOVING = {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}  # they change the axes and leave the elements where they are
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The axis of a tensor along which the images stand: ``outer * N * inner`` long, in this order.
-
-    Attributes:
-        axis: Its place.
-        outer: How many blocks of N it holds.
-        inner: How many elements an image has in a block.
-    """
-
-    axis: int
-    outer: int = 1
-    inner: int = 1
 
 
 class Sizes:
-    """Sizes, batch axis and element type of each tensor of a graph, as far as they can be inferred."""
+    """Shape, element type and constant value of each tensor of a graph, as far as they can be inferred."""
 
     def __init__(self, view: GraphView) -> None:
         self._view = view
@@ -81,19 +62,6 @@ class Sizes:
         """Whether a tensor may hold floating-point numbers."""
         return self.dtype(tensor) in _FLOATS
 
-    def batch(self, tensor: str) -> Batch | None:
-        """The axis of the images; None where the tensor does not depend on their number.
-
-        Raises:
-            LookupError: They are mixed with something else along an axis.
-        """
-        if tensor not in self._batches:
-            return None
-        found = self._batches[tensor]
-        if found is None:
-            raise LookupError(tensor)
-        return found
-
     def value(self, tensor: str) -> np.ndarray | None:
         """A tensor's value where it depends neither on the data nor on their number, also if nodes compute it."""
         direct = self._view.constant(tensor)
@@ -107,20 +75,13 @@ class Sizes:
         first, second = (one.values.get(tensor) for one in self._inferred)
         return None if first is None or second is None else (first, second)
 
-    def takes_all(self, node: onnx.NodeProto) -> bool:
-        """Whether a Gather takes all elements of a vector in order: PyTorch's as_strided, which is a Reshape here."""
-        if node.op_type != "Gather":
-            return False
-        indices, shapes = self.values(node.input[1]), [one.shapes.get(node.input[0]) for one in self._inferred]
-        return indices is not None and all(
-            shape == places.reshape(-1).shape and np.array_equal(places.reshape(-1), np.arange(places.size))
-            for places, shape in zip(indices, shapes, strict=True)
+    def takes_all(self, tensor: str, indices: str) -> bool:
+        """Whether indices name all elements of a vector in order: PyTorch's as_strided, which is a Reshape here."""
+        places, shapes = self.values(indices), [one.shapes.get(tensor) for one in self._inferred]
+        return places is not None and all(
+            shape == one.reshape(-1).shape and np.array_equal(one.reshape(-1), np.arange(one.size))
+            for one, shape in zip(places, shapes, strict=True)
         )
-
-    @cached_property
-    def has_batch(self) -> bool:
-        """Whether the graph takes any number of images."""
-        return self._inferred[0] is not self._inferred[1]
 
     @cached_property
     def _inferred(self) -> tuple[Inferred, Inferred]:
@@ -139,69 +100,6 @@ class Sizes:
                 dim.dim_value = size
             both.append(infer(light, self._view.initializers))
         return both[0], both[1]
-
-    @cached_property
-    def _batches(self) -> Mapping[str, Batch | None]:
-        """Tensors that depend on the batch -> where it stands, None where that cannot be told."""
-        found: dict[str, Batch | None] = {}
-        if not self.has_batch:
-            return found
-        for value in self._view.inputs:
-            self._place(value.name, None, found)
-        for node in self._view.model.graph.node:
-            for output in node.output:
-                self._place(output, node, found)
-        return found
-
-    def _place(self, tensor: str, node: onnx.NodeProto | None, found: dict[str, Batch | None]) -> None:
-        first, second = (one.shapes.get(tensor) for one in self._inferred)
-        if first is None or second is None or len(first) != len(second):
-            return
-        moved = [axis for axis, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
-        if not moved:
-            return
-        axis, (small, large) = moved[0], _PROBES
-        a, b = first[axis], second[axis]
-        found[tensor] = None
-        if len(moved) > 1 or not isinstance(a, int) or not isinstance(b, int) or a * large != b * small or a % small:
-            return
-        factor = a // small
-        if factor == 1:
-            found[tensor] = Batch(axis)
-        elif node is not None:
-            outer = self._outer(node, first[:axis], factor, found)
-            if outer is not None:
-                found[tensor] = Batch(axis, outer, factor // outer)
-
-    def _outer(
-        self, node: onnx.NodeProto, before: Sequence[int | str | None], factor: int, found: Mapping[str, Batch | None]
-    ) -> int | None:
-        """How many blocks of images an axis of ``factor`` * N holds."""
-        if node.op_type == "Concat":
-            blocks = [source.outer if source and source.inner == 1 else None for source in map(found.get, node.input)]
-            numbers = [block for block in blocks if block is not None]
-            if len(numbers) == len(blocks) and sum(numbers) == factor:
-                return factor
-        for name in node.input:
-            source = found.get(name)
-            if source is None:
-                continue
-            if node.op_type not in _MOVING and not self.takes_all(node):
-                if source.outer * source.inner == factor:
-                    return source.outer
-                continue
-            # What stands before the images in memory stays before them.
-            shape = self._inferred[0].shapes[name]
-            left, right = _count(shape[: source.axis]), _count(before)
-            if left is not None and right and (left * source.outer) % right == 0:
-                outer = left * source.outer // right
-                return outer if outer and factor % outer == 0 else None
-        return None
-
-
-def _count(sizes: Sequence[int | str | None]) -> int | None:
-    numbers = [size for size in sizes if isinstance(size, int)]
-    return math.prod(numbers) if len(numbers) == len(sizes) else None
 
 
 def _batch_dims(model: onnx.ModelProto, inputs: set[str]) -> Iterator[onnx.TensorShapeProto.Dimension]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
-from onnx import numpy_helper
 
 from camrt.classes import class_number
 from camrt.errors import CamrtError
 from camrt.graph.builder import Builder
 from camrt.graph.scores import Scores
+from camrt.graph.values import Value
 
 Target: TypeAlias = int | str | Sequence[int | str]
 INPUT, SUM = "input", "sum"
@@ -57,30 +58,24 @@ class Targets:
         fixed = builder.constant([self.classes or (0,)], "classes", np.int64)
         return builder.node("Expand", [fixed, shape], output)
 
-    def seeds(self, builder: Builder, classes: str, crops: int, logits: str, scores: Scores, rank: int) -> str:
-        """What the backward pass begins with: the derivative of what is explained by the logits.
+    def seeds(self, classes: Value, crops: int, logits: Value) -> Value:
+        """The cotangent of each class that the backward pass begins with: the derivative of what is explained.
 
         Args:
-            builder: Where the nodes go.
-            classes: (N, count) int64.
+            classes: The class of each image: (N,) int64.
             crops: How many crops an image has.
             logits: (N * crops, K), perhaps with axes of size 1 behind.
-            scores: What they are.
-            rank: How many axes ``logits`` has.
 
         Returns:
-            (N * crops * count, K, ...) float32: a 1 for the class of the row.
+            A 1 for the class, of the shape of ``logits``.
         """
         if self.kind == "sum":
-            return _filled(builder, 1, builder.node("Shape", [logits]))
-        each = builder.node("Expand", [builder.unsqueeze(classes, 1), builder.shape(1, crops, 1)])
-        column = builder.reshape(each, -1, 1)
-        rows = builder.slice(builder.node("Shape", [column]), [0], [1], [0])
-        zeros = _filled(builder, 0, builder.node("Concat", [rows, builder.shape(scores.classes)], axis=0))
-        ones = _filled(builder, 1, builder.node("Shape", [column]))
+            return logits.filled(1)
+        column = classes.unsqueeze(1, 2).expand(1, crops, 1).reshape(-1, 1)
+        rows = logits.reshape(-1, math.prod(logits.fixed(*range(1, logits.rank))))
         # Where a class is out of range, ScatterElements fails; OneHot would give zeros, and an empty map.
-        hot = builder.node("ScatterElements", [zeros, column, ones], axis=1)
-        return hot if rank == 2 else builder.reshape(hot, -1, scores.classes, *[1] * (rank - 2))
+        hot = rows.zeros(column.lead).scatter(column, column.cast(rows.kind).filled(1, column.lead), 1)
+        return hot.reshape_as(logits)
 
 
 def targets_of(
@@ -118,8 +113,3 @@ def targets_of(
             f"found top {top} and {len(classes)} targets, expected one of both: --top is for the best classes"
         )
     return Targets("fixed", len(classes), classes)
-
-
-def _filled(builder: Builder, value: float, shape: str) -> str:
-    """A float32 tensor of a computed shape that holds one number."""
-    return builder.node("ConstantOfShape", [shape], value=numpy_helper.from_array(np.full(1, value, np.float32)))

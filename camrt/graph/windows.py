@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from camrt.graph.step import Step
+from camrt.graph.values import Value
 
 
 @dataclass(frozen=True)
@@ -29,23 +30,45 @@ class Windows:
     ends: tuple[int, ...]
 
     @classmethod
-    def of(cls, step: Step, kernel: Sequence[int], image: str) -> Windows:
-        """Of a node that slides windows over ``image`` (N, C, spatial axes)."""
+    def of(
+        cls,
+        kernel: Sequence[int],
+        image: Value,
+        *,
+        strides: Sequence[int] = (),
+        dilations: Sequence[int] = (),
+        pads: Sequence[int] = (),
+        auto_pad: str = "NOTSET",
+        **_: object,
+    ) -> Windows:
+        """Of a node with these attributes that slides windows over ``image`` (N, C, spatial axes)."""
         axes = len(kernel)
-        strides = step.attributes.get("strides") or [1] * axes
-        dilations = step.attributes.get("dilations") or [1] * axes
-        pads = step.attributes.get("pads") or [0] * 2 * axes
-        auto = step.attributes.get("auto_pad", "NOTSET")
-        if auto == "VALID":
+        strides, dilations = strides or [1] * axes, dilations or [1] * axes
+        if auto_pad == "VALID" or not pads:
             pads = [0] * 2 * axes
-        elif auto.startswith("SAME"):
-            sizes = step.fixed(image, range(2, 2 + axes))
+        if auto_pad.startswith("SAME"):
+            sizes = image.fixed(*range(2, 2 + axes))
             totals = [
                 max((-(-size // stride) - 1) * stride + (taps - 1) * dilation + 1 - size, 0)
                 for size, taps, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True)
             ]
-            pads = same(totals, upper=auto == "SAME_UPPER")
+            pads = same(totals, upper=auto_pad == "SAME_UPPER")
         return cls(tuple(kernel), tuple(strides), tuple(dilations), tuple(pads[:axes]), tuple(pads[axes:]))
+
+    @classmethod
+    def of_transposed(
+        cls, kernel: Sequence[int], x: Value, y: Value, output_padding: Sequence[int],
+        *, auto_pad: str = "NOTSET", output_shape: Sequence[int] = (), **shape: Any,
+    ) -> Windows:  # fmt: skip
+        """Of the convolution that a ConvTranspose from ``x`` to ``y`` transposes."""
+        if auto_pad in ("NOTSET", "VALID") and not output_shape:
+            return cls.of(kernel, x, auto_pad=auto_pad, **shape)
+        axes = len(kernel)
+        bare = cls.of(kernel, x, **{**shape, "pads": ()})
+        sizes, outs = (one.fixed(*range(2, 2 + axes)) for one in (x, y))
+        steps = zip(bare.strides, sizes, output_padding or [0] * axes, bare.reach, outs, strict=True)
+        totals = [max(stride * (size - 1) + more + reach + 1 - out, 0) for stride, size, more, reach, out in steps]
+        return cls.of(kernel, x, **{**shape, "pads": same(totals, upper=auto_pad == "SAME_UPPER")})
 
     @property
     def reach(self) -> tuple[int, ...]:
@@ -64,6 +87,17 @@ class Windows:
             taps == 1 or (dilation == 1 and stride >= taps)
             for taps, stride, dilation in zip(self.kernel, self.strides, self.dilations, strict=True)
         )
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether windows start at every pixel, and none of them lies in the padding alone."""
+        borders = zip(self.reach, self.begins, self.ends, strict=True)
+        return all(stride == 1 for stride in self.strides) and all(reach >= max(both) for reach, *both in borders)
+
+    def rest(self, sizes: Sequence[int]) -> list[int]:
+        """How many pixels of an image of these sizes the last windows do not reach."""
+        borders = zip(sizes, self.begins, self.ends, self.reach, self.strides, strict=True)
+        return [(size + begin + end - reach - 1) % stride for size, begin, end, reach, stride in borders]
 
     def taps(self, axis: int, size: int, out: int) -> np.ndarray:
         """How often each pixel stands in each window along an axis: (out, size), 0 or 1."""

@@ -28,31 +28,38 @@ def run(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], outputs: Sequenc
 
 
 def with_gradients(
-    model: onnx.ModelProto, outputs: Sequence[str], wrt: Sequence[str], copies: int = 1, relu: str | None = None
+    model: onnx.ModelProto,
+    outputs: Sequence[str],
+    wrt: Sequence[str],
+    cotangents: int | None = None,
+    relu: str | None = None,
 ) -> onnx.ModelProto:
-    """The model with ``seed/<output>`` as inputs and ``gradient/<tensor>`` as outputs."""
+    """The model with ``seed/<output>`` as inputs and ``gradient/<tensor>`` as outputs, of each (cotangents, ...)."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     view = GraphView(model)
     names = {name for node in model.graph.node for name in (*node.input, *node.output)}
     builder = Builder(opset_of(model), names | set(view.initializers))
-    found = backpropagate(builder, view, {name: f"seed/{name}" for name in outputs}, wrt, copies=copies, relu=relu)
+    seeds = {name: f"seed/{name}" for name in outputs}
+    found = backpropagate(builder, view, seeds, wrt, cotangents=cotangents, relu=relu)
     graph = result.graph
     graph.node.extend(builder.nodes)
     graph.initializer.extend(builder.initializers)
     for name in outputs:
-        graph.input.append(described(view, name, f"seed/{name}"))
+        graph.input.append(described(view, name, f"seed/{name}", cotangents))
     for name, gradient in found.items():
         graph.node.append(helper.make_node("Identity", [gradient], [f"gradient/{name}"]))
-        graph.output.append(described(view, name, f"gradient/{name}"))
+        graph.output.append(described(view, name, f"gradient/{name}", cotangents))
     onnx.checker.check_model(result, full_check=True)
     return result
 
 
-def described(view: GraphView, tensor: str, title: str) -> onnx.ValueInfoProto:
-    """A tensor of another's type and shape, but for the images' axis."""
+def described(view: GraphView, tensor: str, title: str, cotangents: int | None = None) -> onnx.ValueInfoProto:
+    """A tensor of another's type and shape, behind the axis of cotangents."""
     sizes = Sizes(view)
-    return helper.make_tensor_value_info(title, sizes.dtype(tensor), sizes.shape(tensor))
+    shape, lead = sizes.shape(tensor), [] if cotangents is None else [cotangents]
+    assert shape is not None
+    return helper.make_tensor_value_info(title, sizes.dtype(tensor), [*lead, *shape])
 
 
 def graph(text: str, weights: dict[str, np.ndarray] | None = None, opset: int = 17) -> onnx.ModelProto:
@@ -61,15 +68,6 @@ def graph(text: str, weights: dict[str, np.ndarray] | None = None, opset: int = 
     model = parser.parse_model(f"<ir_version: 8, opset_import: {domains}>\n{text}")
     model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in (weights or {}).items())
     return model
-
-
-def interleaved(parts: Sequence[np.ndarray], model: onnx.ModelProto, tensor: str) -> np.ndarray:
-    """Values of a tensor, those of each image side by side."""
-    batch = Sizes(GraphView(model)).batch(tensor)
-    assert batch is not None
-    before, behind = parts[0].shape[: batch.axis], parts[0].shape[batch.axis + 1 :]
-    apart = [part.reshape(*before, batch.outer, -1, batch.inner, *behind) for part in parts]
-    return np.stack(apart, batch.axis + 2).reshape(*before, -1, *behind)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ class Data:
         shape: Of one batch; the first size is the batch.
         low: The least value.
         high: The largest.
-        batch: The axis of the images; None where the tensor has none.
+        batch: The axis of the free batch; None where all axes are fixed.
     """
 
     shape: tuple[int, ...]
@@ -55,7 +55,6 @@ class Case:
         outputs: How many outputs; all with a gradient.
         opsets: The first and the last that the case holds for.
         without: Inputs whose gradient is not asked for.
-        copies: Whether several gradients an image are possible.
         linear: Whether it is a linear function, so that differences of ONNX Runtime's own answers, however large, are
             exact. For those whose reference evaluator rounds coordinates in its own way.
         note: What tells it from others of the operator.
@@ -68,7 +67,6 @@ class Case:
     outputs: int = 1
     opsets: tuple[int, int] = (13, NEWEST)
     without: tuple[int, ...] = ()
-    copies: bool = True
     linear: bool = False
     note: str = ""
 
@@ -90,13 +88,10 @@ class Case:
         return [f"in{index}" for index, one in kinds if isinstance(one, (Data, Weight)) and index not in self.without]
 
     @property
-    def images(self) -> list[str]:
-        """Those of them that hold images."""
-        return [
-            name
-            for name in self.wanted
-            if isinstance(one := self.inputs[int(name[2:])], Data) and one.batch is not None
-        ]
+    def data(self) -> list[str]:
+        """Those of them with a free batch."""
+        inputs = dict(zip(self.names, self.inputs, strict=True))
+        return [name for name in self.wanted if isinstance(one := inputs[name], Data) and one.batch is not None]
 
     def values(self, seed: int = 0, dtype: Any = np.float64) -> dict[str, np.ndarray]:
         """Random values of data and weights."""
@@ -456,7 +451,6 @@ def _products() -> list[Case]:
             {"transA": 1},
             lambda t, F, a, b, c: a.T @ b + c,
             note="A^T",
-            copies=False,
         ),
         Case(
             "Gemm",
@@ -464,7 +458,6 @@ def _products() -> list[Case]:
             {"transA": 1, "transB": 1},
             lambda t, F, a, b: a.T @ b.T,
             note="A^T B^T",
-            copies=False,
         ),
         Case("MatMul", [ROW, Weight((7, 4))], torch=product, note="matrices"),
         Case("MatMul", [Data((3, 5, 7)), Weight((7, 4))], torch=product, note="stack by weights"),
@@ -473,10 +466,10 @@ def _products() -> list[Case]:
         Case("MatMul", [Data((3, 2, 5, 7)), Data((3, 1, 7, 4))], torch=product, note="that broadcasts"),
         Case("MatMul", [Data((3, 2, 5, 7)), Weight((2, 7, 4))], torch=product, note="stacks by a stack of weights"),
         Case("MatMul", [Weight((5, 7)), Data((3, 2, 7, 4))], torch=product, note="weights by stacks"),
-        Case("MatMul", [Data((3, 5, 7)), Weight((7,))], torch=product, note="by a vector", copies=False),
-        Case("MatMul", [Weight((7,)), Data((3, 7, 4))], torch=product, note="vector by", copies=False),
-        Case("MatMul", [Weight((7,)), Weight((7,))], torch=product, note="vectors", copies=False),
-        Case("MatMul", [Weight((7,)), Weight((7, 4))], torch=product, note="vector by matrix", copies=False),
+        Case("MatMul", [Data((3, 5, 7)), Weight((7,))], torch=product, note="by a vector"),
+        Case("MatMul", [Weight((7,)), Data((3, 7, 4))], torch=product, note="vector by"),
+        Case("MatMul", [Weight((7,)), Weight((7,))], torch=product, note="vectors"),
+        Case("MatMul", [Weight((7,)), Weight((7, 4))], torch=product, note="vector by matrix"),
         Case(
             "Einsum",
             [Data((3, 5, 7)), Weight((4, 7))],
@@ -623,32 +616,29 @@ def _shapes() -> list[Case]:
             note="twice the same",
         ),
         Case("Gather", [X, np.array([[3, 0], [1, 2]])], {"axis": 3}, note="of a table"),
-        Case("Gather", [Weight((6, 4)), ints(5, 0, 0)], {"axis": 0}, cut([5, 0, 0]), copies=False, note="of weights"),
+        Case("Gather", [Weight((6, 4)), ints(5, 0, 0)], {"axis": 0}, cut([5, 0, 0]), note="of weights"),
         Case(
             "GatherElements",
             [X, np.random.default_rng(0).integers(-5, 5, (3, 4, 6, 2))],
             {"axis": 3},
             opsets=(16, NEWEST),
-            copies=False,
         ),
-        Case("GatherND", [X, np.array([[0, 1], [2, 3], [0, 1]])], opsets=(16, NEWEST), copies=False),
-        Case("ScatterElements", [X, _places(), Data((3, 4, 6, 2))], {"axis": 3}, copies=False),
+        Case("GatherND", [X, np.array([[0, 1], [2, 3], [0, 1]])], opsets=(16, NEWEST)),
+        Case("ScatterElements", [X, _places(), Data((3, 4, 6, 2))], {"axis": 3}),
         Case(
             "ScatterElements",
             [X, _places(), Data((3, 4, 6, 2))],
             {"axis": 3, "reduction": "add"},
             lambda t, F, x, i, u: x.scatter_add(3, i, u),
             opsets=(16, NEWEST),
-            copies=False,
             note="that adds",
         ),
-        Case("ScatterND", [X, np.array([[0, 1], [2, 3]]), Data((2, 6, 5), batch=None)], copies=False),
+        Case("ScatterND", [X, np.array([[0, 1], [2, 3]]), Data((2, 6, 5), batch=None)]),
         Case(
             "ScatterND",
             [X, np.array([[0, 1], [0, 1]]), Data((2, 6, 5), batch=None)],
             {"reduction": "add"},
             opsets=(16, NEWEST),
-            copies=False,
             note="that adds",
         ),
         Case("Expand", [Data((3, 4, 1, 1)), ints(1, 1, 6, 5)], torch=lambda t, F, x, _: x.expand(-1, -1, 6, 5)),
@@ -656,7 +646,6 @@ def _shapes() -> list[Case]:
             "Expand",
             [Weight((4, 1)), ints(3, 4, 5)],
             torch=lambda t, F, x, _: x.expand(3, 4, 5),
-            copies=False,
             note="of weights",
         ),
         Case("Tile", [X, ints(1, 3, 1, 2)], torch=lambda t, F, x, _: x.repeat(1, 3, 1, 2)),
@@ -795,7 +784,7 @@ def _reductions() -> list[Case]:
     table = [
         Case("ReduceSum", [X, ints(2, 3)], {"keepdims": 0}, lambda t, F, x, _: x.sum((2, 3))),
         Case("ReduceSum", [X, ints(-3)], torch=lambda t, F, x, _: x.sum(1, keepdim=True), note="of channels"),
-        Case("ReduceSum", [X], torch=lambda t, F, x: x.sum(), copies=False, attributes={"keepdims": 0}, note="of all"),
+        Case("ReduceSum", [X], torch=lambda t, F, x: x.sum(), attributes={"keepdims": 0}, note="of all"),
         Case("ReduceSum", [X], {"noop_with_empty_axes": 1}, lambda t, F, x: x, note="of nothing"),
     ]
     torch: dict[str, Callable[..., Any]] = {
@@ -815,7 +804,7 @@ def _reductions() -> list[Case]:
             Case(op, [data], {"axes": [2, 3], "keepdims": 0}, apply, opsets=(13, 17), note="before opset 18"),
             Case(op, [data, ints(2, -1)], {"keepdims": 0}, apply, opsets=(18, NEWEST)),
             Case(op, [data, ints(1)], {}, opsets=(18, NEWEST), note="of channels"),
-            Case(op, [data], {}, opsets=(13, NEWEST), copies=False, note="of all"),
+            Case(op, [data], {}, opsets=(13, NEWEST), note="of all"),
         ]
     return table
 

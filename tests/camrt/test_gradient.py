@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from onnx.reference import ReferenceEvaluator
 
 from camrt.errors import CamrtError
 from camrt.graph.builder import Builder
-from camrt.graph.gradient import Step, backpropagate, differentiate, rule
+from camrt.graph.gradient import Value, backpropagate, differentiate, rule
 from camrt.graph.view import GraphView
 from tests.camrt.classifiers import CHANNELS, CLASSES, SIDE, classifier
+from tests.camrt.exact_operators import evaluator
 from tests.camrt.gradients import graph, kept_registry, run, with_gradients
 
 IMAGES = np.random.default_rng(3).normal(0, 30, (3, 3, SIDE, SIDE)).astype(np.float32)
@@ -232,11 +233,11 @@ def test_values_of_top_k() -> None:
     expected = np.zeros_like(x)
     np.put_along_axis(expected, np.argsort(-x)[:, :2], [[5.0, 7.0]] * 3, 1)
     np.testing.assert_array_equal(found, expected)
-    several = with_gradients(model, ["y"], ["x"], copies=2)
-    seed = np.tile(np.array([[5, 7], [1, 0]], np.float32), (3, 1))
+    several = with_gradients(model, ["y"], ["x"], cotangents=2)
+    seed = np.repeat(np.array([[[5, 7]], [[1, 0]]], np.float32), 3, axis=1)
     (found,) = run(several, {"x": x, "seed/y": seed}, ["gradient/x"])
-    np.testing.assert_array_equal(found[::2], expected)
-    np.testing.assert_array_equal(found[1::2], np.eye(6)[x.argmax(1)])
+    np.testing.assert_array_equal(found[0], expected)
+    np.testing.assert_array_equal(found[1], np.eye(6)[x.argmax(1)])
 
 
 def test_swish() -> None:
@@ -288,9 +289,9 @@ def test_guided_and_deconvnet(op: str) -> None:
     np.testing.assert_allclose(guided, np.where(x > 0, slope * np.maximum(seed, 0), 0), rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(deconvnet, np.maximum(seed, 0))
     assert not np.allclose(guided, plain)
-    several = with_gradients(model, ["y"], ["x"], copies=2, relu="guided")
-    (found,) = run(several, {"x": x, "seed/y": np.repeat(seed, 2, axis=0)}, ["gradient/x"])
-    np.testing.assert_allclose(found, np.repeat(guided, 2, axis=0), rtol=1e-6)
+    several = with_gradients(model, ["y"], ["x"], cotangents=2, relu="guided")
+    (found,) = run(several, {"x": x, "seed/y": np.stack([seed, 2 * seed])}, ["gradient/x"])
+    np.testing.assert_allclose(found, np.stack([guided, 2 * guided]), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -310,33 +311,38 @@ def test_unknown_modifier() -> None:
         differentiate(classifier("gemm"), "prob", "data", relu="smooth")
 
 
-# ------------------------------------------------------------------------------------------- several gradients an image
+# ----------------------------------------------------------------------------------------------- several cotangents
 
 
-def test_the_rows_of_several_gradients_are_image_by_image() -> None:
-    """All classes of each image in one backward pass, with one forward pass."""
+def test_all_classes_in_one_backward_pass() -> None:
+    """With one forward pass."""
     model = classifier("flattened")
-    together = with_gradients(model, ["logits"], ["data"], copies=CLASSES)
-    seed = np.tile(np.eye(CLASSES, dtype=np.float32), (len(IMAGES), 1))
+    together = with_gradients(model, ["logits"], ["data"], cotangents=CLASSES)
+    seed = np.repeat(np.eye(CLASSES, dtype=np.float32)[:, None], len(IMAGES), axis=1)
     (found,) = run(together, {"data": IMAGES, "seed/logits": seed}, ["gradient/data"])
     for chosen in range(CLASSES):
         alone = differentiate(model, "logits", "data", np.eye(CLASSES)[chosen])
         (expected,) = run(alone, {"data": IMAGES}, ["gradient/data"])
-        np.testing.assert_allclose(found[chosen::CLASSES], expected, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(found[chosen], expected, rtol=1e-5, atol=1e-7)
     assert sum(node.op_type == "Conv" for node in together.graph.node) == 1
 
 
-def copies_of(model: onnx.ModelProto, gradients: dict[str, str], wrt: Sequence[str]) -> Callable[[], Any]:
-    return lambda: backpropagate(Builder(17), GraphView(model), gradients, wrt, copies=2)
+def each_alone(model: onnx.ModelProto, output: str, wrt: str, feed: dict[str, np.ndarray], seeds: np.ndarray) -> None:
+    """Gradients of several cotangents in one pass are those of each."""
+    together = with_gradients(model, [output], [wrt], cotangents=len(seeds))
+    (found,) = run(together, {**feed, f"seed/{output}": seeds}, [f"gradient/{wrt}"])
+    assert np.abs(found).max() > 0
+    for gradient, seed in zip(found, seeds, strict=True):
+        alone = with_gradients(model, [output], [wrt])
+        (expected,) = run(alone, {**feed, f"seed/{output}": seed}, [f"gradient/{wrt}"])
+        np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
 
 
-def test_several_gradients_an_image_need_a_free_batch() -> None:
-    with pytest.raises(CamrtError, match=r"2 gradients an image and the tensor 'logits'.*free batch"):
-        copies_of(classifier("gemm", batch=1), {"logits": "g"}, ["data"])()
-    with pytest.raises(CamrtError, match=r"tensor 'fc\.weight'"):
-        copies_of(classifier("gemm"), {"logits": "g"}, ["fc.weight"])()
-    with pytest.raises(CamrtError, match="copies=0"):
-        backpropagate(Builder(17), GraphView(classifier("gemm")), {"logits": "g"}, ["data"], copies=0)
+@pytest.mark.parametrize("wrt", ["data", "fc.weight", "conv.weight", "conv.bias"])
+def test_several_cotangents_of_weights_and_of_a_fixed_batch(wrt: str) -> None:
+    each_alone(classifier("gemm", batch=3), "logits", wrt, {"data": IMAGES}, values(4, 3, CLASSES))
+    with pytest.raises(CamrtError, match="cotangents=0"):
+        backpropagate(Builder(17), GraphView(classifier("gemm")), {"logits": "g"}, ["data"], cotangents=0)
 
 
 @pytest.mark.parametrize(
@@ -348,11 +354,49 @@ def test_several_gradients_an_image_need_a_free_batch() -> None:
         "y = CumSum(x, zero)",
     ],
 )
-def test_several_gradients_an_image_need_each_image_to_itself(body: str) -> None:
+def test_several_cotangents_where_a_node_mixes_images(body: str) -> None:
     model = graph(f"g (float[N,4] x) => (float[N,M] y) {{ {body} }}", {"zero": np.array(0)})
-    differentiate(model, "y", "x")
-    with pytest.raises(CamrtError, match="2 gradients an image"):
-        copies_of(model, {"y": "g"}, ["x"])()
+    each_alone(model, "y", "x", {"x": values(3, 4)}, values(2, 3, 3 if "MatMul" in body else 4, seed=1))
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 5), (4, 6)])
+def test_several_cotangents_of_images_of_any_size(height: int, width: int) -> None:
+    """The shapes behind the axis of cotangents are computed in the graph then."""
+    model = graph(
+        """g (float[N,8,H,W] x) => (float[N,8] y)
+        { a = Conv<pads=[1,1,1,1]>(x, w) b = LRN<size=3>(a) c = Add(b, x) d = Transpose<perm=[0,2,3,1]>(c)
+          e = MatMul(d, m) f = Softmax<axis=2>(e) g = Mul(f, e) h = Unsqueeze(g, one) i = ReduceMean<axes=[2, 3]>(h)
+          y = Squeeze(i, rest) }""",
+        {"w": values(8, 8, 3, 3), "m": values(8, 8, seed=5), "one": np.array([1]), "rest": np.array([1, 2, 3])},
+    )
+    each_alone(model, "y", "x", {"x": values(2, 8, height, width, seed=1)}, values(3, 2, 8, seed=2))
+
+
+# ------------------------------------------------------------------------------------------------------------ scalars
+
+
+SCALARS = {
+    "Sqrt": "y = Sqrt(m)", "Sigmoid": "y = Sigmoid(m)", "Tanh": "y = Tanh(m)", "Pow": "y = Pow(m, p)",
+    "Mul": "y = Mul(m, m)", "Relu": "y = Relu(m)", "Gelu": "y = Gelu(m)", "ReduceMean": "y = Identity(m)",
+    "Unsqueeze": "u = Unsqueeze(m, z) v = Softplus(u) y = Squeeze(v)",
+    "Expand": "e = Expand(m, s) y = ReduceMax<keepdims=0>(e)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [None, 3.0, "given"])
+@pytest.mark.parametrize("body", SCALARS.values(), ids=SCALARS)
+def test_a_scalar(body: str, seed: Any) -> None:
+    """A mean over everything, and what stands behind it, has no axes: compared with differences in float64."""
+    constants = {"z": np.array([0]), "s": np.array([2, 3]), "p": np.array(1.5)}
+    text = f"g (double[N,3] x) => (double y) {{ m = ReduceMean<keepdims=0>(x) {body} }}"
+    model = graph(text, constants, opset=20)
+    result = differentiate(model, "y", "x", seed)
+    x, weight = np.abs(values(4, 3)).astype(np.float64), 1.0 if seed is None else 3.0
+    feed = {"x": x, **({"given": np.array(3.0)} if seed == "given" else {})}
+    (found,) = evaluator(result).run(["gradient/x"], feed)
+    high, low = (float(evaluator(model).run(["y"], {"x": x + step})[0]) for step in (1e-5, -1e-5))
+    assert found.shape == x.shape
+    np.testing.assert_allclose(found, np.full_like(x, weight * (high - low) / 2e-5 / x.size), rtol=1e-4)
 
 
 # -------------------------------------------------------------------------------------------------- what is refused
@@ -485,9 +529,8 @@ def _clean_registry() -> Iterator[None]:
 @pytest.mark.usefixtures("_clean_registry")
 def test_own_rules() -> None:
     @rule("Cube", domain="test")
-    def cube(step: Step, gradient: str) -> str:
-        square = step.node("Mul", step.inputs[0], step.inputs[0])
-        return step.times(gradient, step.node("Mul", square, 3))
+    def cube(g: Value, y: Value, x: Value) -> Value:
+        return g * (x * x * 3)
 
     model = graph("g (float[N,4] x) => (float[N,4] y) { y = test.Cube(x) }")
     result = differentiate(model, "y", "x", np.ones(4))
@@ -499,8 +542,8 @@ def test_a_rule_is_registered_once_unless_it_says_so() -> None:
     with pytest.raises(
         CamrtError, match=r"a second rule for 'Relu', .*activation\.relu, expected one: rule\(\.\.\., replace"
     ):
-        rule("Relu")(lambda step, gradient: gradient)
-    rule("Relu", replace=True)(lambda step, gradient: gradient)
+        rule("Relu")(lambda g, y, x: g)
+    rule("Relu", replace=True)(lambda g, y, x: g)
     model = graph("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
     (found,) = run(differentiate(model, "y", "x"), {"x": values(2, 4)}, ["gradient/x"])
     np.testing.assert_array_equal(found, np.ones((2, 4)))

@@ -15,7 +15,7 @@ from camrt import matlab
 from camrt.errors import CamrtError
 from camrt.graph.gradient import differentiate
 from tests.caffe_cases import CASES, silent
-from tests.camrt.gradients import interleaved, run, with_gradients
+from tests.camrt.gradients import run, with_gradients
 from tests.camrt.test_full_size import seeded
 
 BVLC = {case.name: case for case in CASES.values() if case.origin == "bvlc"}
@@ -49,8 +49,8 @@ def test_layers_as_caffe(case: str, opset: int) -> None:
 
 
 @pytest.mark.parametrize("case", WITH_GRADIENT)
-def test_several_gradients_an_image(case: str) -> None:
-    """Twice Caffe's gradient and once another, in one pass; behind LSTM the images are the second axis."""
+def test_several_cotangents(case: str) -> None:
+    """Twice Caffe's gradient and once another, in one pass."""
     stored, values = BVLC[case].gradients(), BVLC[case].arrays()
     model = converted(case, 17)
     outputs = [key[5:] for key in stored if key.startswith("diff:")]
@@ -58,10 +58,10 @@ def test_several_gradients_an_image(case: str) -> None:
     weights = (1.0, -2.0, 1.0)
     feed = {key[3:]: values[key] for key in values if key.startswith("in:")}
     for name in outputs:
-        feed[f"seed/{name}"] = interleaved([weight * stored[f"diff:{name}"] for weight in weights], model, name)
-    together = with_gradients(model, outputs, bottoms, copies=len(weights))
+        feed[f"seed/{name}"] = np.stack([weight * stored[f"diff:{name}"] for weight in weights])
+    together = with_gradients(model, outputs, bottoms, len(weights))
     for name, gradient in zip(bottoms, run(together, feed, [f"gradient/{name}" for name in bottoms]), strict=True):
-        expected = interleaved([weight * stored[f"grad:{name}"] for weight in weights], model, name)
+        expected = np.stack([weight * stored[f"grad:{name}"] for weight in weights])
         np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5 * max(1, np.abs(expected).max()))
 
 

@@ -24,7 +24,7 @@ from tests.seeded import SeededModel
 torch = pytest.importorskip(
     "torch", reason="PyTorch is not installed: whole networks are not compared with its autograd"
 )
-COPIES = 3
+COTANGENTS = 3
 
 
 def exported(module: Any, path: Path, *, dynamo: bool) -> onnx.ModelProto:
@@ -76,10 +76,10 @@ def test_gradient_at_the_image_is_pytorchs(name: str, dynamo: bool, tmp_path: Pa
         expected = autograd(module, image, seed)
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
-    several = with_gradients(model, ["scores"], ["image"], COPIES)
-    seed = generator.normal(0, 1, (3 * COPIES, CLASSES)).astype(np.float32)
+    several = with_gradients(model, ["scores"], ["image"], COTANGENTS)
+    seed = generator.normal(0, 1, (COTANGENTS, 3, CLASSES)).astype(np.float32)
     (found,) = run(several, {"image": image, "seed/scores": seed}, ["gradient/image"])
-    expected = autograd(module, image.repeat(COPIES, 0), seed)
+    expected = autograd(module, np.tile(image, (COTANGENTS, 1, 1, 1)), seed.reshape(-1, CLASSES)).reshape(found.shape)
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
@@ -159,14 +159,14 @@ def test_networks_from_caffe_are_pytorchs(name: str, tmp_path: Path) -> None:
     logits = model.graph.node[-1].input[0]
     generator = np.random.default_rng(0)
     image = generator.normal(0, 60, (3, 3, 64, 64)).astype(np.float32)
-    seed = generator.normal(0, 1, (3 * COPIES, CLASSES)).astype(np.float32)
-    several = with_gradients(model, [logits], ["data"], COPIES)
+    seed = generator.normal(0, 1, (COTANGENTS, 3, CLASSES)).astype(np.float32)
+    several = with_gradients(model, [logits], ["data"], COTANGENTS)
     (found,) = run(several, {"data": image, f"seed/{logits}": seed}, ["gradient/data"])
 
-    double = torch.from_numpy(image.repeat(COPIES, 0).astype(np.float64)).requires_grad_()
+    double = torch.from_numpy(np.tile(image, (COTANGENTS, 1, 1, 1)).astype(np.float64)).requires_grad_()
     scores = in_pytorch(model, double, logits)
-    (expected,) = torch.autograd.grad(scores, double, torch.from_numpy(seed.astype(np.float64)))
-    error = np.abs(found - expected.numpy()).reshape(3, -1).max(axis=1) / float(expected.abs().max())
+    (expected,) = torch.autograd.grad(scores, double, torch.from_numpy(seed.reshape(-1, CLASSES).astype(np.float64)))
+    error = np.abs(found - expected.numpy().reshape(found.shape)).max(axis=(0, 2, 3, 4)) / float(expected.abs().max())
     # One image of eight or so has a value near 0, or two equal maxima, that float32 and float64 decide differently on.
     # That changes the gradient of a whole neighbourhood; a wrong rule would change that of every image.
     assert np.median(error) < 1e-4

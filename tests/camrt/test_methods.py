@@ -293,9 +293,8 @@ def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "_entries", dict(methods._entries))
 
     @method("mean-activation", kind="features", title="Mean", gradients=False, top=1)
-    def mean_activation(layer: Any, *, factor: float = 2.0) -> str:
-        mean = layer.builder.reduce("Mean", layer.features, [2])
-        return layer.repeated(layer.builder.node("Mul", [mean, layer.builder.constant(factor)]))
+    def mean_activation(layer: Any, *, factor: float = 2.0) -> Any:
+        return layer.features.mean(2) * factor
 
     *_, maps, features = inside(
         classifier("gemm"), images(2), MAPS, "features", method="mean-activation", protocol="center",

@@ -13,7 +13,7 @@ import pytest
 
 from camrt.graph.explain import MAPS
 from camrt.graph.methods import find
-from camrt.graph.methods.saliency import GRADIENT
+from camrt.graph.methods.context import GRADIENT
 from tests.camrt import peers
 from tests.camrt.torch_networks import CLASSES, SIDE, explained, exported, images, network, tensor_of
 

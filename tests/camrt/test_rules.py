@@ -12,7 +12,7 @@ from onnx import helper
 
 from camrt.graph.rules import registry
 from tests.camrt.exact_operators import evaluator
-from tests.camrt.gradients import interleaved, run, with_gradients
+from tests.camrt.gradients import run, with_gradients
 from tests.camrt.rule_cases import CASES, Case
 
 OPSETS = (13, 17, 22)
@@ -105,23 +105,21 @@ def test_gradient_is_pytorchs(case: Case) -> None:
         np.testing.assert_allclose(gradient, expected.numpy(), rtol=1e-4, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.copies and case.images], ids=str)
-def test_several_gradients_an_image_are_those_one_by_one(case: Case) -> None:
-    opset, copies = case.opsets[1], 3
-    model = case.model(opset, np.float32)
-    each = [seeds(case, case.model(opset), seed, np.float32) for seed in range(copies)]
-    names = [f"gradient/{name}" for name in case.images]
-    feed = inputs(case, model, np.float32)
-    alone = with_gradients(model, case.results, case.images)
-    wanted = [run(alone, {**feed, **seed}, names) for seed in each]
-    together = with_gradients(model, case.results, case.images, copies)
-    stacked = {}
-    for name in case.results:
-        stacked[f"seed/{name}"] = interleaved([seed[f"seed/{name}"] for seed in each], model, name)
-    found = run(together, {**feed, **stacked}, names)
-    for index, name in enumerate(case.images):
-        expected = interleaved([one[index] for one in wanted], model, name)
-        np.testing.assert_allclose(found[index], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("cotangents", [1, 3])
+def test_several_cotangents_in_one_pass_are_those_one_by_one(case: Case, cotangents: int) -> None:
+    for opset in opsets(case) if cotangents > 1 else [case.opsets[1]]:
+        model = case.model(opset, np.float32)
+        each = [seeds(case, case.model(opset), seed, np.float32) for seed in range(cotangents)]
+        names = [f"gradient/{name}" for name in case.wanted]
+        feed = inputs(case, model, np.float32)
+        alone = with_gradients(model, case.results, case.wanted)
+        wanted = [run(alone, {**feed, **seed}, names) for seed in each]
+        together = with_gradients(model, case.results, case.wanted, cotangents)
+        stacked = {name: np.stack([seed[name] for seed in each]) for name in each[0]}
+        for index, found in enumerate(run(together, {**feed, **stacked}, names)):
+            expected = np.stack([one[index] for one in wanted])
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 # onnx-ad 0.3 is wrong at uneven pads: PyTorch and finite differences agree with us.
@@ -129,7 +127,7 @@ NOT_IN_ONNX_AD = {"Conv uneven pads", "Conv uneven pads, stride 2", "Conv uneven
 NOT_IN_ONNX_AD |= {"Conv 1-D, stride 2, grouped", "GroupNormalization", "Pad that cuts"}
 
 
-@pytest.mark.parametrize("case", [one for one in CASES if one.images and str(one) not in NOT_IN_ONNX_AD], ids=str)
+@pytest.mark.parametrize("case", [one for one in CASES if one.data and str(one) not in NOT_IN_ONNX_AD], ids=str)
 def test_gradient_is_that_of_onnx_ad(case: Case) -> None:
     """Another differentiation of ONNX graphs, where it is installed and has the operator."""
     onnx_ad = pytest.importorskip("onnx_ad", reason="onnx-ad is not installed: the rules are not compared with it")

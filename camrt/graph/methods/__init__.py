@@ -1,8 +1,8 @@
 """The methods: how a map comes about.
 
 One idea, as in the family of class activation maps: a map is a weighted sum of features, ``ReLU(sum_k w_k A_k)``, and a
-method says what the weights are. It is a function of a `camrt.graph.methods.scene.Layer` (features, gradients, scores)
-that returns the sum, and `method` registers it. Methods of pixels return a map of the network's input in its place.
+method says what the weights are. It is a function of a `camrt.graph.methods.context.Layer` (features, gradients) that
+returns the sum, and `method` registers it. Methods of pixels return a map of the network's input in its place.
 
 This module loads nothing but the standard library: the command line asks it for the names.
 """
@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from camrt.errors import CamrtError
 
 if TYPE_CHECKING:
-    from camrt.graph.methods.scene import Layer, Scene
+    from camrt.graph.methods.context import Layer, MethodContext
+    from camrt.graph.values import Value
 
 # Method -> its module here. The order is that of the documentation.
 FAMILIES = {
@@ -39,7 +40,7 @@ FAMILIES = {
 }
 METHODS = tuple(FAMILIES)
 Kind = Literal["head", "features", "pixels"]
-Maps = Callable[..., str]
+Maps = Callable[..., "Value"]
 _Maps = TypeVar("_Maps", bound=Maps)
 
 
@@ -122,9 +123,10 @@ def method(
 ) -> Callable[[_Maps], _Maps]:
     """Register the decorated function as a method; see `Method` for the arguments.
 
-    Args of the function: a `Layer` (``kind`` head and features) or a `Scene` (pixels). Keyword arguments with defaults
-    (int, float or str) are what users may set. It returns the name of a tensor: the sum that is the map before it is
-    rectified, (N, crops, classes, places); of pixels (N, crops, classes, side, side).
+    The function gets a `Layer` (``kind`` head and features) or a `MethodContext` (pixels). Keyword arguments with
+    defaults (int, float or str) are what users may set. It returns the map before it is rectified, a
+    `camrt.graph.values.Value` (N, crops, positions); of pixels (N, crops, side, side). It is written for one class:
+    values that differ from class to class carry the others along.
 
     Raises:
         CamrtError: There is one of that name.
@@ -132,7 +134,7 @@ def method(
     Example:
         >>> @method("mean-activation", kind="features", title="Mean", gradients=False)  # doctest: +SKIP
         ... def mean_activation(layer):
-        ...     return layer.repeated(layer.builder.reduce("Mean", layer.features, [2]))
+        ...     return layer.features.mean(2)
     """
 
     def register(maps: _Maps) -> _Maps:
@@ -172,4 +174,4 @@ def _as(value: Any, default: Any, what: str) -> Any:
     return found
 
 
-__all__ = ["FAMILIES", "METHODS", "Layer", "Method", "Scene", "find", "method"]
+__all__ = ["FAMILIES", "METHODS", "Layer", "Method", "MethodContext", "find", "method"]

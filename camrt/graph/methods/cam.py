@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from camrt.errors import CamrtError
 from camrt.graph.methods import method
-from camrt.graph.methods.scene import Layer
+from camrt.graph.methods.context import Layer
+from camrt.graph.values import Value
 
 
 @method("cam", kind="head", title="CAM", rectified=False, gradients=False)
-def cam(layer: Layer) -> str:
+def cam(layer: Layer) -> Value:
     """The classifier's own weights.
 
     M_c = sum_k w_k^c A_k, where the score of class c is the sum over k of w_k^c times the mean of A_k. Needs a
@@ -22,10 +23,10 @@ def cam(layer: Layer) -> str:
     Example:
         >>> explainer = camrt.explain_graph(model, method="cam")  # doctest: +SKIP
     """
-    scene, head = layer.scene, layer.scene.head
+    context, head = layer.context, layer.context.head
     assert head is not None
-    if scene.targets.kind == "sum":
+    if context.targets.kind == "sum":
         raise CamrtError("found the target 'sum' with the method cam, which explains classes: use gradcam")
-    weights = head.initializer or layer.builder.constant(head.weights, "weights")
-    chosen = layer.builder.node("Gather", [weights, scene.classes], axis=0)  # (N, count, channels)
-    return layer.weighted(layer.builder.unsqueeze(chosen, 1))
+    name = head.initializer or context.builder.constant(head.weights, "weights")
+    weights = Value(context.builder, name, (context.scores.classes, layer.channels))
+    return layer.weighted(weights.gather(context.classes, 0).unsqueeze(1))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from camrt.graph.methods import method
-from camrt.graph.methods.scene import Layer
+from camrt.graph.methods.context import Layer
+from camrt.graph.values import Value
 
 
 @method("gradcam", kind="features", title="Grad-CAM")
-def gradcam(layer: Layer) -> str:
+def gradcam(layer: Layer) -> Value:
     """The mean of the derivative over a map.
 
     L_c = ReLU(sum_k a_k A_k) with a_k = mean over i, j of dy_c/dA_k(i, j). y_c is the score before the Softmax. Where
-    the network ends in global average pooling and a linear layer, that is CAM over the number of places.
+    the network ends in global average pooling and a linear layer, that is CAM over the number of positions.
 
     Source:
         Selvaraju, Cogswell, Das, Vedantam, Parikh, Batra: Grad-CAM: Visual Explanations from Deep Networks via
@@ -20,11 +21,11 @@ def gradcam(layer: Layer) -> str:
     Example:
         >>> explainer = camrt.explain_graph(model, method="gradcam", layer="relu5_3")  # doctest: +SKIP
     """
-    return layer.weighted(layer.builder.reduce("Mean", layer.gradients, [4]))
+    return layer.weighted(layer.gradients.mean(-1))
 
 
 @method("gradcam++", kind="features", title="Grad-CAM++")
-def gradcam_plus_plus(layer: Layer) -> str:
+def gradcam_plus_plus(layer: Layer) -> Value:
     """A weighted sum of the positive derivatives, so that small objects count as much as large ones.
 
     L_c = ReLU(sum_k w_k A_k) with w_k = sum over i, j of alpha_k(i, j) ReLU(g_k(i, j)), where g = dy_c/dA and
@@ -39,23 +40,16 @@ def gradcam_plus_plus(layer: Layer) -> str:
     Example:
         >>> explainer = camrt.explain_graph(model, method="gradcam++")  # doctest: +SKIP
     """
-    builder = layer.builder
-    zero = builder.constant(0.0)
-    positive = builder.node("Relu", [layer.gradients])
-    total = builder.reduce("Sum", layer.shared, [4], keepdims=True)
-    below = builder.node("Add", [builder.node("Mul", [total, positive]), builder.constant(2.0)])
-    is_zero = builder.node("Equal", [below, zero])  # which it can be where features are below 0
-    alpha = builder.node("Div", [positive, builder.node("Where", [is_zero, builder.constant(1.0), below])])
-    alpha = builder.node("Where", [is_zero, zero, alpha])
-    return layer.weighted(builder.reduce("Sum", alpha, [4]))
+    A, g = layer.features, layer.gradients.relu()
+    return layer.weighted(_ratio(g, 2 + A.sum(-1, keepdims=True) * g).sum(-1))
 
 
 @method("hirescam", kind="features", title="HiResCAM")
-def hirescam(layer: Layer) -> str:
-    """The derivative at each place, times the feature there.
+def hirescam(layer: Layer) -> Value:
+    """The derivative at each position, times the feature there.
 
-    L_c = ReLU(sum_k dy_c/dA_k * A_k), place by place. Where one linear layer follows the features, its sum over the
-    places is the score less the bias.
+    L_c = ReLU(sum_k dy_c/dA_k * A_k), position by position. Where one linear layer follows the features, its sum over
+    the positions is the score less the bias.
 
     Source:
         Draelos, Carin: Use HiResCAM instead of Grad-CAM for Faithful Explanations of Convolutional Neural
@@ -64,11 +58,11 @@ def hirescam(layer: Layer) -> str:
     Example:
         >>> explainer = camrt.explain_graph(model, method="hirescam")  # doctest: +SKIP
     """
-    return _place_by_place(layer, layer.gradients)
+    return (layer.gradients * layer.features).sum(-2)
 
 
 @method("xgradcam", kind="features", title="XGrad-CAM")
-def xgradcam(layer: Layer) -> str:
+def xgradcam(layer: Layer) -> Value:
     """The mean of the derivative, weighted by the feature.
 
     L_c = ReLU(sum_k w_k A_k) with w_k = sum over i, j of A_k(i, j) / S_k * dy_c/dA_k(i, j), S_k the sum of A_k. A map
@@ -81,21 +75,15 @@ def xgradcam(layer: Layer) -> str:
     Example:
         >>> explainer = camrt.explain_graph(model, method="xgradcam")  # doctest: +SKIP
     """
-    builder = layer.builder
-    total = builder.reduce("Sum", layer.shared, [4])  # (N, crops, 1, channels)
-    zero = builder.constant(0.0)
-    is_empty = builder.node("Equal", [total, zero])
-    safe = builder.node("Where", [is_empty, builder.constant(1.0), total])
-    product = builder.reduce("Sum", builder.node("Mul", [layer.gradients, layer.shared]), [4])
-    weights = builder.node("Where", [is_empty, zero, builder.node("Div", [product, safe])])
-    return layer.weighted(weights)
+    A, g = layer.features, layer.gradients
+    return layer.weighted(_ratio((A * g).sum(-1), A.sum(-1)))
 
 
 @method("layercam", kind="features", title="LayerCAM")
-def layercam(layer: Layer) -> str:
-    """The positive derivative at each place, times the feature there: also for early layers, which are finer.
+def layercam(layer: Layer) -> Value:
+    """The positive derivative at each position, times the feature there: also for early layers, which are finer.
 
-    L_c = ReLU(sum_k ReLU(dy_c/dA_k) * A_k), place by place.
+    L_c = ReLU(sum_k ReLU(dy_c/dA_k) * A_k), position by position.
 
     Source:
         Jiang, Zhang, Hou, Cheng, Wei: LayerCAM: Exploring Hierarchical Class Activation Maps for Localization.
@@ -104,9 +92,10 @@ def layercam(layer: Layer) -> str:
     Example:
         >>> explainer = camrt.explain_graph(model, method="layercam", layer=["relu4_3", "relu5_3"])  # doctest: +SKIP
     """
-    return _place_by_place(layer, layer.builder.node("Relu", [layer.gradients]))
+    return (layer.gradients.relu() * layer.features).sum(-2)
 
 
-def _place_by_place(layer: Layer, weights: str) -> str:
-    """sum_k w_k(i, j) A_k(i, j): (N, crops, count, places)."""
-    return layer.builder.reduce("Sum", layer.builder.node("Mul", [weights, layer.shared]), [3])
+def _ratio(a: Value, b: Value) -> Value:
+    """A / b, and 0 where b is 0."""
+    is_zero = b.equals(0)
+    return is_zero.where(0, a / is_zero.where(1, b))

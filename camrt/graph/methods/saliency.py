@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from onnx import TensorProto
 
 from camrt.errors import CamrtError
 from camrt.graph.crops import black, enlargement
 from camrt.graph.methods import find, method
-from camrt.graph.methods.scene import GRADIENT, Layer, Scene
+from camrt.graph.methods.context import Layer, MethodContext
+from camrt.graph.values import Value, total
 
 _SEED = 2017  # of SmoothGrad's noise
 _SHIFT = 7919  # numbers that a sample's noise is further on in the row of all; a prime: rows of pixels never line up
@@ -24,7 +26,7 @@ _SHIFT = 7919  # numbers that a sample's noise is further on in the row of all; 
     top=1,
     protocol="center",
 )
-def guided_backprop(scene: Scene) -> str:
+def guided_backprop(context: MethodContext) -> Value:
     """The derivative by the image, where only what is positive comes back through a ReLU.
 
     At a ReLU the derivative R goes back as (f > 0) (R > 0) R, f what went in. The map is its largest magnitude over the
@@ -37,14 +39,14 @@ def guided_backprop(scene: Scene) -> str:
     Example:
         >>> explainer = camrt.explain_graph(model, method="guided-backprop", target="cup")  # doctest: +SKIP
     """
-    return scene.magnitude(scene.pixels(scene.first, "guided"))
+    return context.magnitude(context.pixels(context.first, "guided"))
 
 
 @method("guided-gradcam", kind="pixels", title="Guided Grad-CAM", rectified=False, top=1, protocol="center")
-def guided_gradcam(scene: Scene) -> str:
+def guided_gradcam(context: MethodContext) -> Value:
     """Guided backpropagation times Grad-CAM: the pixels of the first, where the second sees the class.
 
-    Grad-CAM's map is enlarged to the crop (bicubic, what falls below 0 cut off), and multiplied place by place.
+    Grad-CAM's map is enlarged to the crop (bicubic, what falls below 0 cut off), and multiplied pixel by pixel.
 
     Source:
         Selvaraju et al.: Grad-CAM. ICCV 2017, section 3.2.
@@ -52,16 +54,13 @@ def guided_gradcam(scene: Scene) -> str:
     Example:
         >>> explainer = camrt.explain_graph(model, method="guided-gradcam")  # doctest: +SKIP
     """
-    builder, maps = scene.builder, []
-    for layer in scene.layers:
-        maps.append(_enlarged(layer, builder.node("Relu", [find("gradcam").maps(layer)])))
-    coarse = maps[0] if len(maps) == 1 else builder.node("Mean", maps)
-    guided = scene.pixels(scene.first, "guided")
-    return scene.magnitude(builder.node("Mul", [guided, builder.unsqueeze(coarse, 3)]))
+    maps = [_enlarged(layer, find("gradcam").maps(layer).relu()) for layer in context.layers]
+    coarse = total(maps) / len(maps)
+    return context.magnitude(context.pixels(context.first, "guided") * coarse.unsqueeze(2))
 
 
 @method("input-gradient", kind="pixels", title="Gradient", rectified=False, layered=False, top=1, protocol="center")
-def input_gradient(scene: Scene) -> str:
+def input_gradient(context: MethodContext) -> Value:
     """The derivative by the image: M(i, j) = max over the channels of |dy_c/dX(i, j)|.
 
     Source:
@@ -71,7 +70,7 @@ def input_gradient(scene: Scene) -> str:
     Example:
         >>> explainer = camrt.explain_graph(model, method="input-gradient")  # doctest: +SKIP
     """
-    return scene.magnitude(scene.pixels(scene.first))
+    return context.magnitude(context.pixels(context.first))
 
 
 @method(
@@ -84,7 +83,7 @@ def input_gradient(scene: Scene) -> str:
     top=1,
     protocol="center",
 )
-def smoothgrad(scene: Scene, *, samples: int = 25, sigma: float = 0.15) -> str:
+def smoothgrad(context: MethodContext, *, samples: int = 25, sigma: float = 0.15) -> Value:
     """The mean of the derivative over noisy images: M = 1/n sum of dy_c/dX(X + noise), noise of deviation sigma.
 
     sigma is a part of the range of what the network sees, largest less smallest value of the crop. The map is the
@@ -96,7 +95,7 @@ def smoothgrad(scene: Scene, *, samples: int = 25, sigma: float = 0.15) -> str:
         2017, section 3.
 
     Args:
-        scene: The image.
+        context: The image.
         samples: How many noisy images there are. One runs after the other.
         sigma: The noise's standard deviation, as a part of the range.
 
@@ -105,21 +104,18 @@ def smoothgrad(scene: Scene, *, samples: int = 25, sigma: float = 0.15) -> str:
     """
     if samples < 1 or not 0 <= sigma < np.inf:
         raise CamrtError(f"found smoothgrad's samples {samples} and sigma {sigma}, expected at least 1, and 0 or more")
-    builder, numbers = scene.builder, 3 * scene.side**2
+    numbers, side = 3 * context.side**2, context.side
     noise = np.random.default_rng(_SEED).standard_normal(numbers + _SHIFT * (samples - 1), np.float32)
-    row = builder.constant(noise, "noise")
-    image = scene.first.image
-    largest, least = (builder.reduce(kind, image, [1, 2, 3], keepdims=True) for kind in ("Max", "Min"))
-    deviation = builder.node("Mul", [builder.node("Sub", [largest, least]), builder.constant(sigma)])
+    row = Value(context.builder, context.builder.constant(noise, "noise"), noise.shape)
+    image = context.tensor(context.first.image)
+    deviation = (image.max(1, 2, 3, keepdims=True) - image.min(1, 2, 3, keepdims=True)) * sigma
 
-    def sample(number: str) -> str:
-        first = builder.reshape(builder.node("Mul", [number, builder.constant(_SHIFT, dtype=np.int64)]), 1)
-        end = builder.node("Add", [first, builder.shape(numbers)])
-        drawn = builder.node("Slice", [row, first, end, builder.shape(0)])
-        planes = builder.reshape(drawn, 1, 3, scene.side, scene.side)
-        return builder.node("Add", [image, builder.node("Mul", [planes, deviation])])
+    def sample(number: Value) -> Value:
+        first = (number * _SHIFT).reshape(1)
+        drawn = row.op("Slice", first.name, (first + numbers).name, context.builder.shape(0), shape=(numbers,))
+        return image + drawn.reshape(1, 3, side, side) * deviation
 
-    return scene.magnitude(_mean_gradient(scene, samples, sample))
+    return context.magnitude(_mean_gradient(context, samples, sample))
 
 
 @method(
@@ -132,7 +128,7 @@ def smoothgrad(scene: Scene, *, samples: int = 25, sigma: float = 0.15) -> str:
     top=1,
     protocol="center",
 )
-def integrated_gradients(scene: Scene, *, steps: int = 32, baseline: str = "black") -> str:
+def integrated_gradients(context: MethodContext, *, steps: int = 32, baseline: str = "black") -> Value:
     """The derivative along the line from a baseline B to the image, times the way: what each pixel adds to the score.
 
     IG = (X - B) * integral over t of dy_c/dX(B + t (X - B)), by the midpoint rule. Its sum is y_c(X) - y_c(B), the more
@@ -142,7 +138,7 @@ def integrated_gradients(scene: Scene, *, steps: int = 32, baseline: str = "blac
         Sundararajan, Taly, Yan: Axiomatic Attribution for Deep Networks. ICML 2017, equations 1 and 3.
 
     Args:
-        scene: The image.
+        context: The image.
         steps: How many points of the line are taken. One runs after the other.
         baseline: ``"black"``, or ``"mean"``: what the network's preprocessing makes 0.
 
@@ -154,43 +150,35 @@ def integrated_gradients(scene: Scene, *, steps: int = 32, baseline: str = "blac
             f"found integrated-gradients' steps {steps} and baseline {baseline!r}, expected at least 1, and black or "
             "mean"
         )
-    builder, images = scene.builder, scene.images()
-    empty = black(scene.preprocess, scene.crops) if baseline == "black" else np.zeros((1, 3, 1, 1), np.float32)
-    begin = builder.constant(empty[None], "baseline")  # (1, crops or 1, 3, side or 1, side or 1)
-    way = builder.node("Sub", [images, begin])
+    images, side = context.images, context.side
+    empty = black(context.preprocess, context.crops) if baseline == "black" else np.zeros((1, 3, 1, 1), np.float32)
+    begin = empty[None]  # (1, crops or 1, 3, side or 1, side or 1)
+    way = images - begin
 
-    def point(number: str) -> str:
-        middle = builder.node("Add", [builder.node("Cast", [number], to=1), builder.constant(0.5)])
-        part = builder.node("Mul", [middle, builder.constant(1 / steps)])
-        reached = builder.node("Add", [begin, builder.node("Mul", [way, part])])
-        return builder.reshape(reached, -1, 3, scene.side, scene.side)
+    def point(number: Value) -> Value:
+        part = (number.cast(TensorProto.FLOAT) + 0.5) * (1 / steps)
+        return (begin + way * part).reshape(-1, 3, side, side)
 
-    mean = _mean_gradient(scene, steps, point)
-    added = builder.node("Mul", [mean, builder.unsqueeze(way, 2)])
-    named = builder.node("Identity", [added], GRADIENT)
-    return builder.node("Abs", [builder.reduce("Sum", named, [3])])
+    added = context.named(_mean_gradient(context, steps, point) * way)
+    return abs(added.sum(2))
 
 
-def _mean_gradient(scene: Scene, times: int, image: Callable[[str], str]) -> str:
-    """The mean of the derivative over images: (N, crops, count, 3, side, side).
+def _mean_gradient(context: MethodContext, times: int, image: Callable[[Value], Value]) -> Value:
+    """The mean of the derivative over images: (N, crops, 3, side, side).
 
     Args:
-        scene: The image that is explained.
+        context: The image that is explained.
         times: How many there are.
         image: Adds the nodes of one: its number (int64, from 0) -> (N * crops, 3, side, side).
     """
-    builder = scene.builder
-    each = [1, 1, scene.count, 1, 1, 1]
-    zeros = builder.node("Mul", [builder.unsqueeze(scene.images(), 2), builder.constant(0.0)])
-    start = builder.node("Expand", [zeros, builder.shape(*each)])
-    total = scene.summed(times, lambda number: scene.pixels(scene.again(image(number))), start)
-    return builder.node("Mul", [total, builder.constant(1 / times)])
+    zeros = context.images.zeros(context.classes.lead)
+    return context.summed(times, lambda number: context.pixels(context.again(image(number))), zeros) * (1 / times)
 
 
-def _enlarged(layer: Layer, maps: str) -> str:
-    """Maps (N, crops, count, places) at the crops' size, nothing below 0: (N, crops, count, side, side)."""
-    builder, grid, side = layer.builder, layer.grid, layer.scene.side
-    planes = builder.reshape(maps, -1, len(layer.scene.crops), layer.scene.count, grid.height, grid.width)
-    rows = builder.constant(enlargement(grid.height, side), "rows")
-    columns = builder.constant(enlargement(grid.width, side).T, "columns")
-    return builder.node("Relu", [builder.node("MatMul", [rows, builder.node("MatMul", [planes, columns])])])
+def _enlarged(layer: Layer, maps: Value) -> Value:
+    """Maps (N, crops, positions) at the crops' size, nothing below 0: (N, crops, side, side)."""
+    grid, context = layer.grid, layer.context
+    planes = maps.reshape(-1, len(context.crops), grid.height, grid.width)
+    return (
+        planes.along(3, enlargement(grid.width, context.side)).along(2, enlargement(grid.height, context.side)).relu()
+    )

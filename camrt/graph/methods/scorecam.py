@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+from onnx import TensorProto
 
 from camrt.errors import CamrtError
 from camrt.graph.methods import method
-from camrt.graph.methods.scene import Layer
+from camrt.graph.methods.context import Layer
+from camrt.graph.values import Value
 
 _TOGETHER = 16  # images that one run of the network gets, at most, for each image that is explained
 _LEAST = 1e-8
 
 
 @method("scorecam", kind="features", title="Score-CAM", gradients=False, again=True, protocol="center")
-def scorecam(layer: Layer, *, channels: int = 0) -> str:
+def scorecam(layer: Layer, *, channels: int = 0) -> Value:
     """How sure the network is of the class when it sees the image through one map alone.
 
     L_c = ReLU(sum_k a_k A_k) with a = softmax over k of y_c(X * s(U(A_k))): U enlarges the map to the image (bilinear),
@@ -33,51 +35,45 @@ def scorecam(layer: Layer, *, channels: int = 0) -> str:
     """
     if channels < 0:
         raise CamrtError(f"found scorecam's channels {channels}, expected 0 (all) or more")
-    builder, scene, grid = layer.builder, layer.scene, layer.grid
-    crops, tried = len(scene.crops), min(channels or layer.channels, layer.channels)
-    features = _liveliest(layer, tried) if tried < layer.channels else layer.features
-    least = builder.reduce("Min", features, [3], keepdims=True)
-    spread = builder.node("Sub", [builder.reduce("Max", features, [3], keepdims=True), least])
-    above = builder.node("Sub", [features, least])
-    masks = builder.node("Div", [above, builder.node("Add", [spread, builder.constant(_LEAST)])])
-    images = builder.unsqueeze(scene.images(), 2)  # (N, crops, 1, 3, side, side)
-    # (N, crops * together, count): which scores are read, of each run
+    context, grid, side = layer.context, layer.grid, layer.context.side
+    crops, tried = len(context.crops), min(channels or layer.channels, layer.channels)
+    features = _most_varied(layer, tried) if tried < layer.channels else layer.features
+    least = features.min(-1, keepdims=True)
+    masks = (features - least) / (features.max(-1, keepdims=True) - least + _LEAST)
+    images = context.images.unsqueeze(2)  # (N, crops, 1, 3, side, side)
     together = max(size for size in range(1, max(1, _TOGETHER // crops) + 1) if tried % size == 0)
-    wanted = builder.node("Expand", [builder.unsqueeze(scene.classes, 1), builder.shape(1, crops * together, 1)])
+    # (N, crops * together, count): which scores are read, of each run
+    wanted = context.classes.lead_to(1).unsqueeze(1).expand(1, crops * together, 1)
 
-    def scored(number: str) -> str:
+    def scored(number: Value) -> Value:
         """The scores of the image behind some of the maps: (N, crops, count, together)."""
-        begin = builder.reshape(builder.node("Mul", [number, builder.constant(together, dtype=np.int64)]), 1)
-        end = builder.node("Add", [begin, builder.shape(together)])
-        some = builder.node("Slice", [masks, begin, end, builder.shape(2)])
-        planes = builder.reshape(some, -1, together, grid.height, grid.width)
-        scales = builder.constant([1, 1, scene.side / grid.height, scene.side / grid.width], "scales")
-        large = builder.node("Resize", [planes, "", scales], mode="linear", coordinate_transformation_mode="half_pixel")
-        large = builder.reshape(large, -1, crops, together, 1, scene.side, scene.side)
-        run = scene.again(builder.reshape(builder.node("Mul", [images, large]), -1, 3, scene.side, scene.side))
-        if scene.targets.kind == "sum":
-            sums = builder.reduce("Sum", run.logits, range(1, scene.view.rank(run.logits) or 2))
-            found = builder.reshape(sums, -1, crops, together, 1)
+        begin = (number * together).reshape(1)
+        bounds = (begin.name, (begin + together).name, context.builder.shape(2))
+        some = masks.op("Slice", *bounds, shape=(*masks.shape[:2], together, masks.shape[3]))
+        planes = some.reshape(-1, together, grid.height, grid.width)
+        scales = np.array([1, 1, side / grid.height, side / grid.width])
+        large = planes.op("Resize", "", scales, mode="linear", coordinate_transformation_mode="half_pixel")
+        large = large.reshape(-1, crops, together, 1, side, side)
+        logits = context.logits(context.again((images * large).reshape(-1, 3, side, side)))
+        if context.targets.kind == "sum":
+            read = logits.sum(*range(1, logits.rank))
         else:
-            rows = builder.reshape(run.logits, -1, crops * together, scene.scores.classes)
-            read = builder.node("GatherElements", [rows, wanted], axis=2)
-            found = builder.reshape(read, -1, crops, together, scene.count)
-        return builder.node("Transpose", [found], perm=[0, 1, 3, 2])
+            rows = logits.reshape(-1, crops * together, context.scores.classes)
+            read = rows.op("GatherElements", wanted, shape=wanted.shape, axis=2)
+        return read.reshape(-1, crops, together, context.count).transpose(0, 1, 3, 2)
 
-    runs = scene.collected(tried // together, scored)  # (runs, N, crops, count, together)
-    told = builder.node("Transpose", [runs], perm=[1, 2, 3, 0, 4])
-    weights = builder.node("Softmax", [builder.reshape(told, -1, crops, scene.count, tried)], axis=3)
-    return builder.node("MatMul", [weights, features])
+    runs = context.collected(tried // together, scored)  # (runs, N, crops, count, together)
+    said = runs.transpose(1, 2, 3, 0, 4).reshape(-1, crops, context.count, tried)
+    return (said.op("Softmax", axis=3) @ features).lead_from(2)
 
 
-def _liveliest(layer: Layer, tried: int) -> str:
-    """The maps of the largest variance: (N, crops, tried, places)."""
-    builder = layer.builder
-    mean = builder.reduce("Mean", layer.features, [3], keepdims=True)
-    centred = builder.node("Sub", [layer.features, mean])
-    variance = builder.reduce("Mean", builder.node("Mul", [centred, centred]), [3])
-    _, chosen = builder.nodes_of(
-        "TopK", [variance, builder.shape(tried)], [builder.name("largest"), builder.name("chosen")], axis=2
-    )
-    each = builder.node("Expand", [builder.unsqueeze(chosen, 3), builder.shape(1, 1, 1, layer.places)])
-    return builder.node("GatherElements", [layer.features, each], axis=2)
+def _most_varied(layer: Layer, tried: int) -> Value:
+    """The maps of the largest variance: (N, crops, tried, positions)."""
+    features, builder = layer.features, layer.context.builder
+    centred = features - features.mean(-1, keepdims=True)
+    outputs = [builder.name("largest"), builder.name("chosen")]
+    variance = (centred * centred).mean(-1)
+    _, name = builder.nodes_of("TopK", [variance.name, builder.shape(tried)], outputs, axis=2)
+    chosen = Value(builder, name, (*features.shape[:2], tried), TensorProto.INT64)
+    each = chosen.unsqueeze(3).expand(1, 1, 1, layer.positions)
+    return features.op("GatherElements", each, shape=each.shape, axis=2)

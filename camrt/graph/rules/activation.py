@@ -2,191 +2,101 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 
-import onnx
+from onnx import TensorProto
 
-from camrt.graph.rules.registry import rule
-from camrt.graph.step import Step
+from camrt.graph.rules.registry import Cotangents, rule, slope, unsupported, vjp
+from camrt.graph.values import Value
 
+SELU = {"alpha": 1.6732632423543772, "gamma": 1.0507009873554805}  # ONNX's defaults
 
-@rule("Relu")
-def relu(step: Step, gradient: str) -> str:
-    """The slope is 1 where x > 0, else 0."""
-    positive = step.builder.node("Cast", [step.output], to=onnx.TensorProto.BOOL)  # a little faster than Sign
-    return step.times(gradient, step.mask(positive))
-
-
-@rule("LeakyRelu")
-def leaky_relu(step: Step, gradient: str) -> str:
-    """The slope is 1 where x > 0, else alpha."""
-    alpha = step.attributes.get("alpha", 0.01)
-    source = step.output if alpha > 0 else step.inputs[0]
-    return step.times(gradient, step.where(step.node("Greater", source, 0), 1, alpha))
-
-
-@rule("PRelu")
-def prelu(step: Step, gradient: str) -> list[str | None]:
-    """The slope is 1 where x > 0, else what the second input says; that one's is min(x, 0)."""
-    x, slope = step.inputs
-    found: list[str | None] = [None, None]
-    if step.wants(0):
-        found[0] = step.times(gradient, step.where(step.node("Greater", x, 0), 1, slope))
-    if step.wants(1):
-        found[1] = step.fit(step.times(gradient, step.node("Min", x, 0)), slope)
-    return found
-
-
-@rule("ThresholdedRelu")
-def thresholded_relu(step: Step, gradient: str) -> str:
-    """The slope is 1 where x > alpha, else 0."""
-    above = step.node("Greater", step.inputs[0], step.attributes.get("alpha", 1.0))
-    return step.times(gradient, step.mask(above))
-
-
-@rule("Elu")
-def elu(step: Step, gradient: str) -> str:
-    """The slope is 1 where x > 0, else alpha e^x = y + alpha."""
-    below = step.node("Add", step.output, step.attributes.get("alpha", 1.0))
-    return step.times(gradient, step.where(step.node("Greater", step.inputs[0], 0), 1, below))
+slope("Relu", "1 where x > 0, else 0", lambda y, x: y.cast(TensorProto.BOOL))  # a little faster than a comparison
+slope(
+    "LeakyRelu",
+    "1 where x > 0, else alpha",
+    lambda y, x, alpha=0.01: ((y if alpha > 0 else x) > 0).where(1, alpha),
+)
+slope("ThresholdedRelu", "1 where x > alpha, else 0", lambda y, x, alpha=1.0: x > alpha)
+slope("Elu", "1 where x > 0, else alpha e^x = y + alpha", lambda y, x, alpha=1.0: (x > 0).where(1, y + alpha))
+slope(
+    "Selu",
+    "gamma where x > 0, else gamma alpha e^x = y + gamma alpha",
+    lambda y, x, alpha=SELU["alpha"], gamma=SELU["gamma"]: (x > 0).where(gamma, y + gamma * alpha),
+)
+slope(
+    "Celu", "1 where x > 0, else e^(x / alpha) = y / alpha + 1", lambda y, x, alpha=1.0: (x > 0).where(1, y / alpha + 1)
+)
+slope("Sigmoid", "y (1 - y)", lambda y, x: y * (1 - y))
+slope("Tanh", "1 - y^2", lambda y, x: 1 - y * y)
+slope(
+    "HardSigmoid",
+    "alpha where 0 < y < 1, else 0",
+    lambda y, x, alpha=0.2, beta=0.5: ((y > 0) & (y < 1)).where(alpha, 0),
+)
+slope(
+    "HardSwish",
+    "0 below -3, 1 above 3, and x / 3 + 1/2 between",
+    lambda y, x: (x < -3).where(0, (x <= 3).where(x / 3 + 0.5, 1)),
+)
+slope("Softplus", "1 / (1 + e^-x)", lambda y, x: x.op("Sigmoid"))
+slope("Softsign", "1 / (1 + |x|)^2 = (1 - |y|)^2", lambda y, x: (1 - abs(y)) * (1 - abs(y)))
+slope("Erf", "2 / sqrt(pi) e^(-x^2)", lambda y, x: (-(x * x)).exp() * (2 / math.sqrt(math.pi)))
 
 
-@rule("Selu")
-def selu(step: Step, gradient: str) -> str:
-    """The slope is gamma where x > 0, else gamma alpha e^x = y + gamma alpha."""
-    gamma = step.attributes.get("gamma", 1.0507009873554805)
-    below = step.node("Add", step.output, gamma * step.attributes.get("alpha", 1.6732632423543772))
-    return step.times(gradient, step.where(step.node("Greater", step.inputs[0], 0), gamma, below))
-
-
-@rule("Celu")
-def celu(step: Step, gradient: str) -> str:
-    """The slope is 1 where x > 0, else e^(x / alpha) = y / alpha + 1."""
-    below = step.node("Add", step.node("Div", step.output, step.attributes.get("alpha", 1.0)), 1)
-    return step.times(gradient, step.where(step.node("Greater", step.inputs[0], 0), 1, below))
-
-
-@rule("Sigmoid")
-def sigmoid(step: Step, gradient: str) -> str:
-    """The slope is y (1 - y)."""
-    return step.times(gradient, _logistic_slope(step, step.output))
-
-
-@rule("Tanh")
-def tanh(step: Step, gradient: str) -> str:
-    """The slope is 1 - y^2."""
-    return step.times(gradient, _tanh_slope(step, step.output))
-
-
-@rule("HardSigmoid")
-def hard_sigmoid(step: Step, gradient: str) -> str:
-    """The slope is alpha where 0 < y < 1, else 0."""
-    inside = step.node("And", step.node("Greater", step.output, 0), step.node("Less", step.output, 1))
-    return step.times(gradient, step.where(inside, step.attributes.get("alpha", 0.2), 0))
-
-
-@rule("HardSwish")
-def hard_swish(step: Step, gradient: str) -> str:
-    """The slope is 0 below -3, 1 above 3, and x / 3 + 1/2 between."""
-    x = step.inputs[0]
-    between = step.node("Add", step.node("Div", x, 3), 0.5)
-    upper = step.where(step.node("LessOrEqual", x, 3), between, 1)
-    return step.times(gradient, step.where(step.node("Less", x, -3), 0, upper))
+vjp(
+    "PRelu",
+    "The slope is 1 where x > 0, else what the second input says; that one's is min(x, 0).",
+    lambda g, y, x, alpha: (g * (x > 0).where(1, alpha), g * x.minimum(0)),
+)
 
 
 @rule("Swish")
-def swish(step: Step, gradient: str) -> str:
+def swish(g: Value, y: Value, x: Value, *, alpha: float = 1.0) -> Value:
     """The slope is s + alpha x s (1 - s), with s = 1 / (1 + e^(-alpha x))."""
-    x, alpha = step.inputs[0], step.attributes.get("alpha", 1.0)
-    scaled = step.node("Mul", x, alpha)
-    gate = step.node("Sigmoid", scaled)
-    return step.times(gradient, step.node("Add", gate, step.node("Mul", scaled, _logistic_slope(step, gate))))
+    z = x * alpha
+    s = z.op("Sigmoid")
+    return g * (s + z * s * (1 - s))
 
 
 @rule("Mish")
-def mish(step: Step, gradient: str) -> str:
+def mish(g: Value, y: Value, x: Value) -> Value:
     """The slope is t + x s (1 - t^2), with t = tanh(log(1 + e^x)), s = 1 / (1 + e^-x)."""
-    x = step.inputs[0]
-    squashed = step.node("Tanh", step.node("Softplus", x))
-    slope = step.node("Mul", step.node("Sigmoid", x), _tanh_slope(step, squashed))
-    return step.times(gradient, step.node("Add", squashed, step.node("Mul", x, slope)))
-
-
-@rule("Clip", restrictions="of the bounds no gradient; at a bound the slope is 1")
-def clip(step: Step, gradient: str) -> str:
-    """The slope is 1 between the bounds, else 0."""
-    if step.wants(1) or step.wants(2):
-        raise step.error("a gradient of the bounds is not supported")
-    inside = []
-    if step.has(1):
-        inside.append(step.node("GreaterOrEqual", step.inputs[0], step.inputs[1]))
-    if step.has(2):
-        inside.append(step.node("LessOrEqual", step.inputs[0], step.inputs[2]))
-    if not inside:
-        return gradient
-    return step.times(gradient, step.mask(inside[0] if len(inside) == 1 else step.node("And", *inside)))
-
-
-@rule("Softplus")
-def softplus(step: Step, gradient: str) -> str:
-    """The slope is 1 / (1 + e^-x)."""
-    return step.times(gradient, step.node("Sigmoid", step.inputs[0]))
-
-
-@rule("Softsign")
-def softsign(step: Step, gradient: str) -> str:
-    """The slope is 1 / (1 + |x|)^2 = (1 - |y|)^2."""
-    rest = step.node("Sub", 1, step.node("Abs", step.output))
-    return step.times(gradient, step.node("Mul", rest, rest))
-
-
-@rule("Erf")
-def erf(step: Step, gradient: str) -> str:
-    """The slope is 2 / sqrt(pi) e^(-x^2)."""
-    x = step.inputs[0]
-    bell = step.node("Exp", step.node("Neg", step.node("Mul", x, x)))
-    return step.times(gradient, step.node("Mul", bell, 2 / math.sqrt(math.pi)))
+    t, s = x.op("Softplus").op("Tanh"), x.op("Sigmoid")
+    return g * (t + x * s * (1 - t * t))
 
 
 @rule("Gelu")
-def gelu(step: Step, gradient: str) -> str:
+def gelu(g: Value, y: Value, x: Value, *, approximate: str = "none") -> Value:
     """The slope is Phi(x) + x phi(x), the normal distribution and its density; or that of the approximation by tanh."""
-    x = step.inputs[0]
-    square = step.node("Mul", x, x)
-    if step.attributes.get("approximate", "none") == "tanh":
+    square = x * x
+    if approximate == "tanh":
         scale, cubic = math.sqrt(2 / math.pi), 0.044715
-        inner = step.node("Mul", step.node("Mul", x, scale), step.node("Add", step.node("Mul", square, cubic), 1))
-        squashed = step.node("Tanh", inner)
-        outer = step.node("Add", step.node("Mul", square, 3 * cubic * scale), scale)
-        rest = step.node("Mul", step.node("Mul", x, outer), _tanh_slope(step, squashed))
-        return step.times(gradient, step.node("Mul", step.node("Add", step.node("Add", squashed, 1), rest), 0.5))
-    normal = step.node("Mul", step.node("Add", step.node("Erf", step.node("Mul", x, math.sqrt(0.5))), 1), 0.5)
-    density = step.node("Mul", step.node("Exp", step.node("Mul", square, -0.5)), 1 / math.sqrt(2 * math.pi))
-    return step.times(gradient, step.node("Add", normal, step.node("Mul", x, density)))
+        t = (x * scale * (square * cubic + 1)).op("Tanh")
+        return g * ((t + 1 + x * (square * (3 * cubic * scale) + scale) * (1 - t * t)) * 0.5)
+    normal = ((x * math.sqrt(0.5)).op("Erf") + 1) * 0.5
+    density = (square * -0.5).exp() * (1 / math.sqrt(2 * math.pi))
+    return g * (normal + x * density)
 
 
-@rule("Softmax")
-def softmax(step: Step, gradient: str) -> str:
-    """From g comes y (g - sum of g y along the axis)."""
-    axis = step.axis(step.attributes.get("axis", -1))
-    step.apart([axis])
-    total = step.builder.reduce("Sum", step.times(gradient, step.output), [axis], keepdims=True)
-    return step.times(step.node("Sub", gradient, total), step.output)
+@rule("Clip", restrictions="of the bounds no gradient; at a bound the slope is 1")
+def clip(g: Value, y: Value, x: Value, low: Value | None = None, high: Value | None = None) -> Cotangents:
+    """The slope is 1 between the bounds, else 0."""
+    inside = [x >= low] if low else []
+    inside += [x <= high] if high else []
+    bound = unsupported("a gradient of the bounds is not supported")
+    return g * functools.reduce(operator.and_, inside) if inside else g, bound, bound
 
 
-@rule("LogSoftmax")
-def log_softmax(step: Step, gradient: str) -> str:
-    """From g comes g - e^y times the sum of g along the axis."""
-    axis = step.axis(step.attributes.get("axis", -1))
-    step.apart([axis])
-    total = step.builder.reduce("Sum", gradient, [axis], keepdims=True)
-    share = step.repeated(step.node("Exp", step.output), step.output)
-    return step.node("Sub", gradient, step.node("Mul", share, total))
-
-
-def _logistic_slope(step: Step, gate: str) -> str:
-    return step.node("Mul", gate, step.node("Sub", 1, gate))
-
-
-def _tanh_slope(step: Step, squashed: str) -> str:
-    return step.node("Sub", 1, step.node("Mul", squashed, squashed))
+vjp(
+    "Softmax",
+    "From g comes y (g - sum of g y along the axis).",
+    lambda g, y, x, *, axis=-1: y * (g - (g * y).sum(axis, keepdims=True)),
+)
+vjp(
+    "LogSoftmax",
+    "From g comes g - e^y times the sum of g along the axis.",
+    lambda g, y, x, *, axis=-1: g - y.exp() * g.sum(axis, keepdims=True),
+)

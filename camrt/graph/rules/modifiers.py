@@ -1,15 +1,14 @@
-"""Other ways back through a rectifier, for pictures of what a neuron looks for.
+"""Other backward passes through a rectifier, for pictures of what a neuron responds to.
 
-With f the activation, x its input and g the gradient that comes in, the gradient at x is
+With f the activation, x its input and g the cotangent at its output, the cotangent at x is
 
 * plain: f'(x) g,
 * ``guided``: f'(x) max(g, 0) where x > 0, else 0 (Springenberg et al. 2015, Striving for Simplicity, section 3.4),
 * ``deconvnet``: max(g, 0) (Zeiler & Fergus 2014, Visualizing and Understanding Convolutional Networks, section 2.1).
 
-Both papers know Relu alone, where f'(x) is 1 for x > 0. Here the same formulas hold for the activations that took its
-place: LeakyRelu, PRelu, ThresholdedRelu, Elu, Selu, Celu, Gelu, HardSwish, Swish, Mish, and Clip from 0 on (ReLU6). So
-do they where an exporter writes several nodes: x * Sigmoid(x) (SiLU), x * HardSigmoid(x) (HardSwish), Gelu with Erf.
-Sigmoid and Tanh are no rectifiers and keep their gradient.
+Both papers use Relu alone, where f'(x) is 1 for x > 0. The same formulas apply here to the activations that took its
+place, also where an exporter writes several nodes: x * Sigmoid(x) (SiLU), x * HardSigmoid(x) (HardSwish), Gelu with
+Erf. Sigmoid and Tanh are not rectifiers and keep their gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ import math
 
 import onnx
 
-from camrt.graph.step import Step
+from camrt.graph.sizes import Sizes
+from camrt.graph.values import Value
 from camrt.graph.view import GraphView
 
 NAMES = ("guided", "deconvnet")
@@ -28,33 +28,28 @@ _RECTIFIERS = {
 _GATES = {"Sigmoid", "HardSigmoid"}
 
 
-def rectified(step: Step) -> str | None:
+def rectified(view: GraphView, sizes: Sizes, node: onnx.NodeProto) -> str | None:
     """The input x of a rectifier that ends in this node; None where none does."""
-    node, view = step.proto, step.view
     if node.domain not in ("", "ai.onnx"):
         return None
     if node.op_type in _RECTIFIERS:
         return str(node.input[0])
     if node.op_type == "Clip":
-        low = step.value(1)
+        low = sizes.value(node.input[1]) if len(node.input) > 1 else None
         return str(node.input[0]) if low is not None and float(low) == 0 else None
     if node.op_type == "Mul":
         return _gated(view, node) or _gelu(view, node)
     return None
 
 
-def guided(step: Step, gradient: str, source: str) -> str:
-    """max(g, 0) where x > 0; the activation's own rule follows."""
-    positive = step.builder.node("Relu", [gradient])
-    if step.proto.op_type == "Relu":
-        return positive  # its rule looks at the sign of x itself
-    above = step.builder.node("Greater", [source, step.scalar(0, source)])
-    return step.times(positive, step.builder.node("Cast", [above], to=step.kind(source)), source)
+def guided(g: Value, x: Value, op_type: str) -> Value:
+    """max(g, 0) where x > 0; the activation's own rule follows. That of Relu looks at the sign of x itself."""
+    return g.relu() if op_type == "Relu" else g.relu() * (x > 0)
 
 
-def deconvnet(step: Step, gradient: str) -> str:
+def deconvnet(g: Value) -> Value:
     """max(g, 0), straight to x."""
-    return step.builder.node("Relu", [gradient])
+    return g.relu()
 
 
 def _gated(view: GraphView, node: onnx.NodeProto) -> str | None:
@@ -100,9 +95,7 @@ def _is_erf_gate(view: GraphView, tensor: str, source: str) -> bool:
         return False
     for this, other in (add.input, reversed(add.input)):
         erf, one = view.producers.get(this), view.constant(other)
-        if erf is None or erf.op_type != "Erf" or one is None or one.size != 1 or float(one.reshape(())) != 1:
-            continue
-        scaled = view.producers.get(erf.input[0])
-        if scaled is not None and scaled.op_type in ("Div", "Mul") and source in scaled.input:
-            return True
+        if erf is not None and erf.op_type == "Erf" and one is not None and one.tolist() in (1, [1]):
+            scaled = view.producers.get(erf.input[0])
+            return scaled is not None and scaled.op_type in ("Div", "Mul") and source in scaled.input
     return False

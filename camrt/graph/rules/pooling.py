@@ -6,118 +6,97 @@ matrix for each axis, whatever the windows' borders and divisors. Maxima scatter
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
-from camrt.graph.rules.registry import rule
-from camrt.graph.step import Step
+from camrt.graph.rules.registry import rule, vjp
+from camrt.graph.values import LAST, SCATTER_ADDS, Value, total
 from camrt.graph.windows import Windows
-
-SCATTER_ADDS = 16  # the opset from which ScatterElements adds
 
 
 @rule("MaxPool", restrictions="of equal maxima the first gets it all")
-def max_pool(step: Step, gradient: str) -> str:
+def max_pool(g: Value, y: Value, x: Value, *, kernel_shape: Sequence[int], **shape: Any) -> Value:
     """To where each maximum stood."""
-    windows = Windows.of(step, step.attributes["kernel_shape"], step.inputs[0])
-    keep = ("kernel_shape", "strides", "dilations", "pads", "auto_pad", "ceil_mode")
-    return _to_maxima(step, gradient, windows, {key: step.attributes.get(key) for key in keep})
+    keep = {name: shape.get(name) for name in ("strides", "dilations", "pads", "auto_pad", "ceil_mode")}
+    return _to_maxima(g, x, Windows.of(kernel_shape, x, **shape), kernel_shape=kernel_shape, **keep)
 
 
 @rule("GlobalMaxPool", restrictions="of equal maxima the first gets it all")
-def global_max_pool(step: Step, gradient: str) -> str:
+def global_max_pool(g: Value, y: Value, x: Value) -> Value:
     """To where the maximum stood."""
-    kernel = step.fixed(step.inputs[0], range(2, step.rank(step.inputs[0])))
-    one = (1,) * len(kernel)
-    none = (0,) * len(kernel)
-    return _to_maxima(step, gradient, Windows(kernel, kernel, one, none, none), {"kernel_shape": kernel})
+    kernel = x.fixed(*range(2, x.rank))
+    return _to_maxima(g, x, Windows.of(kernel, x, strides=kernel), kernel_shape=kernel)
 
 
-def _to_maxima(step: Step, gradient: str, windows: Windows, attributes: dict[str, object]) -> str:
+def _to_maxima(g: Value, x: Value, windows: Windows, **attributes: object) -> Value:
     """Pool once more, for the maxima's places in the whole tensor, and add the gradient there."""
-    builder = step.builder
-    image = step.repeated(step.inputs[0])
+    builder = x.builder
     outputs = [builder.name("maxima"), builder.name("places")]
-    _, places = builder.nodes_of("MaxPool", [image], outputs, **attributes)
-    size = builder.unsqueeze(builder.node("Size", [image]), 0)
-    value = _zero(step)
-    zeros = builder.node("ConstantOfShape", [size], value=value)
+    _, name = builder.nodes_of("MaxPool", [x.name], outputs, **attributes)
+    places = Value(builder, name, g.shape, TensorProto.INT64)
+    zeros = x.reshape(-1).zeros(g.lead)
     if windows.is_disjoint or builder.opset >= SCATTER_ADDS:
-        reduction = None if windows.is_disjoint else "add"
-        flat = [builder.reshape(each, -1) for each in (places, gradient)]
-        found = builder.node("ScatterElements", [zeros, *flat], reduction=reduction)
-        return step.reshape_as(found, step.inputs[0])
+        return zeros.scatter(places.reshape(-1), g.reshape(-1), 0, add=not windows.is_disjoint).reshape_as(x)
     # Every few windows share nothing with each other: such lots are scattered one by one, and added up.
     lots = []
     apart = [-(-(reach + 1) // stride) for reach, stride in zip(windows.reach, windows.strides, strict=True)]
-    axes = range(2, 2 + len(apart))
     for first in product(*map(range, apart)):
-        bounds = [first, [np.iinfo(np.int64).max] * len(apart), axes, apart]
-        cut = [builder.node("Slice", [each, *(builder.shape(*one) for one in bounds)]) for each in (places, gradient)]
-        lots.append(builder.node("ScatterElements", [zeros, *(builder.reshape(each, -1) for each in cut)]))
-    return step.reshape_as(builder.node("Sum", lots), step.inputs[0])
-
-
-def _zero(step: Step) -> object:
-    from onnx import numpy_helper
-
-    return numpy_helper.from_array(np.zeros(1, step.dtype()))
+        cut = [places, g]
+        for axis, (start, step) in enumerate(zip(first, apart, strict=True), 2):
+            cut = [one.slice(axis, start, LAST, step) for one in cut]
+        lots.append(zeros.scatter(cut[0].reshape(-1), cut[1].reshape(-1), 0))
+    return total(lots).reshape_as(x)
 
 
 @rule("AveragePool")
-def average_pool(step: Step, gradient: str) -> str:
+def average_pool(
+    g: Value, y: Value, x: Value, *, kernel_shape: Sequence[int], count_include_pad: int = 0, **shape: Any
+) -> Value:
     """Each window's gradient, divided by its divisor, to all of its pixels."""
-    windows = Windows.of(step, step.attributes["kernel_shape"], step.inputs[0])
-    return _spread(step, gradient, windows, divided=True)
+    windows = Windows.of(kernel_shape, x, **shape)
+    for axis, (taps, lengths) in enumerate(_taps(windows, x, y), 2):
+        divisors = lengths if count_include_pad else taps.sum(axis=1)
+        g = g.along(axis, (taps / np.maximum(divisors, 1)[:, None]).T)
+    return g
 
 
-@rule("GlobalAveragePool")
-def global_average_pool(step: Step, gradient: str) -> str:
-    """The same share to every pixel."""
-    x = step.inputs[0]
-    return step.expand_as(step.shared_out(gradient, range(2, step.rank(x))), x)
+vjp("GlobalAveragePool", "The same share to every pixel.", lambda g, y, x: g / x.count(range(2, x.rank)))
 
 
 @rule("LpPool")
-def lp_pool(step: Step, gradient: str) -> str:
+def lp_pool(g: Value, y: Value, x: Value, *, kernel_shape: Sequence[int], p: int = 2, **shape: Any) -> Value:
     """The window's gradient times sign(x) |x|^(p-1) y^(1-p)."""
-    x, power = step.inputs[0], float(step.attributes.get("p", 2))
-    windows = Windows.of(step, step.attributes["kernel_shape"], x)
-    is_zero = step.node("Equal", step.output, 0)
-    inverse = step.node("Pow", step.where(is_zero, 1, step.output), 1 - power)
-    spread = _spread(step, step.times(gradient, inverse), windows, divided=False)
-    return step.times(spread, _signed_power(step, x, power - 1), x, of=x)
+    g = g * _inverse_power(y, p)
+    for axis, (taps, _) in enumerate(_taps(Windows.of(kernel_shape, x, **shape), x, y), 2):
+        g = g.along(axis, taps.T)
+    return g * _signed_power(x, p)
 
 
-@rule("GlobalLpPool")
-def global_lp_pool(step: Step, gradient: str) -> str:
-    """The gradient times sign(x) |x|^(p-1) y^(1-p)."""
-    x, power = step.inputs[0], float(step.attributes.get("p", 2))
-    is_zero = step.node("Equal", step.output, 0)
-    inverse = step.node("Pow", step.where(is_zero, 1, step.output), 1 - power)
-    spread = step.expand_as(step.times(gradient, inverse), x)
-    return step.times(spread, _signed_power(step, x, power - 1), x, of=x)
+vjp(
+    "GlobalLpPool",
+    "The gradient times sign(x) |x|^(p-1) y^(1-p).",
+    lambda g, y, x, *, p=2: g * _inverse_power(y, p) * _signed_power(x, p),
+)
 
 
-def _signed_power(step: Step, x: str, power: float) -> str:
-    if power == 1:
+def _inverse_power(y: Value, p: int) -> Value:
+    """y^(1-p); 1 where y is 0."""
+    return y.equals(0).where(1, y) ** float(1 - p)
+
+
+def _signed_power(x: Value, p: int) -> Value:
+    """sign(x) |x|^(p-1)."""
+    if p == 2:
         return x
-    sign = step.node("Sign", x)
-    return sign if power == 0 else step.node("Mul", sign, step.node("Pow", step.node("Abs", x), power))
+    return x.sign() if p == 1 else x.sign() * abs(x) ** float(p - 1)
 
 
-def _spread(step: Step, gradient: str, windows: Windows, *, divided: bool) -> str:
-    """Each window's gradient to its pixels, axis by axis."""
-    x = step.inputs[0]
-    axes = range(2, step.rank(x))
-    sizes, outs = step.fixed(x, axes), step.fixed(step.output, axes)
-    shape = list(step.shape(step.output))
-    for axis, (size, out) in enumerate(zip(sizes, outs, strict=True)):
-        matrix = windows.taps(axis, size, out)
-        if divided:
-            inside = step.attributes.get("count_include_pad", 0)
-            divisors = windows.lengths(axis, size, out) if inside else matrix.sum(axis=1)
-            matrix = matrix / np.maximum(divisors, 1)[:, None]
-        gradient = step.along(gradient, shape, axis + 2, matrix.T)
-    return gradient
+def _taps(windows: Windows, x: Value, y: Value) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each spatial axis: the pixels of each window (out, size), 0 or 1; and the windows' padded lengths (out,)."""
+    axes = range(2, x.rank)
+    sizes = enumerate(zip(x.fixed(*axes), y.fixed(*axes), strict=True))
+    return [(windows.taps(axis, size, out), windows.lengths(axis, size, out)) for axis, (size, out) in sizes]

@@ -1,95 +1,62 @@
-"""Reductions along axes."""
+"""Reductions along axes. Every slope is a formula of the elements x and their result y, with its axes kept."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
-from camrt.graph.rules.registry import rule
-from camrt.graph.step import Step
+from camrt.graph.rules.registry import vjp
+from camrt.graph.values import Value
 
 
-@rule("ReduceSum")
-def reduce_sum(step: Step, gradient: str) -> str:
-    """The same to every element."""
-    return step.expand_as(_kept(step, gradient), step.inputs[0])
+def reduction(
+    operators: str, what: str, slope: Callable[[Value, Value, list[int]], Value | float], *, restrictions: str = ""
+) -> None:
+    """Register the rule of reductions.
+
+    Args:
+        operators: The operators, separated by commas.
+        what: What the rule does; for the documentation.
+        slope: y with the axes as axes of size 1, x, and the axes -> the slope.
+        restrictions: As in `camrt.graph.rules.registry.rule`.
+    """
+
+    def reduced(
+        g: Value, y: Value, x: Value, axes: Value | Sequence[int] | None = None,
+        *, keepdims: int = 1, noop_with_empty_axes: int = 0,
+    ) -> Value:  # fmt: skip
+        given = axes.known("axes").tolist() if isinstance(axes, Value) else list(axes or ())
+        if not given and not noop_with_empty_axes:
+            given = list(range(x.rank))
+        given = sorted(x.axis(axis) for axis in given) if x.rank else []
+        wide = [one if keepdims else one.unsqueeze(*given) for one in (g, y)]
+        return wide[0] * slope(wide[1], x, given)
+
+    vjp(operators, what, reduced, restrictions=restrictions)
 
 
-@rule("ReduceMean")
-def reduce_mean(step: Step, gradient: str) -> str:
-    """The same share to every element."""
-    share = step.shared_out(gradient, _axes(step))
-    return step.expand_as(_kept(step, share), step.inputs[0])
+def _tiny(value: Value) -> float:
+    return float(np.finfo(value.dtype).tiny)
 
 
-@rule("ReduceMax", "ReduceMin", restrictions="where several are equal, they share the gradient")
-def reduce_extremum(step: Step, gradient: str) -> str:
-    """To the element that was taken; several equal ones share it."""
-    x, axes = step.inputs[0], _axes(step)
-    taken = step.mask(step.builder.node("Equal", [x, _kept(step, step.output)]))
-    number = step.builder.reduce("Sum", taken, axes, keepdims=True) if axes else taken
-    return _times(step, gradient, step.node("Div", taken, number))
+def _share(y: Value, x: Value, axes: Sequence[int]) -> Value:
+    """1 for the element that was taken; several equal ones share it."""
+    taken = x.equals(y).cast(x.kind)
+    return taken / taken.sum(*axes, keepdims=True)
 
 
-@rule("ReduceSumSquare")
-def reduce_sum_square(step: Step, gradient: str) -> str:
-    """The slope is 2 x."""
-    return _times(step, gradient, step.node("Mul", step.inputs[0], 2))
-
-
-@rule("ReduceL1")
-def reduce_l1(step: Step, gradient: str) -> str:
-    """The slope is the sign of x."""
-    return _times(step, gradient, step.node("Sign", step.inputs[0]))
-
-
-@rule("ReduceL2")
-def reduce_l2(step: Step, gradient: str) -> str:
-    """The slope is x / y; 0 where all are 0."""
-    least = float(np.finfo(step.dtype()).tiny)
-    norm = step.node("Max", _kept(step, step.output), least)
-    return _times(step, gradient, step.node("Div", step.inputs[0], norm))
-
-
-@rule("ReduceProd", restrictions="no element may be 0")
-def reduce_prod(step: Step, gradient: str) -> str:
-    """The slope is y / x."""
-    return _times(step, gradient, step.node("Div", _kept(step, step.output), step.inputs[0]))
-
-
-@rule("ReduceLogSum")
-def reduce_log_sum(step: Step, gradient: str) -> str:
-    """The slope is 1 / sum = e^-y."""
-    share = step.node("Exp", step.node("Neg", _kept(step, step.output)))
-    zeros = step.node("Mul", step.inputs[0], 0)
-    return _times(step, gradient, step.node("Add", zeros, share))
-
-
-@rule("ReduceLogSumExp")
-def reduce_log_sum_exp(step: Step, gradient: str) -> str:
-    """The slope is e^(x - y)."""
-    return _times(step, gradient, step.node("Exp", step.node("Sub", step.inputs[0], _kept(step, step.output))))
-
-
-def _times(step: Step, gradient: str, factor: str) -> str:
-    """The gradient for every element, times a factor of the input's shape."""
-    x = step.inputs[0]
-    return step.times(step.expand_as(_kept(step, gradient), x), factor, x, of=x)
-
-
-def _axes(step: Step) -> list[int]:
-    """The axes that were summed over, in order; not the images' with several gradients an image."""
-    rank = step.rank(step.inputs[0])
-    given = step.attributes.get("axes")
-    if given is None and step.has(1):
-        given = step.known(1, "axes").tolist()
-    if not given:
-        given = [] if step.attributes.get("noop_with_empty_axes", 0) else range(rank)
-    axes = sorted(axis % rank for axis in given) if rank else []
-    step.apart(axes)
-    return axes
-
-
-def _kept(step: Step, tensor: str) -> str:
-    """The output, or its gradient, with the axes that were summed over as axes of size 1."""
-    axes = _axes(step)
-    return tensor if step.attributes.get("keepdims", 1) or not axes else step.builder.unsqueeze(tensor, *axes)
+reduction("ReduceSum", "The same to every element.", lambda y, x, axes: 1)
+reduction("ReduceMean", "The same share to every element.", lambda y, x, axes: 1 / x.count(axes))
+reduction("ReduceSumSquare", "The slope is 2 x.", lambda y, x, axes: x * 2)
+reduction("ReduceL1", "The slope is the sign of x.", lambda y, x, axes: x.sign())
+reduction("ReduceL2", "The slope is x / y; 0 where all are 0.", lambda y, x, axes: x / y.maximum(_tiny(y)))
+reduction("ReduceProd", "The slope is y / x.", lambda y, x, axes: y / x, restrictions="no element may be 0")
+reduction("ReduceLogSum", "The slope is 1 / sum = e^-y.", lambda y, x, axes: (-y).exp())
+reduction("ReduceLogSumExp", "The slope is e^(x - y).", lambda y, x, axes: (x - y).exp())
+reduction(
+    "ReduceMax, ReduceMin",
+    "To the element that was taken; several equal ones share it.",
+    _share,
+    restrictions="where several are equal, they share the gradient",
+)

@@ -3,317 +3,217 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from camrt.graph.rules.registry import rule
-from camrt.graph.step import Step
+from camrt.errors import CamrtError
+from camrt.graph.rules.registry import Cotangents, rule, unsupported, vjp
+from camrt.graph.values import Value, expect_scatter_adds, join
 
-_END = int(np.iinfo(np.int64).max)
+vjp("Identity", "As it is.", lambda g, y, x: g)
 
 
-@rule("Identity", "Dropout", restrictions="Dropout not in training mode")
-def identity(step: Step, gradient: str) -> str:
+@rule("Dropout", restrictions="not in training mode")
+def dropout(g: Value, y: Value, x: Value, ratio: Value | None = None, training: Value | None = None) -> Value:
     """As it is."""
-    training = step.value(2) if step.proto.op_type == "Dropout" else None
-    if step.proto.op_type == "Dropout" and step.has(2) and (training is None or bool(training)):
-        raise step.error("found Dropout in training mode, expected a model for inference: export it in eval mode")
-    return gradient
+    if training is not None and (training.constant is None or training.constant):
+        raise CamrtError("found Dropout in training mode, expected a model for inference: export it in eval mode")
+    return g
 
 
-@rule("Cast", "CastLike", restrictions="between floating-point types")
-def cast(step: Step, gradient: str) -> str:
-    """Back to the type of the input."""
-    return step.builder.node("Cast", [gradient], to=step.kind(step.inputs[0]))
-
-
-@rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-def reshape(step: Step, gradient: str) -> str:
-    """Back to the shape of the input."""
-    return step.reshape_as(gradient, step.inputs[0])
+vjp(
+    "Cast, CastLike",
+    "Back to the type of the input.",
+    lambda g, y, x, like=None: g.cast(x.kind),
+    restrictions="between floating-point types",
+)
+vjp(
+    "Reshape, Flatten, Squeeze, Unsqueeze",
+    "Back to the shape of the input.",
+    lambda g, y, x, sizes=None: g.reshape_as(x),
+)
 
 
 @rule("Transpose")
-def transpose(step: Step, gradient: str) -> str:
+def transpose(g: Value, y: Value, x: Value, *, perm: Sequence[int] = ()) -> Value:
     """The axes back to their places."""
-    order = step.attributes.get("perm") or list(range(step.rank(step.inputs[0])))[::-1]
-    return step.builder.node("Transpose", [gradient], perm=np.argsort(order).tolist())
+    return g.transpose(*np.argsort(perm or range(x.rank)[::-1]).tolist())
 
 
 @rule("Concat")
-def concat(step: Step, gradient: str) -> Sequence[str | None]:
+def concat(g: Value, y: Value, *parts: Value, axis: int) -> Cotangents:
     """Each input's part."""
-    axis = step.axis(step.attributes["axis"])
-    if len(step.inputs) > 1 and _is_stack_of_batches(step, axis):
-        parts = [step.builder.name("part") for _ in step.inputs]
-        number = len(parts) if step.builder.opset >= 18 else None
-        return step.builder.nodes_of("Split", [gradient], parts, axis=axis, num_outputs=number)
-    step.apart([axis], step.output)
-    if step.copies == 1 and any(step.shape(name)[axis] is None for name in step.inputs):
-        lengths = [step.builder.slice(step.node("Shape", name), [axis], [axis + 1], [0]) for name in step.inputs]
-        parts = [step.builder.name("part") for _ in lengths]
-        return step.builder.nodes_of("Split", [gradient, step.node("Concat", *lengths, axis=0)], parts, axis=axis)
-    sizes = [step.fixed(name, [axis])[0] for name in step.inputs]
-    if all(step.wants(index) for index in range(len(sizes))):
-        parts = [step.builder.name("part") for _ in sizes]
-        return step.builder.nodes_of("Split", [gradient, step.builder.shape(*sizes)], parts, axis=axis)
-    ends = np.cumsum(sizes).tolist()
-    return [
-        step.builder.slice(gradient, [end - size], [end], [axis]) if step.wants(index) else None
-        for index, (size, end) in enumerate(zip(sizes, ends, strict=True))
-    ]
-
-
-def _is_stack_of_batches(step: Step, axis: int) -> bool:
-    """Whether each input holds all images along the axis, equally many rows: a network unrolled over time does that."""
-    first, *others = step.inputs
-    whole = [step.shape(name)[axis] is None for name in step.inputs]
-    return all(whole) and all(step.sizes.same(first, axis, other, axis) for other in others)
+    lengths = [one.shape[axis] for one in parts]
+    if None in lengths:
+        return g.split(axis, join([one.lengths.slice(0, one.axis(axis), one.axis(axis) + 1) for one in parts], 0))
+    return g.split(axis, [length for length in lengths if length is not None])
 
 
 @rule("Split", several=True)
-def split(step: Step, gradient: str) -> str:
+def split(g: list[Value], y: list[Value], x: Value, lengths: Value | None = None, *, axis: int = 0) -> Value:
     """The parts' gradients joined; zeros for parts that nothing reads."""
-    axis = step.axis(step.attributes.get("axis", 0))
-    if any(step.shape(name)[axis] is not None for name in step.proto.output if name):
-        step.apart([axis])
-    parts = [step.gradient(index) for index, name in enumerate(step.proto.output) if name]
-    return step.builder.node("Concat", parts, axis=axis)
+    return join(g, axis)
 
 
 @rule("Slice", restrictions="constant bounds, except where the whole axis is taken")
-def slice_(step: Step, gradient: str) -> str:
+def slice_(
+    g: Value, y: Value, x: Value, starts: Value, ends: Value, axes: Value | None = None, steps: Value | None = None
+) -> Value:
     """Zeros for what was cut off."""
-    x = step.inputs[0]
-    steps = step.known(4, "steps").tolist() if step.has(4) else None
-    rank = step.rank(x)
-    axes = step.known(3, "axes").tolist() if step.has(3) else range(len(steps) if steps else rank)
-    for index, axis in enumerate(axis % rank for axis in axes):
-        stride = steps[index] if steps else 1
-        if stride == 1 and step.sizes.same(x, axis, step.output, axis):
+    strides = steps.known("steps").tolist() if steps is not None else None
+    listed = axes.known("axes").tolist() if axes is not None else range(len(strides) if strides else x.rank)
+    for index, axis in enumerate(axis % x.rank for axis in listed):
+        stride = strides[index] if strides else 1
+        if stride == 1 and x.same(y, axis):
             continue  # all of it
-        step.apart([axis])
-        start, end = (int(step.known(place, what)[index]) for place, what in ((1, "starts"), (2, "ends")))
-        (size,) = step.fixed(x, [axis])
-        places = np.arange(size)[slice(*_bounds(start, end, stride, size), stride)]
-        gradient = _put_back(step, gradient, axis, size, places)
-    return gradient
+        start, end = int(starts.known("starts")[index]), int(ends.known("ends")[index])
+        (size,) = x.fixed(axis)
+        g = _put_back(g, axis, size, np.arange(size)[_bounds(start, end, stride, size)])
+    return g
 
 
-def _bounds(start: int, end: int, stride: int, size: int) -> tuple[int, int | None]:
+def _bounds(start: int, end: int, stride: int, size: int) -> slice:
     """Start and end as Python's slices mean them. ONNX clamps: an end before the front stays there."""
-    start = start + size if start < 0 else start
-    end = end + size if end < 0 else end
+    start, end = (bound + size if bound < 0 else bound for bound in (start, end))
     if stride > 0:
-        return min(max(start, 0), size), min(max(end, 0), size)
-    last = min(max(start, 0), size - 1)
-    return last, None if end < 0 else min(end, size - 1)
+        return slice(min(max(start, 0), size), min(max(end, 0), size), stride)
+    return slice(min(max(start, 0), size - 1), None if end < 0 else min(end, size - 1), stride)
 
 
-def _put_back(step: Step, gradient: str, axis: int, size: int, places: np.ndarray) -> str:
-    """A tensor of ``size`` along an axis with the gradient's slices at different places and zeros elsewhere."""
+def _put_back(g: Value, axis: int, size: int, places: np.ndarray) -> Value:
+    """A tensor of ``size`` along an axis with slices at different places and zeros elsewhere."""
     if places.size and np.array_equal(places, np.arange(places[0], places[0] + len(places))):
-        before, after = int(places[0]), size - int(places[0]) - len(places)
-        return _padded(step, gradient, axis, before, after) if before or after else gradient
-    source = np.full(size, len(places))
+        return g.pad({axis: (int(places[0]), size - int(places[0]) - len(places))})
+    source = np.full(size, len(places))  # one slice of zeros behind, which all other places read
     source[places] = np.arange(len(places))
-    if len(places) < size:  # one slice of zeros behind, which all other places read
-        gradient = _padded(step, gradient, axis, 0, 1)
-    return step.builder.node("Gather", [gradient, step.builder.shape(*source.tolist())], axis=axis)
-
-
-def _padded(step: Step, gradient: str, axis: int, before: int, after: int) -> str:
-    rank = step.rank(step.inputs[0])
-    pads = [0] * 2 * rank
-    pads[axis], pads[axis + rank] = before, after
-    return step.builder.node("Pad", [gradient, step.builder.shape(*pads)])
+    return (g.pad({axis: (0, 1)}) if len(places) < size else g).take(source, axis)
 
 
 @rule("Gather", restrictions="constant indices")
-def gather(step: Step, gradient: str) -> Sequence[str | None]:
+def gather(g: Value, y: Value, x: Value, indices: Value, *, axis: int = 0) -> Value:
     """Each slice's gradient to where it was taken from; those of one taken twice add up."""
-    x = step.inputs[0]
-    if step.sizes.takes_all(step.proto):
-        return [step.reshape_as(gradient, x)]
-    axis = step.axis(step.attributes.get("axis", 0))
-    step.apart([axis])
-    (size,) = step.fixed(x, [axis])
-    indices = step.known(1, "indices")
-    places = indices.reshape(-1) % size
-    shape: list[int | None] = [*step.shape(x)]
-    shape[axis] = len(places)
-    if indices.ndim != 1:
-        gradient = _reshaped(step, gradient, shape)
+    if x.sizes is not None and x.sizes.takes_all(x.name, indices.name):
+        return g.reshape_as(x)
+    axis = x.axis(axis)
+    (size,) = x.fixed(axis)
+    places = indices.known("indices").reshape(-1) % size
+    if indices.rank != 1:
+        g = g.reshape(*x.shape[:axis], len(places), *x.shape[axis + 1 :])
     if len(np.unique(places)) == len(places):
-        return [_put_back(step, gradient, axis, size, places)]
-    matrix = np.zeros((size, len(places)))
-    matrix[places, np.arange(len(places))] = 1
-    return [step.along(gradient, shape, axis, matrix)]
+        return _put_back(g, axis, size, places)
+    return g.along(axis, np.equal.outer(np.arange(size), places).astype(float))
 
 
-def _reshaped(step: Step, tensor: str, shape: Sequence[int | None]) -> str:
-    if list(shape).count(None) > 1:
-        raise step.error(f"found a shape of {Step.describe(shape)}, expected one free size at most")
-    return step.builder.reshape(tensor, *(-1 if size is None else size for size in shape))
+vjp(
+    "GatherElements",
+    "Each element's gradient to where it was taken from.",
+    lambda g, y, x, indices, *, axis=0: x.zeros(g.lead).scatter(indices, g, axis, add=True),
+    restrictions="from opset 16 on",
+)
 
 
-@rule("GatherElements", restrictions="from opset 16 on")
-def gather_elements(step: Step, gradient: str) -> Sequence[str | None]:
-    """Each element's gradient to where it was taken from."""
-    return [_scattered(step, gradient, step.inputs[1], step.attributes.get("axis", 0), "add")]
-
-
-@rule("GatherND", restrictions="from opset 16 on, without batch_dims, one gradient an image")
-def gather_nd(step: Step, gradient: str) -> Sequence[str | None]:
+@rule("GatherND", restrictions="from opset 16 on, without batch_dims")
+def gather_nd(g: Value, y: Value, x: Value, indices: Value, *, batch_dims: int = 0) -> Value:
     """Each slice's gradient to where it was taken from."""
-    x, indices = step.inputs
-    step.alone(x)
-    _expect_adding(step)
-    if step.attributes.get("batch_dims", 0):
-        raise step.error(f"found batch_dims {step.attributes['batch_dims']}, expected 0")
-    return [step.builder.node("ScatterND", [step.zeros(x), indices, gradient], reduction="add")]
+    expect_scatter_adds(g.builder)
+    if batch_dims:
+        raise CamrtError(f"found batch_dims {batch_dims}, expected 0")
+    return _last(x.zeros(g.lead)).op("ScatterND", indices, _last(g), reduction="add").lead_from(-1)
+
+
+def _last(v: Value) -> Value:
+    """The axis of cotangents behind the others, where ScatterND and GatherND take whole slices."""
+    return v.lead_to(v.rank)
 
 
 @rule("ScatterElements", restrictions="reduction none and add")
-def scatter_elements(step: Step, gradient: str) -> Sequence[str | None]:
+def scatter_elements(
+    g: Value, y: Value, x: Value, indices: Value, updates: Value, *, axis: int = 0, reduction: str = "none"
+) -> Cotangents:
     """The updates' from where they were put; of the data what was not overwritten."""
-    axis, indices = step.axis(step.attributes.get("axis", 0)), step.repeated(step.inputs[1])
-    step.apart([axis])
-    kept = gradient
-    if _overwrites(step) and step.wants(0):
-        kept = step.builder.node("ScatterElements", [gradient, indices, step.zeros(step.inputs[2])], axis=axis)
-    return [kept, None, step.builder.node("GatherElements", [gradient, indices], axis=axis) if step.wants(2) else None]
+    kept = g.scatter(indices, updates.zeros(g.lead), axis) if _overwrites(reduction) else g
+    taken = g.op("GatherElements", indices.stacked(g.lead), shape=updates.shape, axis=x.axis(axis) - x.rank)
+    return kept, None, taken
 
 
-@rule("ScatterND", restrictions="reduction none and add, one gradient an image")
-def scatter_nd(step: Step, gradient: str) -> Sequence[str | None]:
+@rule("ScatterND", restrictions="reduction none and add")
+def scatter_nd(g: Value, y: Value, x: Value, indices: Value, updates: Value, *, reduction: str = "none") -> Cotangents:
     """The updates' from where they were put; of the data what was not overwritten."""
-    _, indices, updates = step.inputs
-    step.alone(step.output)
-    kept = gradient
-    if _overwrites(step) and step.wants(0):
-        kept = step.builder.node("ScatterND", [gradient, indices, step.zeros(updates)])
-    return [kept, None, step.builder.node("GatherND", [gradient, indices]) if step.wants(2) else None]
+    last = _last(g)
+    kept = last.op("ScatterND", indices, _last(updates.zeros(g.lead))).lead_from(-1) if _overwrites(reduction) else g
+    taken = last.op("GatherND", indices, shape=(*updates.shape, last.shape[-1]))
+    return kept, None, taken.lead_from(-1)
 
 
-def _overwrites(step: Step) -> bool:
+def _overwrites(reduction: str) -> bool:
     """Whether updates take the place of data, and are not added to them."""
-    reduction = step.attributes.get("reduction", "none")
     if reduction not in ("none", "add"):
-        raise step.error(f"found reduction {reduction!r}, expected none or add")
-    return bool(reduction == "none")
+        raise CamrtError(f"found reduction {reduction!r}, expected none or add")
+    return reduction == "none"
 
 
-def _expect_adding(step: Step) -> None:
-    if step.builder.opset < 16:
-        raise step.error(f"found opset {step.builder.opset}, expected 16 or later: export the model with a newer one")
-
-
-@rule("TopK", restrictions="of the values")
-def top_k(step: Step, gradient: str) -> Sequence[str | None]:
+@rule("TopK", restrictions="of the values", several=True)
+def top_k(g: list[Value], y: list[Value], x: Value, k: Value, *, axis: int = -1) -> Value:
     """Each value's gradient to where it stood."""
-    if len(step.proto.output) < 2 or not step.proto.output[1]:
-        raise step.error("found TopK without its second output, the indices, which the gradient needs")
-    return [_scattered(step, gradient, step.proto.output[1], step.attributes.get("axis", -1), None)]
+    if len(y) < 2:
+        raise CamrtError("found TopK without its second output, the indices, which the gradient needs")
+    return x.zeros(g[0].lead).scatter(y[1], g[0], axis)
 
 
-def _scattered(step: Step, gradient: str, indices: str, axis: int, reduction: str | None) -> str:
-    if reduction:
-        _expect_adding(step)
-    step.apart([axis])
-    inputs = [step.zeros(step.inputs[0]), step.repeated(indices), gradient]
-    return step.builder.node("ScatterElements", inputs, axis=axis, reduction=reduction)
-
-
-@rule("Expand")
-def expand(step: Step, gradient: str) -> str:
-    """The sum over the axes along which the input was repeated."""
-    return step.fit(gradient, step.inputs[0])
+vjp("Expand", "The sum over the axes along which the input was repeated.", lambda g, y, x, sizes: g)
 
 
 @rule("Tile", restrictions="constant repeats")
-def tile(step: Step, gradient: str) -> str:
+def tile(g: Value, y: Value, x: Value, repeats: Value) -> Value:
     """The sum over the repetitions."""
-    repeats = step.known(1, "repeats").tolist()
-    axes = [axis for axis, times in enumerate(repeats) if times != 1]
-    if not axes:
-        return gradient
-    step.apart(axes)
-    sizes: list[int] = []
+    sizes: list[int | None] = []
     summed = []
-    for axis, (times, size) in enumerate(zip(repeats, step.shape(step.inputs[0]), strict=True)):
+    for times, size in zip(repeats.known("repeats").tolist(), x.shape, strict=True):
         if times != 1:
             summed.append(len(sizes))
-            sizes += [times, step.fixed(step.inputs[0], [axis])[0]]
-        else:
-            sizes.append(-1 if size is None else size)
-    return step.builder.reduce("Sum", _reshaped(step, gradient, [None if n == -1 else n for n in sizes]), summed)
+            sizes.append(times)
+        sizes.append(size)
+    return g.reshape(*sizes).sum(*summed) if summed else g
 
 
 @rule("Pad", restrictions="constant pads; of the padding's value no gradient")
-def pad(step: Step, gradient: str) -> str:
+def pad(
+    g: Value, y: Value, x: Value, pads: Value, value: Value | None = None, axes: Value | None = None,
+    *, mode: str = "constant",
+) -> Cotangents:  # fmt: skip
     """What stood inside; with reflect, edge and wrap also what the borders repeat."""
-    if step.wants(2):
-        raise step.error("a gradient of the padding's value is not supported")
-    rank = step.rank(step.inputs[0])
-    given = step.known(1, "pads").tolist()
-    axes = step.known(3, "axes").tolist() if step.has(3) else list(range(rank))
-    half = len(given) // 2
-    pads = {step.axis(axis): (given[i], given[i + half]) for i, axis in enumerate(axes)}
-    pads = {axis: both for axis, both in pads.items() if any(both)}
-    step.apart(list(pads))
-    mode = step.attributes.get("mode", "constant")
+    listed = axes.known("axes").tolist() if axes is not None else range(x.rank)
+    borders = dict(zip(listed, zip(*pads.known("pads").reshape(2, -1).tolist(), strict=True), strict=True))
     if mode == "constant":
-        return _unpadded(step, gradient, pads)
-    shape = list(step.shape(step.output))
-    for axis, (before, after) in pads.items():
-        (size,) = step.fixed(step.inputs[0], [axis])
-        source = np.pad(np.arange(size), (max(before, 0), max(after, 0)), mode=mode)
-        source = source[max(-before, 0) : len(source) - max(-after, 0)]
-        matrix = np.zeros((size, len(source)))
-        np.add.at(matrix, (source, np.arange(len(source))), 1)
-        gradient = step.along(gradient, shape, axis, matrix)
-    return gradient
-
-
-def _unpadded(step: Step, gradient: str, pads: dict[int, tuple[int, int]]) -> str:
-    """Cut off what was added; put back zeros for what was cut off."""
-    cut = {axis: (max(before, 0), max(after, 0)) for axis, (before, after) in pads.items()}
-    cut = {axis: both for axis, both in cut.items() if any(both)}
-    if cut:
-        ends = [-after if after else _END for _, after in cut.values()]
-        gradient = step.builder.slice(gradient, [before for before, _ in cut.values()], ends, list(cut))
-    if any(min(both) < 0 for both in pads.values()):
-        rank = step.rank(step.inputs[0])
-        border = [0] * 2 * rank
-        for axis, (before, after) in pads.items():
-            border[axis], border[axis + rank] = max(-before, 0), max(-after, 0)
-        gradient = step.builder.node("Pad", [gradient, step.builder.shape(*border)])
-    return gradient
+        g = g.pad({axis: (-before, -after) for axis, (before, after) in borders.items()})
+    for axis, (before, after) in borders.items():
+        if mode != "constant" and (before or after):
+            (size,) = x.fixed(axis)
+            source = np.pad(np.arange(size), (max(before, 0), max(after, 0)), mode=mode)  # type: ignore[call-overload]
+            source = source[max(-before, 0) : len(source) - max(-after, 0)]
+            g = g.along(axis, np.equal.outer(np.arange(size), source).astype(float))
+    return g, None, unsupported("a gradient of the padding's value is not supported")
 
 
 @rule("DepthToSpace")
-def depth_to_space(step: Step, gradient: str) -> str:
+def depth_to_space(g: Value, y: Value, x: Value, *, blocksize: int, mode: str = "DCR") -> Value:
     """SpaceToDepth, with the channels in the order that they had."""
-    block = int(step.attributes["blocksize"])
-    if step.attributes.get("mode", "DCR") == "DCR":
-        return step.builder.node("SpaceToDepth", [gradient], blocksize=block)
-    channels, height, width = step.fixed(step.output, [1, 2, 3])
-    apart = step.builder.reshape(gradient, -1, channels, height // block, block, width // block, block)
-    moved = step.builder.node("Transpose", [apart], perm=[0, 1, 3, 5, 2, 4])
-    return step.builder.reshape(moved, -1, channels * block * block, height // block, width // block)
+    if mode == "DCR":
+        return g.per_image(lambda g: g.op("SpaceToDepth", shape=x.shape, blocksize=blocksize))
+    channels, height, width = y.fixed(1, 2, 3)
+    apart = g.reshape(None, channels, height // blocksize, blocksize, width // blocksize, blocksize)
+    return apart.transpose(0, 1, 3, 5, 2, 4).reshape_as(x)
 
 
-@rule("SpaceToDepth")
-def space_to_depth(step: Step, gradient: str) -> str:
-    """DepthToSpace."""
-    return step.builder.node("DepthToSpace", [gradient], blocksize=int(step.attributes["blocksize"]), mode="DCR")
-
-
-@rule("Trilu")
-def trilu(step: Step, gradient: str) -> str:
-    """The same triangle."""
-    inputs: list[Any] = [gradient, *([step.inputs[1]] if step.has(1) else [])]
-    step.apart([-1, -2])
-    return step.builder.node("Trilu", inputs, upper=step.attributes.get("upper", 1))
+vjp(
+    "SpaceToDepth",
+    "DepthToSpace.",
+    lambda g, y, x, *, blocksize: g.per_image(
+        lambda g: g.op("DepthToSpace", shape=x.shape, blocksize=blocksize, mode="DCR")
+    ),
+)
+vjp(
+    "Trilu",
+    "The same triangle.",
+    lambda g, y, x, k=None, *, upper=1: g.op("Trilu", *([k] if k is not None else []), upper=upper),
+)

@@ -1,0 +1,283 @@
+"""What a method works with: features, gradients and scores of a network, as values of the graph under construction.
+
+Axes: N images, of which the network sees ``crops`` parts each, so that it runs on N * crops. What differs from class to
+class has the classes along its leading axis, which formulas need not know of (`camrt.graph.values`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from camrt.errors import CamrtError
+from camrt.graph.builder import Builder
+from camrt.graph.crops import Crop
+from camrt.graph.head import Head
+from camrt.graph.layers import FeatureMap
+from camrt.graph.rewrite import repeated
+from camrt.graph.scores import Scores
+from camrt.graph.sizes import Sizes
+from camrt.graph.targets import Targets
+from camrt.graph.values import Value
+from camrt.graph.view import GraphView
+from camrt.preprocess import Preprocess
+
+GRADIENT = "camrt/gradient"  # inside the graph: of a pixel method, before the largest of the channels is taken
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A run of the network through the graph.
+
+    Attributes:
+        image: The network's input: (N * crops, 3, side, side).
+        logits: What is differentiated.
+        nodes: Those of a run that stand in no graph yet.
+    """
+
+    image: str
+    logits: str
+    nodes: Sequence[onnx.NodeProto] = ()
+
+
+@dataclass(eq=False)
+class MethodContext:
+    """An image that was cut into crops, and a network that has looked at them.
+
+    Attributes:
+        builder: Where new nodes go.
+        view: The network; with a second copy of its nodes, where the method runs it again.
+        first: The run on the crops.
+        second: The run on other images of the same size: its nodes stand in ``view``, and in no graph yet.
+        crops: What the crops are.
+        side: Their side in pixels.
+        preprocess: What the network wants of an image.
+        scores: What the scores are.
+        targets: What is explained.
+        chosen: The tensor of the classes that are explained: (N, count) int64.
+        grids: The layers that are looked at.
+        head: The head of the classifier, where the method needs one.
+    """
+
+    builder: Builder
+    view: GraphView
+    first: Pass
+    second: Pass | None
+    crops: Sequence[Crop]
+    side: int
+    preprocess: Preprocess
+    scores: Scores
+    targets: Targets
+    chosen: str
+    grids: Sequence[FeatureMap] = ()
+    head: Head | None = None
+    _gradients: dict[str, Value] = field(default_factory=dict)
+    _runs: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many classes are explained of each image."""
+        return self.targets.count
+
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """The layers that are looked at."""
+        return [Layer(self, grid) for grid in self.grids]
+
+    @cached_property
+    def classes(self) -> Value:
+        """The class of each image: (N,) int64."""
+        return Value(self.builder, self.chosen, (None, self.count), TensorProto.INT64).lead_from(1)
+
+    @cached_property
+    def images(self) -> Value:
+        """What the network sees: (N, crops, 3, side, side)."""
+        return self.tensor(self.first.image).reshape(-1, len(self.crops), 3, self.side, self.side)
+
+    @cached_property
+    def _sizes(self) -> Sizes:
+        return Sizes(self.view)
+
+    def tensor(self, name: str) -> Value:
+        """A tensor of the network."""
+        kind = self._sizes.dtype(name) or TensorProto.FLOAT
+        return Value(self.builder, name, self._sizes.shape(name), kind, sizes=self._sizes)
+
+    def logits(self, run: Pass) -> Value:
+        """What is differentiated of a run of the network: (N * crops, K), perhaps with axes of size 1 behind."""
+        kind = self._sizes.dtype(self.first.logits) or TensorProto.FLOAT
+        return Value(self.builder, run.logits, self._sizes.shape(self.first.logits), kind)
+
+    def per_class(self, maps: Value) -> Value:
+        """Maps (N, crops, ...) with the classes as an axis of their own: (N, crops, count, ...)."""
+        return maps.stacked(self.count if self.count > 1 else None).lead_to(2)
+
+    def gradients(self, layer: str) -> Value:
+        """The derivative of each class's score by a layer, of its shape. One backward pass serves all layers."""
+        if layer not in self._gradients:
+            self._gradients = self.backward(self.first, [grid.tensor for grid in self.grids])
+        return self._gradients[layer]
+
+    def backward(self, run: Pass, layers: Sequence[str], relu: str | None = None) -> dict[str, Value]:
+        """Differentiate the score of each class that is explained.
+
+        Args:
+            run: Which run of the network.
+            layers: By what.
+            relu: How ReLUs go back: None, ``"guided"`` or ``"deconvnet"``.
+
+        Returns:
+            Layer -> the derivative, of its shape.
+
+        Raises:
+            CamrtError: The scores do not depend on a layer, or an operator between has no rule.
+        """
+        from camrt.graph.gradient import backpropagate
+
+        if run.logits in layers:
+            raise CamrtError(f"found the layer {run.logits!r}, which is what is explained; expected one before it")
+        seeds = self.targets.seeds(self.classes, len(self.crops), self.logits(run))
+        found = backpropagate(
+            self.builder, self.view, {run.logits: seeds.name}, layers,
+            cotangents=seeds.lead, relu=relu, sizes=self._sizes,
+        )  # fmt: skip
+        return {
+            layer: Value(self.builder, name, self._sizes.shape(layer), self.tensor(layer).kind, seeds.lead)
+            for layer, name in found.items()
+        }
+
+    def pixels(self, run: Pass, relu: str | None = None) -> Value:
+        """The derivative of each class's score by the image: (N, crops, 3, side, side)."""
+        gradient = self.backward(run, [run.image], relu)[run.image]
+        return gradient.reshape(-1, len(self.crops), 3, self.side, self.side)
+
+    def named(self, gradient: Value) -> Value:
+        """A gradient (N, crops, 3, side, side) that others find in the graph: (N, crops, count, 3, side, side)."""
+        apart = self.per_class(gradient)
+        self.builder.node("Identity", [apart.name], GRADIENT)
+        return Value(self.builder, GRADIENT, apart.shape).lead_from(2)
+
+    def magnitude(self, gradient: Value) -> Value:
+        """The largest magnitude of the three channels (Simonyan et al. 2014, section 3.1).
+
+        Args:
+            gradient: (N, crops, 3, side, side).
+
+        Returns:
+            (N, crops, side, side).
+        """
+        return abs(self.named(gradient)).max(2)
+
+    def again(self, images: Value) -> Pass:
+        """Run the network on other images, inside `summed` or `collected`.
+
+        Args:
+            images: (any number, 3, side, side).
+        """
+        assert self.second is not None
+        run = self.second
+        self._runs += 1
+        if self._runs > 1:  # only the first can be differentiated: its nodes are those of the view
+            nodes, names = repeated(run.nodes, f"{run.image}.{self._runs}", [run.image])
+            run = Pass(names[run.image], names[run.logits], nodes)
+        self.builder.node("Identity", [images.name], run.image)
+        self.builder.nodes.extend(run.nodes)
+        return run
+
+    def summed(self, times: int, body: Callable[[Value], Value], start: Value) -> Value:
+        """Repeat nodes, one run after the other, and add what they give: memory does not grow with their number.
+
+        Args:
+            times: How often.
+            body: Adds the nodes of a run: its number (int64, from 0) -> what it gives.
+            start: Zeros of the shape of that.
+
+        Returns:
+            The sum.
+        """
+        so_far = Value(self.builder, self.builder.name("loop/sum"), start.shape, lead=start.lead)
+        name, _ = self._loop(times, lambda number: so_far + body(number), start.name, so_far.name)
+        return Value(self.builder, name, start.shape, lead=start.lead)
+
+    def collected(self, times: int, body: Callable[[Value], Value]) -> Value:
+        """Repeat nodes, one run after the other, and stack what they give.
+
+        Args:
+            times: How often.
+            body: Adds the nodes of a run: its number (int64, from 0) -> what it gives.
+
+        Returns:
+            (times, ...).
+        """
+        name, found = self._loop(times, body)
+        return Value(self.builder, name, (times, *found.shape))
+
+    def _loop(
+        self, times: int, body: Callable[[Value], Value], start: str = "", carried: str = ""
+    ) -> tuple[str, Value]:
+        """A Loop's output, and what its body gives."""
+        builder = self.builder
+        _ = self.classes, self.images  # made here: what is made in the body cannot be read behind it
+        outside, builder.nodes = builder.nodes, []
+        number, goes_on = builder.name("loop/number"), builder.name("loop/goes_on")
+        found = body(Value(builder, number, (), TensorProto.INT64))
+        still = builder.node("Identity", [goes_on])
+        inside, builder.nodes = builder.nodes, outside
+        inputs = [
+            helper.make_tensor_value_info(number, TensorProto.INT64, []),
+            helper.make_tensor_value_info(goes_on, TensorProto.BOOL, []),
+            *([helper.make_tensor_value_info(carried, TensorProto.FLOAT, None)] if carried else []),
+        ]
+        outputs = [
+            helper.make_tensor_value_info(still, TensorProto.BOOL, []),
+            helper.make_tensor_value_info(found.name, TensorProto.FLOAT, None),
+        ]
+        graph = helper.make_graph(inside, builder.name("loop"), inputs, outputs)
+        begin = [start] if carried else []
+        return builder.node("Loop", [builder.constant(times, "times", np.int64), "", *begin], body=graph), found
+
+
+@dataclass(eq=False)
+class Layer:
+    """Features of a layer, and what a method asks of them.
+
+    Attributes:
+        context: Where they are from.
+        grid: The layer.
+    """
+
+    context: MethodContext
+    grid: FeatureMap
+
+    @property
+    def channels(self) -> int:
+        """How many maps the layer has."""
+        return self.grid.channels
+
+    @property
+    def positions(self) -> int:
+        """How many numbers a map has."""
+        return self.grid.positions
+
+    @cached_property
+    def features(self) -> Value:
+        """A: (N, crops, channels, positions)."""
+        return self.grid.planes(self.context.tensor(self.grid.tensor), -1, len(self.context.crops))
+
+    @cached_property
+    def gradients(self) -> Value:
+        """dy/dA of each class: (N, crops, channels, positions)."""
+        return self.grid.planes(self.context.gradients(self.grid.tensor), -1, len(self.context.crops))
+
+    def weighted(self, weights: Value) -> Value:
+        """The sum over the channels, sum_k w_k A_k: (N, crops, positions).
+
+        Args:
+            weights: (N, crops, channels), or with a 1 for ``crops``.
+        """
+        return (weights.lead_to(2) @ self.features).lead_from(2)  # all classes of a crop in one product
