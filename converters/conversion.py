@@ -14,10 +14,11 @@ import numpy as np
 from converters import registry
 from converters.errors import ConversionError, ConversionWarning
 from converters.graph import Graph
-from converters.net import Layer, Net, read_net, with_shapes
+from converters.layer import Layer
+from converters.net import Net, read_net, with_shapes
 from converters.provenance import Provenance
 from converters.reader import Network, PathLike
-from converters.shape import Free, Pinned, Shape
+from converters.shape import FixedDim, Shape, SymbolicDim
 
 if TYPE_CHECKING:
     import onnx
@@ -250,13 +251,13 @@ def _with_free_axes(net: Net, wanted: tuple[str, ...], opset: int) -> Converted:
     while True:
         try:
             graph = _build_once(net, free, opset)
-        except Pinned as pinned:
-            if pinned.input not in free:
-                raise ConversionError(f"{pinned.reason}, which is known only when the network runs") from None
-            free[pinned.input] = None if pinned.free_axis == free[pinned.input] else pinned.free_axis
-            shape = next(data.shape for data in net.inputs if data.name == pinned.input)
-            what = "has no free batch" if free[pinned.input] is None else f"has its batch at axis {free[pinned.input]}"
-            notes[pinned.input] = f"the input {pinned.input!r} of shape {shape} {what}: {pinned.reason}"
+        except FixedDim as fixed:
+            if fixed.input not in free:
+                raise ConversionError(f"{fixed.reason}, which is known only when the network runs") from None
+            free[fixed.input] = None if fixed.free_axis == free[fixed.input] else fixed.free_axis
+            shape = next(data.shape for data in net.inputs if data.name == fixed.input)
+            what = "has no free batch" if free[fixed.input] is None else f"has its batch at axis {free[fixed.input]}"
+            notes[fixed.input] = f"the input {fixed.input!r} of shape {shape} {what}: {fixed.reason}"
             continue
         return Converted(Draft(graph, wanted), net, (*notes.values(), *graph.notes))
 
@@ -278,7 +279,7 @@ def _build_once(net: Net, free: Mapping[str, int | None], opset: int) -> Graph:
             entry.handler(layer, graph)
             for node in graph.nodes[first:]:
                 node_proto(node)  # an attribute that ONNX cannot hold is found here, where the layer is known
-        except (ConversionError, Pinned):
+        except (ConversionError, FixedDim):
             raise
         except Exception as error:  # a plugin's mistake, or ours: say which layer it was
             raise layer.error(f"its handler failed with {error.__class__.__name__}: {error}") from error
@@ -289,4 +290,4 @@ def _build_once(net: Net, free: Mapping[str, int | None], opset: int) -> Graph:
 
 
 def _freed(name: str, shape: Sequence[int], axis: int | None) -> Shape:
-    return tuple(Free(name, size) if i == axis else size for i, size in enumerate(shape))
+    return tuple(SymbolicDim(name, size) if i == axis else size for i, size in enumerate(shape))

@@ -18,7 +18,7 @@ from converters.schema import caffe_pb2
 
 if TYPE_CHECKING:
     from converters.graph import Graph
-    from converters.net import Layer
+    from converters.layer import Layer
 
 Handler = Callable[["Layer", "Graph"], None]
 

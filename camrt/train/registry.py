@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from camrt.errors import CamrtError
-from converters.net import Layer
+from converters.layer import Layer
 from converters.schema.caffe_pb2 import FillerParameter
 
 if TYPE_CHECKING:

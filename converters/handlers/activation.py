@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from converters.graph import Graph
-from converters.net import Layer
+from converters.layer import Layer
 from converters.registry import handles
 
 

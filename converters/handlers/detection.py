@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from converters.graph import Graph
-from converters.net import MAX_BLOB, Layer
+from converters.layer import Layer
 from converters.registry import handles
 from converters.schema.caffe_pb2 import PriorBoxParameter
-from converters.shape import Dim, Free, show
+from converters.shape import MAX_BLOB, Dim, SymbolicDim, show, times
 
 MAX_PRIORS = 1_000_000  # SSD512 has 24,564: more are a mistake, and would be a model of that many numbers
 MAX_SCORES = 10_000_000  # an image, for the same reason: SSD512 has 1,989,684 for the 80 classes of COCO
@@ -200,8 +200,7 @@ class Task:
     @property
     def lists(self) -> Dim:
         """N * K, the number of lists of candidates."""
-        dim, count = self.images, len(self.labels)
-        return Free(dim.input, dim.size, dim.factor * count) if isinstance(dim, Free) else dim * count
+        return times(self.images, len(self.labels))
 
 
 @handles(
@@ -405,7 +404,7 @@ def _rows(graph: Graph, task: Task, boxes: str, scores: str) -> str:
     return graph.node("Concat", [graph.cast(image, np.float32), label, values], shape=(found, 7), axis=1)
 
 
-def _or_placeholders(graph: Graph, rows: str, boxes: str) -> tuple[str, Free]:
+def _or_placeholders(graph: Graph, rows: str, boxes: str) -> tuple[str, SymbolicDim]:
     """The rows and their number; where there is none, a row (i, -1, -1, -1, -1, -1, -1) for each image i."""
     zero, one = graph.constant(0, np.int64), graph.constant(1, np.int64)
     is_empty = graph.cast(graph.node("Equal", [_size(graph, rows), zero], dtype=np.bool_), np.int64)
@@ -419,9 +418,9 @@ def _or_placeholders(graph: Graph, rows: str, boxes: str) -> tuple[str, Free]:
     return graph.node("Concat", [rows, placeholders], shape=(total, 7), axis=0), total
 
 
-def _counted(graph: Graph, what: str) -> Free:
+def _counted(graph: Graph, what: str) -> SymbolicDim:
     """A size that only the data tells."""
-    return Free(graph.new_name(what), 1)
+    return SymbolicDim(graph.new_name(what), 1)
 
 
 def _size(graph: Graph, tensor: str) -> str:

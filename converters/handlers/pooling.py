@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from converters.graph import Graph
-from converters.net import Layer
+from converters.layer import Layer
 from converters.registry import handles
 from converters.schema.caffe_pb2 import PoolingParameter, SPPParameter
 

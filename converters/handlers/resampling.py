@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from converters.graph import Graph
-from converters.net import Layer
+from converters.layer import Layer
 from converters.registry import handles
-from converters.shape import Free, show
+from converters.shape import SymbolicDim, show
 
 
 @handles(
@@ -88,7 +88,7 @@ def _image_size(layer: Layer, graph: Graph, tensor: str) -> tuple[int, int]:
 def _with_sizes(graph: Graph, tensor: str, sizes: tuple[int, ...]) -> str:
     """The first two sizes of a tensor and the given ones, as a tensor."""
     images = graph.shape(tensor)[:2]
-    if not any(isinstance(dim, Free) for dim in images):
+    if not any(isinstance(dim, SymbolicDim) for dim in images):
         return graph.constant([*images, *sizes], np.int64)
     shape = graph.node("Shape", [tensor], shape=(graph.rank(tensor),), dtype=np.int64)
     return graph.concat([graph.slice(shape, 0, 0, 2), graph.constant(sizes, np.int64)], 0)

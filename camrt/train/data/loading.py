@@ -20,7 +20,8 @@ from camrt.train.data.feed import Feed, Order
 from camrt.train.data.sources import KINDS, Phase, Source, from_layer, open_source
 from camrt.train.data.transform import Transform, of_layer
 from converters.deploy import DATA_LAYERS
-from converters.net import Layer, Net
+from converters.layer import Layer
+from converters.net import Net
 
 MOST_WORKERS = 8
 _FEWER = 8 / 7  # images are this much larger than their crop: Caffe's 256 for 224
