@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from converters import registry
+from converters import registry, unknown
 from converters.errors import ConversionError, ConversionWarning
 from converters.graph import Graph
 from converters.layer import Layer
@@ -54,6 +54,8 @@ def convert(
     phase: str = "TEST",
     level: int = 0,
     stages: Iterable[str] = (),
+    fork: str = "",
+    ignore_unknown: Collection[str] = (),
 ) -> onnx.ModelProto:
     """Convert a Caffe network to an ONNX model that answers as Caffe does.
 
@@ -66,6 +68,9 @@ def convert(
         phase: ``"TEST"`` or ``"TRAIN"``: which layers belong to the network.
         level: Caffe's NetState.level.
         stages: Caffe's NetState.stage.
+        fork: The fork of Caffe that the network is of, where a layer or field has another meaning there.
+        ignore_unknown: Unknown fields that may change what a layer computes, to be ignored all the same, as
+            ``["pooling_param.mode"]``.
 
     Returns:
         The model, checked by onnx's checker with strict shape inference. Tensors have the blobs' names, nodes the
@@ -84,9 +89,9 @@ def convert(
             raise ConversionError("found a Net and a caffemodel, expected the weights in the Net: read_net takes both")
         net = prototxt
     else:
-        net = read_net(prototxt, caffemodel, phase=phase, level=level, stages=stages)
+        net = read_net(prototxt, caffemodel, phase=phase, level=level, stages=stages, fork=fork)
     with Provenance(net.files) as provenance:
-        converted = build(net, outputs=outputs, opset=opset, input_shapes=input_shapes)
+        converted = build(net, outputs=outputs, opset=opset, input_shapes=input_shapes, ignore_unknown=ignore_unknown)
         for note in converted.notes:
             warnings.warn(note, ConversionWarning, stacklevel=2)
         try:
@@ -101,6 +106,7 @@ def build(
     outputs: Sequence[str] | None = None,
     opset: int = DEFAULT_OPSET,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    ignore_unknown: Collection[str] = (),
 ) -> Converted:
     """The graph of a network; see `convert` for the arguments.
 
@@ -111,11 +117,18 @@ def build(
         _check_opset(opset)
         wanted = _wanted(net, outputs)
         net = with_shapes(_needed(net, wanted, only=outputs is not None), input_shapes)
-        _check_supported(net)
-        net = _merged(net, wanted)
-        return _with_free_axes(net, wanted, opset)
+        return _graph_of(net, wanted, opset, ignore_unknown)
     except ConversionError as error:
         raise (error.in_file(net.files[0]) if net.files else error) from error.__cause__
+
+
+def _graph_of(net: Net, wanted: tuple[str, ...], opset: int, ignore_unknown: Collection[str]) -> Converted:
+    try:
+        _check_supported(net)
+        _check_unknown(net, ignore_unknown)
+        return _with_free_axes(_merged(net, wanted), wanted, opset)
+    except ConversionError as error:
+        raise error.with_hint(net.origin) from error.__cause__
 
 
 def weight_shapes(
@@ -194,7 +207,7 @@ def _check_supported(net: Net) -> None:
     """Report all layers without a handler together."""
     missing: dict[str, list[str]] = {}
     for layer in net.layers:
-        if registry.find(layer.type, layer.params) is None:
+        if registry.find(layer.type, layer.params, net.fork) is None:
             missing.setdefault(registry.describe(layer.type, layer.params), []).append(layer.name)
     if not missing:
         return
@@ -214,6 +227,15 @@ def _check_supported(net: Net) -> None:
         + f"\nTo plug one in, write a function under @converters.{how} in a file, say my_layers.py, and name it with "
         "--plugin my_layers.py (converters.load_plugin in Python); CONTRIBUTING.md shows one in ten lines"
     )
+
+
+def _check_unknown(net: Net, ignored: Collection[str]) -> None:
+    """Refuse unknown fields that may change what a layer computes."""
+    if isinstance(ignored, str):
+        raise ConversionError(f"found the unknown fields {ignored!r}, expected several names, as [{ignored!r}]")
+    pairs = [(layer, registry.find(layer.type, layer.params, net.fork)) for layer in net.layers if layer.unknown]
+    file = net.files[0] if net.files else "the network"
+    unknown.refuse_unknown([(layer, entry) for layer, entry in pairs if entry is not None], ignored, file)
 
 
 def _merged(net: Net, wanted: Sequence[str]) -> Net:
@@ -271,7 +293,7 @@ def _build_once(net: Net, free: Mapping[str, int | None], opset: int) -> Graph:
         assert data.shape is not None  # with_shapes saw to it
         graph.input(data.name, _freed(data.name, data.shape, free[data.name]))
     for layer in net.layers:
-        entry = registry.find(layer.type, layer.params)
+        entry = registry.find(layer.type, layer.params, net.fork)
         assert entry is not None  # _check_supported saw to it
         graph.begin_layer(layer)
         first = len(graph.nodes)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from converters.errors import ConversionError
 from converters.schema import caffe_pb2
+from converters.textformat import UnknownField
 
 Shape = tuple[int, ...]
 
@@ -74,6 +75,7 @@ class Draft:
     tops: tuple[str, ...]
     params: caffe_pb2.LayerParameter
     extra: Mapping[str, Any] = field(default_factory=dict)
+    unknown: tuple[UnknownField, ...] = ()
 
     def error(self, message: str) -> ConversionError:
         """A ConversionError that names the layer."""

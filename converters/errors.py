@@ -24,6 +24,12 @@ class ConversionError(Exception):
         layer = f"layer {self.layer}" if self.layer else None
         return ": ".join(part for part in (self.file, layer, self.message) if part)
 
+    def with_hint(self, hint: str) -> ConversionError:
+        """The same error, with a further line; an empty one changes nothing."""
+        if not hint or hint in self.message:
+            return self
+        return ConversionError(f"{self.message}\n{hint}", layer=self.layer, file=self.file)
+
     def in_file(self, file: str) -> ConversionError:
         """The same error, with the file named if it was not."""
         return ConversionError(self.message, layer=self.layer, file=self.file or file)

@@ -11,6 +11,7 @@ import numpy as np
 from converters.errors import ConversionError
 from converters.schema import caffe_pb2
 from converters.shape import show
+from converters.textformat import UnknownField
 
 MANY = 2**31  # more blobs than any layer has
 
@@ -27,6 +28,9 @@ class Layer:
         params: Its message, with ``pooling_param`` and the like; no weights.
         blobs: Its weights in Caffe's order and layout: float32, read-only, views of the file wherever possible.
         extra: The fields of its description that the schema does not know, as plain Python: what a plugin reads.
+        unknown: The same fields with their places, and those with values that the schema does not know.
+        fork: The fork that the network was read as; empty if none was named.
+        binary: Whether its description comes from a binary file, which holds numbers of fields and no names.
         source: The file that its weights come from, for errors.
         scale: With a BatchNorm: the Scale layer that follows it, where one node computes both.
         filler: Makes the weights of a layer that has none, from their shapes; None to refuse such a layer.
@@ -41,6 +45,9 @@ class Layer:
     extra: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
     scale: Layer | None = None
+    unknown: tuple[UnknownField, ...] = ()
+    fork: str = ""
+    binary: bool = False
     filler: Callable[[Layer, Sequence[tuple[int, ...]]], Sequence[np.ndarray]] | None = None
 
     def error(self, message: str) -> ConversionError:

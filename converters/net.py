@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from converters import deploy, registry
+from converters import deploy, forks, registry, unknown
 from converters.deploy import Draft, DraftInput, State
 from converters.errors import ConversionError, ConversionWarning
 from converters.layer import Layer
@@ -55,6 +55,8 @@ class Net:
         notes: What was left aside: unknown fields, weights of other layers.
         phase: ``"TRAIN"`` or ``"TEST"``: what it was read as.
         data: The layers that the inputs stand for (Data, ImageData, Input and their like), with their parameters.
+        fork: The fork that it was read as; empty if none was named.
+        origin: One line on the fork that it seems to be of; empty where nothing tells.
     """
 
     name: str
@@ -66,6 +68,8 @@ class Net:
     notes: tuple[str, ...] = ()
     phase: str = "TEST"
     data: tuple[Layer, ...] = ()
+    fork: str = ""
+    origin: str = ""
 
 
 def read_net(
@@ -76,6 +80,7 @@ def read_net(
     level: int = 0,
     stages: Iterable[str] = (),
     training: bool = False,
+    fork: str = "",
 ) -> Net:
     """Read a Caffe network.
 
@@ -86,6 +91,8 @@ def read_net(
         level: Caffe's NetState.level.
         stages: Caffe's NetState.stage.
         training: Read it as Caffe's solver runs it: labels, losses, Accuracy and Silence stay.
+        fork: The fork of Caffe that the network is of, where a layer or field has another meaning there; one of
+            `converters.forks.FORKS`.
 
     Returns:
         The network; data layers are inputs. For inference (without ``training``) losses are what they compute, Accuracy
@@ -100,15 +107,16 @@ def read_net(
     if isinstance(stages, str):
         raise ConversionError(f"found the stages {stages!r}, expected several strings, as ({stages!r},)")
     network, weights, carried = _read_files(prototxt, caffemodel)
+    forks.check(fork)
     state = State(phase, level, frozenset((*stages, *network.message.state.stage)))  # as Caffe adds them up
-    unknown = _unknown_notes(network)
-    for note in unknown:  # first: a misspelt field may be why the network cannot be built
+    told = unknown.notes(network.unknown, network.file)
+    for note in told:  # first: a misspelt field may be why the network cannot be built
         warnings.warn(note, ConversionWarning, stacklevel=2)
     try:
-        net = _build(network, weights, state, carried=carried, training=training)
+        net = _build(network, weights, state, carried=carried, training=training, fork=fork)
     except ConversionError as error:
         raise error.in_file(network.file) from None
-    for note in net.notes[len(unknown) :]:
+    for note in net.notes[len(told) :]:
         warnings.warn(note, ConversionWarning, stacklevel=2)
     return net
 
@@ -124,7 +132,8 @@ def _read_files(prototxt: PathLike | Network, caffemodel: PathLike | None) -> tu
     return read_prototxt(prototxt), weights, False
 
 
-def _build(network: Network, weights: Weights | None, state: State, *, carried: bool, training: bool) -> Net:
+def _build(network: Network, weights: Weights | None, state: State, *, carried: bool, training: bool, fork: str) -> Net:
+    _refuse_lost_layers(network)
     described = _drafts(network)
     drafts = described
     if not (carried and deploy.was_filtered(drafts)):
@@ -133,7 +142,7 @@ def _build(network: Network, weights: Weights | None, state: State, *, carried: 
     layers: list[Draft] = []
     data: list[Draft] = []
     for draft in drafts:
-        given = _inputs_of(draft)
+        given = _inputs_of(draft, fork)
         if given is None:
             layers.append(draft)
         else:
@@ -142,13 +151,15 @@ def _build(network: Network, weights: Weights | None, state: State, *, carried: 
     deployed = (deploy.trainable if training else deploy.deployable)(layers, inputs)
     if not deployed.layers:
         raise ConversionError(f"has no layers left in {state.describe()}, expected at least one that computes")
+    for draft in deployed.layers:
+        unknown.refuse_problems(draft.unknown, network.file, f"{draft.name} ({draft.type})", training=training)
     blobs = _attached(deployed.layers, weights)
-    notes = (*_unknown_notes(network), *_unused_notes(drafts, weights))
+    notes = (*unknown.notes(network.unknown, network.file), *_unused_notes(drafts, weights))
     named = _Naming(deployed, described, state)
     built = tuple(
         Layer(
             draft.name, draft.type, bottoms, tops, draft.params, blobs.get(index, ()), draft.extra,
-            weights.file if weights else "",
+            weights.file if weights else "", unknown=draft.unknown, fork=fork, binary=network.binary,
         )
         for index, (draft, bottoms, tops) in enumerate(named.layers)
     )  # fmt: skip
@@ -163,19 +174,19 @@ def _build(network: Network, weights: Weights | None, state: State, *, carried: 
         notes=notes,
         phase=state.phase,
         data=tuple(Layer(draft.name, draft.type, (), draft.tops, draft.params, (), draft.extra) for draft in data),
+        fork=fork,
+        origin=forks.hint(described, network.unknown),
     )
 
 
 def _drafts(network: Network) -> list[Draft]:
-    extras: dict[int, list[UnknownField]] = {}
-    for unknown in network.unknown:
-        if unknown.path and unknown.path[0][0] == "layer":
-            extras.setdefault(unknown.path[0][1], []).append(unknown)
+    extras = unknown.of_layers(network.unknown)
     drafts = []
     for index, params in enumerate(network.message.layer):
         name = params.name or f"layer{index}"
-        extra = _nested(extras.get(index, []))
-        drafts.append(Draft(name, params.type, tuple(params.bottom), tuple(params.top), params, extra))
+        strange = tuple(extras.get(index, ()))
+        extra = {} if network.binary else _nested(strange)
+        drafts.append(Draft(name, params.type, tuple(params.bottom), tuple(params.top), params, extra, strange))
         if not params.type:
             raise drafts[-1].error('found no type, expected one, as `type: "Convolution"`')
         if "" in (*params.bottom, *params.top):
@@ -183,12 +194,14 @@ def _drafts(network: Network) -> list[Draft]:
     return drafts
 
 
-def _nested(unknown: list[UnknownField]) -> dict[str, Any]:
+def _nested(fields: Iterable[UnknownField]) -> dict[str, Any]:
     """Unknown fields of one layer, under the names of the messages that they stand in."""
     extra: dict[str, Any] = {}
-    for one in unknown:
+    for one in fields:
+        if one.problem:  # of a field that the schema knows
+            continue
         holder = extra
-        for name, _ in one.path[1:]:
+        for name, _ in one.path:
             inner = holder.setdefault(name, {})
             holder = inner if isinstance(inner, dict) else {}
         add_unknown(holder, one.name, one.value)
@@ -214,9 +227,19 @@ def _declared_inputs(network: Network) -> list[DraftInput]:
     return [DraftInput(name, tuple(dims[4 * i : 4 * i + 4]) or None) for i, name in enumerate(net.input)]
 
 
-def _inputs_of(draft: Draft) -> list[DraftInput] | None:
+def _refuse_lost_layers(network: Network) -> None:
+    """Refuse what looks like a layer under another name: `layre { type: ... }` must not get lost."""
+    for one in network.unknown:
+        if not one.path and isinstance(one.value, dict) and {"type", "top", "bottom"} & set(one.value):
+            raise ConversionError(
+                f"found {shortened(one.name)} with a type or blobs, expected `layer` (or `layers` in the form of 2014)",
+                file=unknown.place(network.file, one),
+            )
+
+
+def _inputs_of(draft: Draft, fork: str) -> list[DraftInput] | None:
     """The inputs that a data layer stands for; also a Python layer that reads nothing and has no handler."""
-    if draft.type == "Python" and not draft.bottoms and registry.find(draft.type, draft.params) is None:
+    if draft.type == "Python" and not draft.bottoms and registry.find(draft.type, draft.params, fork) is None:
         return [DraftInput(top, None, is_label=slot > 0) for slot, top in enumerate(draft.tops)]
     return deploy.inputs_of(draft)
 
@@ -394,18 +417,6 @@ class _Naming:
 
 
 # ---------------------------------------------------------------------------------------------------------------- notes
-
-
-def _unknown_notes(network: Network) -> list[str]:
-    shown = [
-        f"{network.file}:{unknown.line}:{unknown.column}: the field {unknown.name!r} is not known and was left aside"
-        for unknown in network.unknown[:20]
-    ]
-    if len(network.unknown) > len(shown):
-        shown.append(
-            f"{network.file}: {len(network.unknown) - len(shown)} more fields are not known and were left aside"
-        )
-    return shown
 
 
 def _unused_notes(drafts: Sequence[Draft], weights: Weights | None) -> list[str]:

@@ -130,12 +130,10 @@ def _repeated(layer: Layer, graph: Graph) -> None:
 def _repetitions(layer: Layer) -> tuple[int, int]:
     """How often a pixel is repeated, down and across. `stride` is Darknet's word for `scale`."""
     param = layer.params.upsample_param
-    fork = layer.extra.get("upsample_param", {})
-    stride = fork.get("stride") if isinstance(fork, dict) else None
     if param.HasField("scale_h") and param.HasField("scale_w"):
         down, across = param.scale_h, param.scale_w
     else:
-        down = across = param.scale if param.HasField("scale") else stride if isinstance(stride, int) else 0
+        down = across = param.scale if param.HasField("scale") else param.stride
     if min(down, across) < 1:
         raise layer.error(
             "found one bottom and no scale, expected upsample_param with scale (or stride) from 1 on, or the mask of a "
