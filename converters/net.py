@@ -148,13 +148,20 @@ def _build(network: Network, weights: Weights | None, state: State, *, carried: 
         else:
             inputs += given
             data.append(draft)
-    deployed = (deploy.trainable if training else deploy.deployable)(layers, inputs)
+    if training:
+        deployed = deploy.trainable(layers, inputs)
+    else:
+        deployed = deploy.deployable(layers, inputs, lambda draft: _is_known(draft, fork))
     if not deployed.layers:
         raise ConversionError(f"has no layers left in {state.describe()}, expected at least one that computes")
     for draft in deployed.layers:
         unknown.refuse_problems(draft.unknown, network.file, f"{draft.name} ({draft.type})", training=training)
     blobs = _attached(deployed.layers, weights)
-    notes = (*unknown.notes(network.unknown, network.file), *_unused_notes(drafts, weights))
+    notes = (
+        *unknown.notes(network.unknown, network.file),
+        *_cut_notes(deployed, network.file),
+        *_unused_notes(drafts, weights),
+    )
     named = _Naming(deployed, described, state)
     built = tuple(
         Layer(
@@ -238,10 +245,16 @@ def _refuse_lost_layers(network: Network) -> None:
 
 
 def _inputs_of(draft: Draft, fork: str) -> list[DraftInput] | None:
-    """The inputs that a data layer stands for; also a Python layer that reads nothing and has no handler."""
-    if draft.type == "Python" and not draft.bottoms and registry.find(draft.type, draft.params, fork) is None:
-        return [DraftInput(top, None, is_label=slot > 0) for slot, top in enumerate(draft.tops)]
-    return deploy.inputs_of(draft)
+    """The inputs that a layer stands for: a data layer, or one that reads nothing and has no handler."""
+    given = deploy.inputs_of(draft)
+    if given is None and not draft.bottoms and draft.tops and not _is_known(draft, fork):
+        return deploy.inputs_of_unknown(draft)
+    return given
+
+
+def _is_known(draft: Draft, fork: str) -> bool:
+    known = draft.type in deploy.LOSS_LAYERS or draft.type in deploy.COMPARISONS or draft.type == "Silence"
+    return known or registry.find(draft.type, draft.params, fork) is not None
 
 
 # -------------------------------------------------------------------------------------------------------------- weights
@@ -293,10 +306,13 @@ def _input_shape(data: DraftInput, layers: Sequence[Layer]) -> tuple[int, ...] |
     """The declared shape, its channels from the first weights behind it where the description leaves them open."""
     if data.shape is None:
         return None
-    if None not in data.shape:
-        return tuple(size for size in data.shape if size is not None)
-    channels = _channels(data, layers)
-    return None if channels is None else tuple(channels if size is None else size for size in data.shape)
+    channels = _channels(data, layers) if None in data.shape else 0
+    if channels is None:
+        return None
+    batch, *image = (channels if size is None else size for size in data.shape)
+    if not any(data.name in layer.bottoms and layer.type.endswith("3D") for layer in layers):
+        return batch, *image
+    return (batch, image[0], data.length, *image[1:]) if data.length else None
 
 
 _KEEP_CHANNELS = {
@@ -357,12 +373,14 @@ class _Naming:
         ]
         last = {blob: (blob, len(writers) - 1) for blob, writers in self.writers.items()}
         self.tensors = {blob: names[version] for blob, version in last.items()}
-        self.outputs = tuple(
-            names[version]
+        ends = [
+            version
             for written in writes
             for version in dict.fromkeys(written)
-            if version == last[version[0]] and version not in read and version[0] not in self.silenced
-        )
+            if version == last[version[0]] and version not in read
+        ]
+        heard = [version for version in ends if version[0] not in self.silenced]
+        self.outputs = tuple(names[version] for version in heard or ends)
 
     def _read(self, draft: Draft, index: int, blob: str, layers: Sequence[Draft]) -> tuple[str, int]:
         if blob in self.writers:
@@ -417,6 +435,13 @@ class _Naming:
 
 
 # ---------------------------------------------------------------------------------------------------------------- notes
+
+
+def _cut_notes(deployed: deploy.Deployed, file: str) -> list[str]:
+    if not deployed.cut:
+        return []
+    named = [f"{draft.name} ({draft.type})" for draft in deployed.cut]
+    return [f"{file}: {len(named)} layer(s) that measure or train were cut off: {_few(named)}"]
 
 
 def _unused_notes(drafts: Sequence[Draft], weights: Weights | None) -> list[str]:

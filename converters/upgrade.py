@@ -31,6 +31,8 @@ _TYPE_NAMES = {
     "CONVOLUTION3D": "Convolution3D",
     "DECONVOLUTION3D": "Deconvolution3D",
     "POOLING3D": "Pooling3D",
+    "VOXEL_SOFTMAX": "Softmax",
+    "VOXEL_SOFTMAX_LOSS": "SoftmaxWithLoss",
 }
 _OWN_FIELDS = {"layer", "type", "blobs", "param", "blob_share_mode", "blobs_lr", "weight_decay"}
 
