@@ -31,10 +31,12 @@ class Input:
     Attributes:
         name: The blob.
         shape: Its declared shape, batch included; None where the description does not say it.
+        hint: What the description says of it all the same; None for a size that it leaves open.
     """
 
     name: str
     shape: tuple[int, ...] | None
+    hint: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +143,8 @@ def _build(network: Network, weights: Weights | None, state: State, *, carried: 
     inputs = _declared_inputs(network)
     layers: list[Draft] = []
     data: list[Draft] = []
-    for draft in drafts:
+    borrowed = [] if training else _data_of_other_phases(described, drafts, inputs, fork)
+    for draft in [*borrowed, *drafts]:
         given = _inputs_of(draft, fork)
         if given is None:
             layers.append(draft)
@@ -157,11 +160,9 @@ def _build(network: Network, weights: Weights | None, state: State, *, carried: 
     for draft in deployed.layers:
         unknown.refuse_problems(draft.unknown, network.file, f"{draft.name} ({draft.type})", training=training)
     blobs = _attached(deployed.layers, weights)
-    notes = (
-        *unknown.notes(network.unknown, network.file),
-        *_cut_notes(deployed, network.file),
-        *_unused_notes(drafts, weights),
-    )
+    other = [f"{network.file}: the data layer {draft.name!r} of another phase gives the inputs" for draft in borrowed]
+    noted = [*unknown.notes(network.unknown, network.file), *other, *_cut_notes(deployed, network.file)]
+    notes = (*noted, *_unused_notes(drafts, weights))
     named = _Naming(deployed, described, state)
     built = tuple(
         Layer(
@@ -173,7 +174,7 @@ def _build(network: Network, weights: Weights | None, state: State, *, carried: 
     files = (network.file,) if weights is None or carried else (network.file, weights.file)
     return Net(
         name=network.message.name,
-        inputs=tuple(Input(data.name, _input_shape(data, built)) for data in deployed.inputs),
+        inputs=tuple(Input(data.name, _input_shape(data, built), data.shape or ()) for data in deployed.inputs),
         layers=built,
         outputs=named.outputs,
         tensors=named.tensors,
@@ -250,6 +251,22 @@ def _inputs_of(draft: Draft, fork: str) -> list[DraftInput] | None:
     if given is None and not draft.bottoms and draft.tops and not _is_known(draft, fork):
         return deploy.inputs_of_unknown(draft)
     return given
+
+
+def _data_of_other_phases(
+    described: Sequence[Draft], kept: Sequence[Draft], inputs: Sequence[DraftInput], fork: str
+) -> list[Draft]:
+    """Data layers that this state leaves out, whose blobs its layers read: where data come from is no matter of use."""
+    written = {data.name for data in inputs} | {top for draft in kept for top in draft.tops}
+    missing = {blob for draft in kept for blob in draft.bottoms} - written
+    borrowed: list[Draft] = []
+    if missing:
+        there = {id(draft) for draft in kept}
+        for draft in described:
+            if id(draft) not in there and missing.intersection(draft.tops) and _inputs_of(draft, fork):
+                borrowed.append(draft)
+                missing.difference_update(draft.tops)
+    return borrowed
 
 
 def _is_known(draft: Draft, fork: str) -> bool:
@@ -488,9 +505,12 @@ def with_shapes(net: Net, input_shapes: Mapping[str, Sequence[int]] | None) -> N
     inputs = tuple(replace(data, shape=chosen.get(data.name, data.shape)) for data in net.inputs)
     for data in inputs:
         if data.shape is None:
+            usual = (1, 3, 224, 224) if len(data.hint) in (0, 4) else (1,) * len(data.hint)
+            example = tuple(size or usual[axis] for axis, size in enumerate(data.hint or usual))
             raise ConversionError(
                 f"the description does not say the shape of the input {data.name!r}: give it, as "
-                f"--input-shape {data.name}=1,3,224,224 (input_shapes={{{data.name!r}: (1, 3, 224, 224)}} in Python)"
+                f"--input-shape {data.name}={','.join(map(str, example))} "
+                f"(input_shapes={{{data.name!r}: {example}}} in Python)"
             )
         is_sized = len(data.shape) <= MAX_AXES and all(size >= 1 for size in data.shape)
         if not is_sized or math.prod(data.shape) > MAX_BLOB:

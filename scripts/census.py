@@ -43,8 +43,8 @@ from converters.reader import MAX_PROTOTXT
 
 GUESSES = {"im_info": (1, 3), "rois": (1, 5)}  # what Faster R-CNN's inputs are; a description may leave them open
 NETWORKS = {".prototxt", ".pt", ".protxt", ".pbtxt", ".txt"}
-VIDEOS = ((1, 3, 16, 112, 112), (1, 2, 16, 112, 112))
-IMAGES = ((1, 3, 224, 224), (1, 1, 224, 224), (1, 3, 360, 480), (1, 10, 224, 224), (1, 3, 32, 32))
+VIDEOS = ((3, 16, 112, 112), (2, 16, 112, 112))
+IMAGES = ((3, 224, 224), (1, 224, 224), (3, 360, 480), (10, 224, 224), (3, 32, 32))
 # Reasons that lie in the file and not in the converter: it describes no network that could be used.
 NOT_FOR_INFERENCE = {
     "V0": r"V0 form of 2013",
@@ -104,10 +104,14 @@ def with_stand_ins(net: Net) -> Net:
 def built(net: Net) -> tuple[Converted, dict[str, tuple[int, ...]]]:
     """The converted network, at the first of the usual sizes that fits where the prototxt does not say the size."""
     usual = VIDEOS if any(layer.type.endswith("3D") for layer in net.layers) else IMAGES
-    unknown = [data.name for data in net.inputs if data.shape is None]
+    unknown = [data for data in net.inputs if data.shape is None]
     refusal = None
-    for image in usual:
-        shapes = {name: GUESSES.get(name, image) for name in unknown}
+    for image in [(batch, *image) for batch in (1, *batches(net)) for image in usual]:
+        shapes = {
+            data.name: tuple(size or usual for size, usual in zip(data.hint, image, strict=False))
+            or GUESSES.get(data.name, image)
+            for data in unknown
+        }
         try:
             return conversion.build(net, input_shapes=shapes), shapes
         except ConversionError as error:
@@ -116,6 +120,17 @@ def built(net: Net) -> tuple[Converted, dict[str, tuple[int, ...]]]:
                 break
     assert refusal is not None
     raise refusal
+
+
+def batches(net: Net) -> list[int]:
+    """The batch that the data layers say: a network that cuts its batch up at a number needs it."""
+    sizes = {
+        value.batch_size
+        for layer in net.data
+        for _, value in layer.params.ListFields()
+        if getattr(value, "batch_size", 1) > 1
+    }
+    return sorted(sizes)
 
 
 def shortened(error: ConversionError) -> str:

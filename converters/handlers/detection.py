@@ -31,7 +31,13 @@ def permute(layer: Layer, graph: Graph) -> None:
     graph.transpose(bottom, [*named, *(axis for axis in range(rank) if axis not in named)], top)
 
 
-@handles("Normalize", operators="ReduceSumSquare Add Sqrt Div Mul", origin="SSD")
+@handles(
+    "Normalize",
+    operators="ReduceSumSquare Add Sqrt Div Mul",
+    restrictions='caffe-windows\' (told by `normalize_param`) with `normalize_type: "L2"`, for vectors',
+    origin="SSD, caffe-windows",
+    reads="normalize_param",
+)
 def normalize(layer: Layer, graph: Graph) -> None:
     """Each position, or each item, divided by its Euclidean norm, times learned factors (Liu et al. 2015, ParseNet)."""
     bottom, top = layer.ends()
@@ -41,10 +47,23 @@ def normalize(layer: Layer, graph: Graph) -> None:
         raise layer.error(f"found {show(graph.shape(bottom))} for the blob {bottom!r}, expected channels at axis 1")
     squares = graph.reduce("SumSquare", bottom, range(1, rank) if param.across_spatial else [1])
     norm = graph.node("Sqrt", [graph.node("Add", [squares, graph.constant(param.eps)])])
+    if "normalize_param" in layer.extra:
+        _check_vectors(layer, graph)
+        graph.node("Div", [bottom, norm], top)
+        return
     channels = graph.fixed(graph.shape(bottom)[1], "the number of channels")
     (scale,) = layer.weights(_scale_shape(layer, channels))
     factors = graph.weight("scale", scale.reshape(-1, *(1,) * (rank - 2)))
     graph.node("Mul", [graph.node("Div", [bottom, norm]), factors], top)
+
+
+def _check_vectors(layer: Layer, graph: Graph) -> None:
+    """Refuse what versions of caffe-windows compute differently: other norms, and maps of many positions."""
+    given = layer.extra["normalize_param"]
+    kind = given.get("normalize_type", "L2") if isinstance(given, dict) else given
+    shape = graph.shape(layer.bottoms[0])
+    if kind != "L2" or any(dim != 1 for dim in shape[2:]):
+        raise layer.error(f"found normalize_type {kind!r} for {show(shape)}, expected 'L2' for N x C, or N x C x 1 x 1")
 
 
 def _scale_shape(layer: Layer, channels: int) -> tuple[int, ...]:
@@ -234,7 +253,7 @@ def _task(layer: Layer, graph: Graph) -> Task:
     """Read and check the layer's parameters and the shapes of its bottoms."""
     param = layer.params.detection_output_param
     nms = param.nms_param
-    layer.expect(bottoms=3, tops=1)
+    layer.expect(bottoms=range(3, 5), tops=1)  # the fourth is the picture that `visualize` draws on
     if param.num_classes <= (0 <= param.background_label_id < param.num_classes):
         raise layer.error(f"found num_classes {param.num_classes}, expected a class beside the background")
     if nms.nms_threshold < 0 or not 0 < nms.eta <= 1:

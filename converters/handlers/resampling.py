@@ -14,7 +14,7 @@ from converters.shape import SymbolicDim, show
     "Interp",
     operators="Resize Slice Shape Concat Identity",
     restrictions="pad_beg and pad_end only crop (0 or less), as in Caffe; a second bottom gives the size where the "
-    "parameters do not",
+    "parameters do not, or with caffe-model's `use_blob_size`",
     origin="DeepLab, PSPNet",
 )
 def interp(layer: Layer, graph: Graph) -> None:
@@ -64,7 +64,9 @@ def _wanted(layer: Layer, graph: Graph, size: int, axis: int) -> int:
         raise layer.error(
             f"found shrink_factor {param.shrink_factor} and zoom_factor {param.zoom_factor}, expected 1 or more"
         )
-    if shrinks == zooms and param.HasField("height") and param.HasField("width"):
+    if param.use_blob_size and len(layer.bottoms) == 2:
+        wanted = _image_size(layer, graph, layer.bottoms[1])[axis - 2]
+    elif shrinks == zooms and param.HasField("height") and param.HasField("width"):
         wanted = param.height if axis == 2 else param.width
     elif shrinks or zooms:
         wanted = (size - 1) // param.shrink_factor + 1

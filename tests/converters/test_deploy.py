@@ -154,3 +154,23 @@ def test_a_detector_as_it_was_trained() -> None:
     np.testing.assert_array_equal(boxes, 5 * rois)
     raised = np.exp(3 * rois.astype(np.float64))
     np.testing.assert_allclose(scores, raised / raised.sum(1, keepdims=True), rtol=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------------------- phases
+
+
+def test_a_data_layer_of_the_other_phase_gives_the_input() -> None:
+    """Many networks were published as train.prototxt alone; where data come from does not matter in use."""
+    data = layer("data", "Data", tops="data label", params="include { phase: TRAIN } transform_param { crop_size: 4 }")
+    text = data + SCORES + layer("loss", "EuclideanLoss", "scores label")
+    with pytest.warns(ConversionWarning, match="the data layer 'data' of another phase gives the inputs"):
+        net = net_of(text)
+    with pytest.raises(ConversionError, match="--input-shape data=1,3,4,4"):
+        convert(net)
+    doubled(net, (2, 3, 4, 4), input_shapes={"data": (1, 3, 4, 4)})
+
+
+def test_a_layer_that_computes_in_the_other_phase_is_missed() -> None:
+    text = input_layer("x", 1, 3) + layer("data", "ReLU", "x", params="include { phase: TRAIN }") + SCORES
+    with pytest.raises(ConversionError, match="reads the blob 'data' of the layer 'data', which phase TEST"):
+        net_of(text)
