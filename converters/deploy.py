@@ -192,8 +192,8 @@ def _stated(layer: Draft) -> Callable[[str], int]:
 
     Fields that the schema does not know count as well: forks name those of their own data layers alike.
     """
-    known = DATA_LAYERS.get(layer.type)
-    messages = [getattr(layer.params, known)] if known else [layer.params.image_data_param, layer.params.data_param]
+    names = dict.fromkeys([DATA_LAYERS.get(layer.type, "data_param"), "data_param", "image_data_param"])
+    messages = [getattr(layer.params, name) for name in names if layer.params.HasField(name)]
     strange = [value for value in layer.extra.values() if isinstance(value, dict)]
 
     def stated(field: str) -> int:
@@ -319,8 +319,18 @@ def deployable(
             kept.append(replace(layer, type="Split", bottoms=layer.bottoms[:1], tops=layer.tops[:1]))
         else:
             kept.append(layer)
+    targets |= _from_labels(kept, inputs).intersection(blob for layer in cut for blob in layer.bottoms)
     unused = targets | {blob for blob in silenced if any(blob == data.name and data.is_data for data in inputs)}
     return replace(_prune(kept, inputs, unused, frozenset(silenced)), cut=cut)
+
+
+def _from_labels(layers: Sequence[Draft], inputs: Sequence[DraftInput]) -> set[str]:
+    """The labels, and what is computed of them alone."""
+    blobs = {data.name for data in inputs if data.is_label}
+    for layer in layers:
+        if layer.bottoms and blobs.issuperset(layer.bottoms):
+            blobs.update(layer.tops)
+    return blobs
 
 
 def _class_of(layer: Draft) -> str:

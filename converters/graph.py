@@ -416,6 +416,8 @@ class Graph:
             and self._axis_of(left) == self._axis_of(right)
         ):
             return SymbolicDim(left.input, left.size, left.factor + right.factor)
+        if any(isinstance(dim, SymbolicDim) and self._axis_of(dim) not in self.inputs for dim in (left, right)):
+            return SymbolicDim(self.new_name("size"), int(left) + int(right))  # of two sizes, one of the data's making
         return self.fixed(left, "its size to join") + self.fixed(right, "its size to join")
 
     # -------------------------------------------------------------------------------------------------------- naming

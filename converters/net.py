@@ -174,7 +174,7 @@ def _build(network: Network, weights: Weights | None, state: State, *, carried: 
     files = (network.file,) if weights is None or carried else (network.file, weights.file)
     return Net(
         name=network.message.name,
-        inputs=tuple(Input(data.name, _input_shape(data, built), data.shape or ()) for data in deployed.inputs),
+        inputs=tuple(_input_of(data, built) for data in deployed.inputs),
         layers=built,
         outputs=named.outputs,
         tensors=named.tensors,
@@ -319,17 +319,21 @@ def _with_shared(layer: Draft, own: tuple[np.ndarray, ...], shared: Mapping[str,
     return tuple(blobs)
 
 
-def _input_shape(data: DraftInput, layers: Sequence[Layer]) -> tuple[int, ...] | None:
-    """The declared shape, its channels from the first weights behind it where the description leaves them open."""
-    if data.shape is None:
-        return None
-    channels = _channels(data, layers) if None in data.shape else 0
-    if channels is None:
-        return None
-    batch, *image = (channels if size is None else size for size in data.shape)
-    if not any(data.name in layer.bottoms and layer.type.endswith("3D") for layer in layers):
-        return batch, *image
-    return (batch, image[0], data.length, *image[1:]) if data.length else None
+def _input_of(data: DraftInput, layers: Sequence[Layer]) -> Input:
+    """An input, its channels from the first weights behind it where the description leaves them open."""
+    hint = data.shape or ()
+    if data.is_data and len(hint) == 4 and _feeds_volumes(data, layers):
+        hint = (*hint[:2], data.length or None, *hint[2:])
+    if len(hint) > 1 and hint[1] is None:
+        hint = (hint[0], _channels(data, layers), *hint[2:])
+    sizes = tuple(size for size in hint if size is not None)
+    is_whole = data.shape is not None and len(sizes) == len(hint)
+    return Input(data.name, sizes if is_whole else None, hint)
+
+
+def _feeds_volumes(data: DraftInput, layers: Sequence[Layer]) -> bool:
+    """Whether an input goes into layers over length, height and width, as videos do."""
+    return any(data.name in layer.bottoms and layer.type.endswith("3D") for layer in layers)
 
 
 _KEEP_CHANNELS = {
@@ -505,7 +509,7 @@ def with_shapes(net: Net, input_shapes: Mapping[str, Sequence[int]] | None) -> N
     inputs = tuple(replace(data, shape=chosen.get(data.name, data.shape)) for data in net.inputs)
     for data in inputs:
         if data.shape is None:
-            usual = (1, 3, 224, 224) if len(data.hint) in (0, 4) else (1,) * len(data.hint)
+            usual = {5: (1, 3, 16, 112, 112)}.get(len(data.hint), (1, 3, 224, 224))
             example = tuple(size or usual[axis] for axis, size in enumerate(data.hint or usual))
             raise ConversionError(
                 f"the description does not say the shape of the input {data.name!r}: give it, as "

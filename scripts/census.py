@@ -108,7 +108,7 @@ def built(net: Net) -> tuple[Converted, dict[str, tuple[int, ...]]]:
     refusal = None
     for image in [(batch, *image) for batch in (1, *batches(net)) for image in usual]:
         shapes = {
-            data.name: tuple(size or usual for size, usual in zip(data.hint, image, strict=False))
+            data.name: tuple(size or other for size, other in zip(data.hint, image, strict=False))
             or GUESSES.get(data.name, image)
             for data in unknown
         }
@@ -124,13 +124,13 @@ def built(net: Net) -> tuple[Converted, dict[str, tuple[int, ...]]]:
 
 def batches(net: Net) -> list[int]:
     """The batch that the data layers say: a network that cuts its batch up at a number needs it."""
-    sizes = {
+    sizes = {data.hint[0] for data in net.inputs if data.hint and data.hint[0]} | {
         value.batch_size
         for layer in net.data
         for _, value in layer.params.ListFields()
         if getattr(value, "batch_size", 1) > 1
     }
-    return sorted(sizes)
+    return sorted(sizes - {1})
 
 
 def shortened(error: ConversionError) -> str:

@@ -262,7 +262,7 @@ def _task(layer: Layer, graph: Graph) -> Task:
         raise layer.error(f"found eta {nms.eta}, expected 1: ONNX's NonMaxSuppression has no threshold that falls")
     if (nms.HasField("top_k") and nms.top_k == 0) or param.keep_top_k == 0:
         raise layer.error("found top_k or keep_top_k 0, expected -1 (all) or a number from 1 on: 0 finds nothing")
-    locations, confidences, priors = layer.bottoms
+    locations, confidences, priors = layer.bottoms[:3]
     if graph.fixed_shape(priors, 0, "the number of prior boxes")[:2] != (1, 2) or graph.rank(priors) < 3:
         raise layer.error(f"found {show(graph.shape(priors))} for the prior boxes, expected 1 x 2 x (4 for each box)")
     count = math.prod(graph.fixed_shape(priors, 2, "the number of prior boxes")) // 4

@@ -100,6 +100,14 @@ def test_a_network_ends_before_an_unknown_layer_that_reads_a_label() -> None:
     doubled(net, (1, 3, 4, 4))
 
 
+def test_what_is_computed_of_labels_alone_goes_with_them() -> None:
+    text = layer("source", "Data", tops="data label", params="transform_param { crop_size: 4 force_color: true }")
+    text += SCORES + layer("count", "Reduction", "label", params="reduction_param { axis: 3 }")
+    with pytest.warns(ConversionWarning, match=r"cut off: measure \(YoloSeg\)"):
+        net = net_of(text + layer("measure", "YoloSeg", "scores label count", "loss"))
+    doubled(net, (1, 3, 4, 4))
+
+
 def test_an_unknown_layer_that_computes_is_not_cut_off() -> None:
     text = input_layer("data", 1, 3, 4, 4) + SCORES
     for last in (layer("odd", "Unheard", "scores"), layer("l", "LossyCode", "scores") + layer("r", "ReLU", "l")):
@@ -154,6 +162,24 @@ def test_a_detector_as_it_was_trained() -> None:
     np.testing.assert_array_equal(boxes, 5 * rois)
     raised = np.exp(3 * rois.astype(np.float64))
     np.testing.assert_allclose(scores, raised / raised.sum(1, keepdims=True), rtol=1e-5)
+
+
+VIDEO = """
+layers { name: "data" type: VIDEO_DATA top: "data" top: "label" image_data_param { batch_size: 2 crop_size: 6
+  new_length: 5 } }
+layers { name: "conv" type: CONVOLUTION3D bottom: "data" top: "conv" }
+"""
+
+
+def test_videos_have_five_axes() -> None:
+    with pytest.warns(ConversionWarning, match="new_length"):
+        net = net_of(VIDEO)
+    assert net.inputs[0].hint == (2, None, 5, 6, 6)
+    with pytest.raises(ConversionError, match=r"--input-shape data=2,3,5,6,6 "):
+        convert(net)
+    with pytest.warns(ConversionWarning, match="VIDEO_DATA|strange"):
+        net = net_of(VIDEO.replace("crop_size: 6", "crop_size: 6 strange: 1").replace("new_length: 5", ""))
+    assert net.inputs[0].hint == (2, None, None, 6, 6)
 
 
 # -------------------------------------------------------------------------------------------------------------- phases
