@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from converters.conversion import convert
     from converters.errors import ConversionError, ConversionWarning
-    from converters.net import Input, Layer, Net, read_net
+    from converters.layer import Layer
+    from converters.net import Input, Net, read_net
     from converters.registry import handles, load_plugin
 
 __version__ = "0.1.0"
@@ -34,7 +35,7 @@ _HOMES = {
     "ConversionError": "errors",
     "ConversionWarning": "errors",
     "Input": "net",
-    "Layer": "net",
+    "Layer": "layer",
     "Net": "net",
     "convert": "conversion",
     "handles": "registry",

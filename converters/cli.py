@@ -82,6 +82,14 @@ def convert(
     opset: Annotated[int, typer.Option(help="The version of ONNX's operator set, 13 or later.")] = 17,
     phase: Annotated[str, typer.Option(metavar="TEST|TRAIN", help="The phase whose layers are converted.")] = "TEST",
     level: Annotated[int, typer.Option(help="Caffe's NetState.level.")] = 0,
+    fork: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="The network's fork of Caffe, where a layer has two meanings."),
+    ] = "",
+    ignore_unknown: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD", help="An unknown field of a layer to ignore; may be given again."),
+    ] = None,
     stage: Annotated[list[str] | None, typer.Option(help="One of Caffe's NetState.stage; may be given again.")] = None,
     plugin: Annotated[
         list[Path] | None,
@@ -106,8 +114,8 @@ def convert(
 
             for file in plugin or []:
                 registry.load_plugin(file)
-            net = _read(task, phase, level, stage or [])
-            converted = _built(net, shapes, outputs=wanted, opset=opset)
+            net = _read(task, phase, level, stage or [], fork)
+            converted = _built(net, shapes, outputs=wanted, opset=opset, ignore_unknown=ignore_unknown or ())
             for note in converted.notes:
                 warnings.warn(note, ConversionWarning, stacklevel=1)
             size = _write(task, converted, provenance)
@@ -200,14 +208,14 @@ def _described(task: _Task) -> str:
 # ------------------------------------------------------------------------------------------------------------ the work
 
 
-def _read(task: _Task, phase: str, level: int, stages: list[str]) -> Net:
+def _read(task: _Task, phase: str, level: int, stages: list[str], fork: str) -> Net:
     from converters.net import read_net
     from converters.reader import parse_prototxt
 
     description: Any = task.description
     if isinstance(description, str):
         description = parse_prototxt(description, f"{task.name}.prototxt")
-    return read_net(description, task.weights, phase=phase, level=level, stages=stages)
+    return read_net(description, task.weights, phase=phase, level=level, stages=stages, fork=fork)
 
 
 def _built(net: Net, shapes: Mapping[str, Sequence[int]], **options: Any) -> Converted:

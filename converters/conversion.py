@@ -5,19 +5,20 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from converters import registry
+from converters import registry, unknown
 from converters.errors import ConversionError, ConversionWarning
 from converters.graph import Graph
-from converters.net import Layer, Net, read_net, with_shapes
+from converters.layer import Layer
+from converters.net import Net, read_net, with_shapes
 from converters.provenance import Provenance
 from converters.reader import Network, PathLike
-from converters.shape import Free, Pinned, Shape
+from converters.shape import FixedDim, Shape, SymbolicDim
 
 if TYPE_CHECKING:
     import onnx
@@ -53,6 +54,8 @@ def convert(
     phase: str = "TEST",
     level: int = 0,
     stages: Iterable[str] = (),
+    fork: str = "",
+    ignore_unknown: Collection[str] = (),
 ) -> onnx.ModelProto:
     """Convert a Caffe network to an ONNX model that answers as Caffe does.
 
@@ -65,6 +68,9 @@ def convert(
         phase: ``"TEST"`` or ``"TRAIN"``: which layers belong to the network.
         level: Caffe's NetState.level.
         stages: Caffe's NetState.stage.
+        fork: The fork of Caffe that the network is of, where a layer or field has another meaning there.
+        ignore_unknown: Unknown fields that may change what a layer computes, to be ignored all the same, as
+            ``["pooling_param.mode"]``.
 
     Returns:
         The model, checked by onnx's checker with strict shape inference. Tensors have the blobs' names, nodes the
@@ -83,9 +89,9 @@ def convert(
             raise ConversionError("found a Net and a caffemodel, expected the weights in the Net: read_net takes both")
         net = prototxt
     else:
-        net = read_net(prototxt, caffemodel, phase=phase, level=level, stages=stages)
+        net = read_net(prototxt, caffemodel, phase=phase, level=level, stages=stages, fork=fork)
     with Provenance(net.files) as provenance:
-        converted = build(net, outputs=outputs, opset=opset, input_shapes=input_shapes)
+        converted = build(net, outputs=outputs, opset=opset, input_shapes=input_shapes, ignore_unknown=ignore_unknown)
         for note in converted.notes:
             warnings.warn(note, ConversionWarning, stacklevel=2)
         try:
@@ -100,6 +106,7 @@ def build(
     outputs: Sequence[str] | None = None,
     opset: int = DEFAULT_OPSET,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    ignore_unknown: Collection[str] = (),
 ) -> Converted:
     """The graph of a network; see `convert` for the arguments.
 
@@ -110,11 +117,18 @@ def build(
         _check_opset(opset)
         wanted = _wanted(net, outputs)
         net = with_shapes(_needed(net, wanted, only=outputs is not None), input_shapes)
-        _check_supported(net)
-        net = _merged(net, wanted)
-        return _with_free_axes(net, wanted, opset)
+        return _graph_of(net, wanted, opset, ignore_unknown)
     except ConversionError as error:
         raise (error.in_file(net.files[0]) if net.files else error) from error.__cause__
+
+
+def _graph_of(net: Net, wanted: tuple[str, ...], opset: int, ignore_unknown: Collection[str]) -> Converted:
+    try:
+        _check_supported(net)
+        _check_unknown(net, ignore_unknown)
+        return _with_free_axes(_merged(net, wanted), wanted, opset)
+    except ConversionError as error:
+        raise error.with_hint(net.origin) from error.__cause__
 
 
 def weight_shapes(
@@ -194,7 +208,7 @@ def _check_supported(net: Net) -> None:
     """Report all layers without a handler together."""
     missing: dict[str, list[str]] = {}
     for layer in net.layers:
-        if registry.find(layer.type, layer.params) is None:
+        if registry.find(layer.type, layer.params, net.fork) is None:
             missing.setdefault(registry.describe(layer.type, layer.params), []).append(layer.name)
     if not missing:
         return
@@ -216,6 +230,15 @@ def _check_supported(net: Net) -> None:
             "--plugin my_layers.py (converters.load_plugin in Python); CONTRIBUTING.md shows one in ten lines",
         ],
     )
+
+
+def _check_unknown(net: Net, ignored: Collection[str]) -> None:
+    """Refuse unknown fields that may change what a layer computes."""
+    if isinstance(ignored, str):
+        raise ConversionError(f"found the unknown fields {ignored!r}, expected several names, as [{ignored!r}]")
+    pairs = [(layer, registry.find(layer.type, layer.params, net.fork)) for layer in net.layers if layer.unknown]
+    file = net.files[0] if net.files else "the network"
+    unknown.refuse_unknown([(layer, entry) for layer, entry in pairs if entry is not None], ignored, file)
 
 
 def _merged(net: Net, wanted: Sequence[str]) -> Net:
@@ -253,13 +276,13 @@ def _with_free_axes(net: Net, wanted: tuple[str, ...], opset: int) -> Converted:
     while True:
         try:
             graph = _build_once(net, free, opset)
-        except Pinned as pinned:
-            if pinned.input not in free:
-                raise ConversionError(f"{pinned.reason}, which is known only when the network runs") from None
-            free[pinned.input] = None if pinned.free_axis == free[pinned.input] else pinned.free_axis
-            shape = next(data.shape for data in net.inputs if data.name == pinned.input)
-            what = "has no free batch" if free[pinned.input] is None else f"has its batch at axis {free[pinned.input]}"
-            notes[pinned.input] = f"the input {pinned.input!r} of shape {shape} {what}: {pinned.reason}"
+        except FixedDim as fixed:
+            if fixed.input not in free:
+                raise ConversionError(f"{fixed.reason}, which is known only when the network runs") from None
+            free[fixed.input] = None if fixed.free_axis == free[fixed.input] else fixed.free_axis
+            shape = next(data.shape for data in net.inputs if data.name == fixed.input)
+            what = "has no free batch" if free[fixed.input] is None else f"has its batch at axis {free[fixed.input]}"
+            notes[fixed.input] = f"the input {fixed.input!r} of shape {shape} {what}: {fixed.reason}"
             continue
         return Converted(Draft(graph, wanted), net, (*notes.values(), *graph.notes))
 
@@ -273,7 +296,7 @@ def _build_once(net: Net, free: Mapping[str, int | None], opset: int) -> Graph:
         assert data.shape is not None  # with_shapes saw to it
         graph.input(data.name, _freed(data.name, data.shape, free[data.name]))
     for layer in net.layers:
-        entry = registry.find(layer.type, layer.params)
+        entry = registry.find(layer.type, layer.params, net.fork)
         assert entry is not None  # _check_supported saw to it
         graph.begin_layer(layer)
         first = len(graph.nodes)
@@ -281,7 +304,7 @@ def _build_once(net: Net, free: Mapping[str, int | None], opset: int) -> Graph:
             entry.handler(layer, graph)
             for node in graph.nodes[first:]:
                 node_proto(node)  # an attribute that ONNX cannot hold is found here, where the layer is known
-        except (ConversionError, Pinned):
+        except (ConversionError, FixedDim):
             raise
         except Exception as error:  # a plugin's mistake, or ours: say which layer it was
             raise layer.error(f"its handler failed with {error.__class__.__name__}: {error}") from error
@@ -292,4 +315,4 @@ def _build_once(net: Net, free: Mapping[str, int | None], opset: int) -> Graph:
 
 
 def _freed(name: str, shape: Sequence[int], axis: int | None) -> Shape:
-    return tuple(Free(name, size) if i == axis else size for i, size in enumerate(shape))
+    return tuple(SymbolicDim(name, size) if i == axis else size for i, size in enumerate(shape))

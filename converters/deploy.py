@@ -6,19 +6,22 @@ inputs, losses become what they compute before comparing, and what exists only t
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from converters.errors import ConversionError
 from converters.schema import caffe_pb2
+from converters.textformat import UnknownField
 
 Shape = tuple[int, ...]
 
 # A loss and the layer that it is without its comparison. Its softmax_param stays.
 LOSS_LAYERS = {
     "SoftmaxWithLoss": "Softmax",
+    "SoftmaxWithLossOHEM": "Softmax",
     "InfogainLoss": "Softmax",
     "SigmoidCrossEntropyLoss": "Sigmoid",
 }
@@ -33,7 +36,13 @@ COMPARISONS = {
     "MultiBoxLoss": slice(3, None),
     "MultinomialLogisticLoss": slice(1, None),
     "SmoothL1Loss": slice(1, None),
+    "SmoothL1LossOHEM": slice(1, None),
 }
+SAMPLERS = (
+    "ProposalTargetLayer",
+)  # draw from their first bottom in training; in use, all of it goes to their first top
+# Layers of forks that only train or measure. Where the converter does not know one, the network ends before it.
+MEASURING = re.compile(r"Loss|Accuracy|Evaluat|^Eval|OHEM$|^Yolov3$|^YoloSeg$|AnchorTarget")
 SYMMETRIC = ("EuclideanLoss", "SmoothL1Loss")  # people write the label first, too
 DATA_LAYERS = {
     "AnnotatedData": "annotated_data_param",
@@ -74,6 +83,7 @@ class Draft:
     tops: tuple[str, ...]
     params: caffe_pb2.LayerParameter
     extra: Mapping[str, Any] = field(default_factory=dict)
+    unknown: tuple[UnknownField, ...] = ()
 
     def error(self, message: str) -> ConversionError:
         """A ConversionError that names the layer."""
@@ -101,6 +111,7 @@ class DraftInput:
 
     name: str
     shape: tuple[int | None, ...] | None
+    length: int = 0  # the number of frames, where a layer of videos says it
     is_data: bool = False  # the first top of a data layer: its channels can be had from the weights
     is_label: bool = False  # a further top of a data layer: it goes where nothing reads it
 
@@ -157,14 +168,39 @@ def inputs_of(layer: Draft) -> list[DraftInput] | None:
     ):
         shapes = dummy_shapes(layer)
         return [DraftInput(top, shape) for top, shape in zip(layer.tops, shapes, strict=True)]
-    if layer.type not in DATA_LAYERS:
-        return None
-    param = getattr(layer.params, DATA_LAYERS[layer.type])
-    batch = getattr(param, "batch_size", 0) or 1
-    first = DraftInput(layer.tops[0], _image_shape(layer, batch), is_data=True) if layer.tops else None
-    label = None if layer.type == "HDF5Data" else (batch,)
-    rest = [DraftInput(top, label, is_label=True) for top in layer.tops[1:]]
-    return [first, *rest] if first else []
+    return _from_data_layer(layer) if layer.type in DATA_LAYERS else None
+
+
+def inputs_of_unknown(layer: Draft) -> list[DraftInput]:
+    """The tops of a layer of unknown type that reads nothing, as inputs: whatever it is, data come from it."""
+    return _from_data_layer(layer)
+
+
+def _from_data_layer(layer: Draft) -> list[DraftInput]:
+    stated = _stated(layer)
+    batch = stated("batch_size") or 1
+    is_known = layer.type in DATA_LAYERS and layer.type != "HDF5Data"
+    rest = [DraftInput(top, (batch,) if is_known else None, is_label=True) for top in layer.tops[1:]]
+    if not layer.tops:
+        return []
+    shape = _image_shape(layer, batch, stated)
+    return [DraftInput(layer.tops[0], shape, length=stated("new_length"), is_data=True), *rest]
+
+
+def _stated(layer: Draft) -> Callable[[str], int]:
+    """What a data layer says of its sizes: field -> number, 0 where it does not say it.
+
+    Fields that the schema does not know count as well: forks name those of their own data layers alike.
+    """
+    names = dict.fromkeys([DATA_LAYERS.get(layer.type, "data_param"), "data_param", "image_data_param"])
+    messages = [getattr(layer.params, name) for name in names if layer.params.HasField(name)]
+    strange = [value for value in layer.extra.values() if isinstance(value, dict)]
+
+    def stated(field: str) -> int:
+        values = [fields.get(field, 0) for fields in strange] + [getattr(message, field, 0) for message in messages]
+        return next((value for value in values if isinstance(value, int) and value > 0), 0)
+
+    return stated
 
 
 def _declared_inputs(layer: Draft) -> list[DraftInput]:
@@ -201,36 +237,35 @@ def dummy_shapes(layer: Described) -> list[Shape]:
     return shapes
 
 
-def _image_shape(layer: Draft, batch: int) -> tuple[int | None, ...] | None:
+def _image_shape(layer: Draft, batch: int, stated: Callable[[str], int]) -> tuple[int | None, ...] | None:
     """(N, C, H, W) of a data layer's images; C is None where it must come from the weights."""
     if layer.type == "HDF5Data":
         return None
     if layer.type == "MemoryData":
         memory = layer.params.memory_data_param
         return (batch, memory.channels, memory.height, memory.width)
-    height, width = _image_size(layer)
+    height, width = _image_size(layer, stated)
     if not height or not width:
         return None
     transform = layer.params.transform_param
     channels = None
     if transform.force_gray or (layer.type == "ImageData" and not layer.params.image_data_param.is_color):
         channels = 1
-    elif transform.force_color or layer.type in ("ImageData", "WindowData"):
+    elif transform.force_color or layer.type in ("ImageData", "WindowData", "DenseImageData"):
         channels = 3
     elif len(transform.mean_value) > 1:  # one a channel
         channels = len(transform.mean_value)
     return (batch, channels, height, width)
 
 
-def _image_size(layer: Draft) -> tuple[int, int]:
+def _image_size(layer: Draft, stated: Callable[[str], int]) -> tuple[int, int]:
     transform = layer.params.transform_param
-    param = getattr(layer.params, DATA_LAYERS[layer.type])
     candidates = (
         (transform.crop_size, transform.crop_size),
-        (getattr(param, "crop_size", 0), getattr(param, "crop_size", 0)),  # where it stood before transform_param
+        (stated("crop_size"), stated("crop_size")),  # where it stood before transform_param
         (transform.crop_h, transform.crop_w),
         (transform.resize_param.height, transform.resize_param.width),
-        (getattr(param, "new_height", 0), getattr(param, "new_width", 0)),
+        (stated("new_height"), stated("new_width")),
     )
     return next((size for size in candidates if all(size)), (0, 0))
 
@@ -240,11 +275,12 @@ def _image_size(layer: Draft) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Deployed:
-    """Layers and inputs that are left, and the blobs that a Silence layer took."""
+    """Layers and inputs that are left, the blobs that a Silence layer took, and the unknown layers cut off."""
 
     layers: tuple[Draft, ...]
     inputs: tuple[DraftInput, ...]
     silenced: frozenset[str]
+    cut: tuple[Draft, ...] = ()
 
 
 def trainable(layers: Sequence[Draft], inputs: Sequence[DraftInput]) -> Deployed:
@@ -257,8 +293,17 @@ def _is_nameless_loss(layer: Draft) -> bool:
     return not layer.tops and layer.type.endswith("Loss")
 
 
-def deployable(layers: Sequence[Draft], inputs: Sequence[DraftInput]) -> Deployed:
-    """Turn losses into their inference form and drop comparisons, with the layers and inputs that only feed those."""
+def deployable(
+    layers: Sequence[Draft], inputs: Sequence[DraftInput], is_known: Callable[[Draft], bool] = lambda layer: True
+) -> Deployed:
+    """Turn losses into their inference form and drop comparisons, with the layers and inputs that only feed those.
+
+    Args:
+        layers: The layers that compute.
+        inputs: The inputs, labels among them.
+        is_known: Whether the converter knows a layer's type.
+    """
+    layers, cut = _cut(layers, inputs, is_known)
     kept: list[Draft] = []
     targets: set[str] = set()
     silenced: set[str] = set()
@@ -270,10 +315,52 @@ def deployable(layers: Sequence[Draft], inputs: Sequence[DraftInput]) -> Deploye
             targets.update(_targets(layer, inputs))
         elif layer.type == "Silence":
             silenced.update(layer.bottoms)
+        elif _class_of(layer) in SAMPLERS and layer.bottoms and layer.tops:
+            kept.append(replace(layer, type="Split", bottoms=layer.bottoms[:1], tops=layer.tops[:1]))
         else:
             kept.append(layer)
+    targets |= _from_labels(kept, inputs).intersection(blob for layer in cut for blob in layer.bottoms)
     unused = targets | {blob for blob in silenced if any(blob == data.name and data.is_data for data in inputs)}
-    return _prune(kept, inputs, unused, frozenset(silenced))
+    return replace(_prune(kept, inputs, unused, frozenset(silenced)), cut=cut)
+
+
+def _from_labels(layers: Sequence[Draft], inputs: Sequence[DraftInput]) -> set[str]:
+    """The labels, and what is computed of them alone."""
+    blobs = {data.name for data in inputs if data.is_label}
+    for layer in layers:
+        if layer.bottoms and blobs.issuperset(layer.bottoms):
+            blobs.update(layer.tops)
+    return blobs
+
+
+def _class_of(layer: Draft) -> str:
+    """The layer's type; of a Python layer, its class."""
+    return layer.params.python_param.layer if layer.type == "Python" else layer.type
+
+
+def _cut(
+    layers: Sequence[Draft], inputs: Sequence[DraftInput], is_known: Callable[[Draft], bool]
+) -> tuple[list[Draft], tuple[Draft, ...]]:
+    """Cut the network off at layers of unknown type that measure: they read a label, or their type says so."""
+    labels = {data.name for data in inputs if data.is_label}
+    kept: list[Draft] = []
+    cut: list[Draft] = []
+    read: set[str] = set()
+    for layer in reversed(layers):
+        is_read = not read.isdisjoint(layer.tops)
+        if (
+            not is_read
+            and not is_known(layer)
+            and (MEASURING.search(_class_of(layer)) or not labels.isdisjoint(layer.bottoms))
+        ):
+            cut.append(layer)
+            continue
+        if layer.type != "Silence" and layer.type not in COMPARISONS:
+            read.update(layer.bottoms)
+        kept.append(layer)
+    gone = {top for layer in cut for top in layer.tops}
+    left = [layer for layer in reversed(kept) if not (layer.type == "Silence" and gone.issuperset(layer.bottoms))]
+    return left, tuple(reversed(cut))
 
 
 def _targets(layer: Draft, inputs: Sequence[DraftInput]) -> Sequence[str]:

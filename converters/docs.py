@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from converters import registry
-from converters.deploy import COMPARISONS, DATA_LAYERS, LOSS_LAYERS
+from converters.deploy import COMPARISONS, DATA_LAYERS, LOSS_LAYERS, SAMPLERS
 from converters.registry import Entry
 
 _HEAD = """\
@@ -68,7 +68,9 @@ def _training_rows() -> Iterable[str]:
         "first weights; the label goes |\n"
     )
     yield "| `DummyData` with random fillers | an input |\n"
-    yield "| `Python` without bottoms and without a handler | an input; its size from `--input-shape` |\n"
+    yield "| any layer of unknown type without bottoms | an input; its size from its fields, or `--input-shape` |\n"
+    yield f"| `Python` {_types(SAMPLERS)} | the identity: all regions go on |\n"
+    yield "| unknown layers that read a label, or whose type says that they measure | the network ends before them |\n"
     for loss, layer in LOSS_LAYERS.items():
         yield f"| `{loss}` | `{layer}` |\n"
     yield f"| {_types(COMPARISONS)} | nothing: gone, with the layers that only feed it |\n"

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from converters.errors import ConversionError
-from converters.net import MAX_BLOB, Layer
-from converters.shape import MAX_AXES, Dim, Free, Pinned, Shape, count, product, show, sizes
+from converters.layer import Layer
+from converters.shape import MAX_AXES, MAX_BLOB, Dim, FixedDim, Shape, SymbolicDim, count, product, show, sizes
 
 Array = NDArray[Any]
 FLOAT = np.dtype(np.float32)
@@ -74,7 +74,7 @@ class Graph:
     # ------------------------------------------------------------------------------------------------------- asking
 
     def shape(self, tensor: str) -> Shape:
-        """The tensor's shape; the batch may be `Free`."""
+        """The tensor's shape; the batch may be `SymbolicDim`."""
         return self.tensors[tensor].shape
 
     def rank(self, tensor: str) -> int:
@@ -106,23 +106,23 @@ class Graph:
         """A size as a number.
 
         Raises:
-            Pinned: The size is free: the conversion starts again with that axis fixed.
+            FixedDim: The size is free: the conversion starts again with that axis fixed.
         """
         if isinstance(dim, int):
             return dim
-        raise Pinned(self._axis_of(dim), f"{self._layer_name()} needs {reason}")
+        raise FixedDim(self._axis_of(dim), f"{self._layer_name()} needs {reason}")
 
     def fixed_shape(self, tensor: str, first_axis: int, reason: str) -> tuple[int, ...]:
         """The sizes of a tensor from an axis on, as numbers."""
         return tuple(self.fixed(dim, reason) for dim in self.shape(tensor)[first_axis:])
 
     def same(self, left: Dim, right: Dim) -> bool:
-        """Whether two sizes are equal. Free axes of two inputs that must be equal become one.
+        """Whether two sizes are equal. SymbolicDim axes of two inputs that must be equal become one.
 
         Raises:
-            Pinned: A free size must equal a number.
+            FixedDim: A free size must equal a number.
         """
-        if isinstance(left, Free) and isinstance(right, Free):
+        if isinstance(left, SymbolicDim) and isinstance(right, SymbolicDim):
             if self._axis_of(left) == self._axis_of(right):
                 return left.factor == right.factor
             ours = self._axis_of(left) in self.inputs and self._axis_of(right) in self.inputs
@@ -133,8 +133,8 @@ class Graph:
         if int(left) != int(right):
             return False
         for dim in (left, right):
-            if isinstance(dim, Free):
-                raise Pinned(self._axis_of(dim), f"{self._layer_name()} combines it with a fixed size")
+            if isinstance(dim, SymbolicDim):
+                raise FixedDim(self._axis_of(dim), f"{self._layer_name()} combines it with a fixed size")
         return True
 
     def same_shape(self, tensors: Sequence[str]) -> Shape:
@@ -152,7 +152,7 @@ class Graph:
                 )
         return first
 
-    def _axis_of(self, dim: Free) -> str:
+    def _axis_of(self, dim: SymbolicDim) -> str:
         name = dim.input
         while name in self._same_axis:
             name = self._same_axis[name]
@@ -297,14 +297,14 @@ class Graph:
 
         Raises:
             ConversionError: Another number of elements.
-            Pinned: The new shape holds only for the batch of the description.
+            FixedDim: The new shape holds only for the batch of the description.
         """
         old = self.shape(tensor)
         if count(old) != count(shape):
             raise self._error(
                 f"found {show(old)} for the blob {tensor!r}, which cannot become {show(shape)}: expected as many values"
             )
-        free = [axis for axis, dim in enumerate(shape) if isinstance(dim, Free)]
+        free = [axis for axis, dim in enumerate(shape) if isinstance(dim, SymbolicDim)]
         before, after = product(old), product(shape)
         if before is None or after is None or not self._same_count(before, after):
             for dim in (*old, *shape):
@@ -314,7 +314,7 @@ class Graph:
         return self.node("Reshape", [tensor, constant], outputs, shape=shape)
 
     def _same_count(self, before: Dim, after: Dim) -> bool:
-        if isinstance(before, Free) and isinstance(after, Free):
+        if isinstance(before, SymbolicDim) and isinstance(after, SymbolicDim):
             return self.same(before, after)
         return isinstance(before, int) and isinstance(after, int)
 
@@ -412,8 +412,14 @@ class Graph:
         return self.node("Concat", tensors, outputs, shape=first, axis=axis)
 
     def _sum(self, left: Dim, right: Dim) -> Dim:
-        if isinstance(left, Free) and isinstance(right, Free) and self._axis_of(left) == self._axis_of(right):
-            return Free(left.input, left.size, left.factor + right.factor)
+        if (
+            isinstance(left, SymbolicDim)
+            and isinstance(right, SymbolicDim)
+            and self._axis_of(left) == self._axis_of(right)
+        ):
+            return SymbolicDim(left.input, left.size, left.factor + right.factor)
+        if any(isinstance(dim, SymbolicDim) and self._axis_of(dim) not in self.inputs for dim in (left, right)):
+            return SymbolicDim(self.new_name("size"), int(left) + int(right))  # of two sizes, one of the data's making
         return self.fixed(left, "its size to join") + self.fixed(right, "its size to join")
 
     # -------------------------------------------------------------------------------------------------------- naming
@@ -422,14 +428,14 @@ class Graph:
         """Input -> the name of its free axis: N, and N_<input> for further independent ones."""
         names: dict[str, str] = {}
         for name in self.inputs:
-            if any(isinstance(dim, Free) for dim in self.shape(name)):
-                root = self._axis_of(Free(name, 0))
+            if any(isinstance(dim, SymbolicDim) for dim in self.shape(name)):
+                root = self._axis_of(SymbolicDim(name, 0))
                 if root not in names:
                     names[root] = "N" if not names else f"N_{name}"
                 names[name] = names[root]
         return names
 
-    def dim_name(self, dim: Free, names: Mapping[str, str]) -> str:
+    def dim_name(self, dim: SymbolicDim, names: Mapping[str, str]) -> str:
         """A free size as it is written into the model: ``N``, ``4*N``; a name of its own if known only at run time."""
         axis = self._axis_of(dim)
         name = names.get(axis, axis)

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from converters.encoding import contents, length_delimited, replacing, sweep
 from converters.errors import ConversionError
 from converters.graph import Graph, Node
-from converters.shape import Free, Shape
+from converters.shape import Shape, SymbolicDim
 
 SMALL = 1024  # bytes; initializers up to here (shapes, axes) are needed to infer shapes and stay inside the graph
 MAX_MODEL = 2**31 - 2**24  # bytes; Protocol Buffers' limit for one message is 2**31, and metadata come on top
@@ -330,4 +330,4 @@ def _attribute(value: Any) -> Any:
 
 
 def _dims(graph: Graph, shape: Shape, names: Mapping[str, str]) -> Sequence[int | str]:
-    return [graph.dim_name(dim, names) if isinstance(dim, Free) else dim for dim in shape]
+    return [graph.dim_name(dim, names) if isinstance(dim, SymbolicDim) else dim for dim in shape]

@@ -7,115 +7,21 @@ import math
 import operator
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from converters import deploy, registry
+from converters import deploy, forks, registry, unknown
 from converters.deploy import Draft, DraftInput, State
 from converters.errors import ConversionError, ConversionWarning
+from converters.layer import Layer
 from converters.reader import Network, PathLike, Weights, holds_weights, read_prototxt, read_weights
-from converters.schema import caffe_pb2
-from converters.shape import MAX_AXES, show
+from converters.shape import MAX_AXES, MAX_BLOB, show
 from converters.textformat import UnknownField, add_unknown, shortened
 
-MAX_BLOB = 2**31 - 1  # elements; Caffe counts them in an int
-MANY = 2**31  # more blobs than any layer has
 MAX_INPUTS = 1000
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """One layer of a network.
-
-    Attributes:
-        name: Its name in the file.
-        type: Caffe's type, as ``"Convolution"``.
-        bottoms: The tensors it reads. Names are the file's, but for blobs that were written in place (see ``Net``).
-        tops: The tensors it writes.
-        params: Its message, with ``pooling_param`` and the like; no weights.
-        blobs: Its weights in Caffe's order and layout: float32, read-only, views of the file wherever possible.
-        extra: The fields of its description that the schema does not know, as plain Python: what a plugin reads.
-        source: The file that its weights come from, for errors.
-        scale: With a BatchNorm: the Scale layer that follows it, where one node computes both.
-        filler: Makes the weights of a layer that has none, from their shapes; None to refuse such a layer.
-    """
-
-    name: str
-    type: str
-    bottoms: tuple[str, ...]
-    tops: tuple[str, ...]
-    params: caffe_pb2.LayerParameter
-    blobs: tuple[np.ndarray, ...] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    source: str = ""
-    scale: Layer | None = None
-    filler: Callable[[Layer, Sequence[tuple[int, ...]]], Sequence[np.ndarray]] | None = None
-
-    def error(self, message: str) -> ConversionError:
-        """A ConversionError that names the layer."""
-        return ConversionError(message, layer=f"{self.name} ({self.type})")
-
-    def expect(self, *, bottoms: int | range, tops: int | range) -> None:
-        """Check how many blobs the layer reads and writes.
-
-        Raises:
-            ConversionError: Another number of them.
-        """
-        for what, found, expected in (("bottom", self.bottoms, bottoms), ("top", self.tops, tops)):
-            allowed = range(expected, expected + 1) if isinstance(expected, int) else expected
-            if len(found) not in allowed:
-                least, most = allowed.start, allowed.stop - 1
-                number = str(least) if least == most else f"{least} to {most}" if most < MANY else f"{least} or more"
-                raise self.error(f"found {len(found)} {what}(s) ({', '.join(found) or 'none'}), expected {number}")
-
-    def ends(self) -> tuple[str, tuple[str, ...]]:
-        """The bottom, and the top as node outputs, of a layer that has one of each.
-
-        Raises:
-            ConversionError: It has not.
-        """
-        self.expect(bottoms=1, tops=1)
-        return self.bottoms[0], self.tops
-
-    def weights(self, *shapes: Sequence[int]) -> list[np.ndarray]:
-        """The layer's weights, checked.
-
-        Args:
-            shapes: The shape of each blob that the layer must have. The four-dimensional shapes of files before 2015
-                (a bias of 1 x 1 x 1 x n) are recognised.
-
-        Returns:
-            One float32 array of each shape: views.
-
-        Raises:
-            ConversionError: No weights, another number of blobs, or another shape.
-        """
-        if not self.blobs and self.filler is not None:
-            return list(self.filler(self, [tuple(shape) for shape in shapes]))
-        expected = ", ".join(show(shape) for shape in shapes)
-        if not self.blobs and shapes:
-            where = f"in {self.source}" if self.source else "because no .caffemodel was given"
-            raise self.error(f"found no weights {where}, expected {len(shapes)} blob(s) of shape {expected}")
-        if len(self.blobs) != len(shapes):
-            found = ", ".join(show(blob.shape) for blob in self.blobs)
-            raise self.error(
-                f"found {len(self.blobs)} blob(s) of shape {found} in {self.source}, expected {len(shapes)} of shape "
-                f"{expected}: the prototxt and the weights do not belong together"
-            )
-        return [self._shaped(index, tuple(shape)) for index, shape in enumerate(shapes)]
-
-    def _shaped(self, index: int, shape: tuple[int, ...]) -> np.ndarray:
-        blob = self.blobs[index]
-        legacy = (1,) * (4 - len(shape)) + shape
-        if blob.shape not in (shape, legacy):
-            raise self.error(
-                f"found shape {show(blob.shape)} for blob {index} in {self.source}, expected {show(shape)}: "
-                "the prototxt and the weights do not belong together, or the input has another size"
-            )
-        return blob.reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -125,10 +31,12 @@ class Input:
     Attributes:
         name: The blob.
         shape: Its declared shape, batch included; None where the description does not say it.
+        hint: What the description says of it all the same; None for a size that it leaves open.
     """
 
     name: str
     shape: tuple[int, ...] | None
+    hint: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +57,8 @@ class Net:
         notes: What was left aside: unknown fields, weights of other layers.
         phase: ``"TRAIN"`` or ``"TEST"``: what it was read as.
         data: The layers that the inputs stand for (Data, ImageData, Input and their like), with their parameters.
+        fork: The fork that it was read as; empty if none was named.
+        origin: One line on the fork that it seems to be of; empty where nothing tells.
     """
 
     name: str
@@ -160,6 +70,8 @@ class Net:
     notes: tuple[str, ...] = ()
     phase: str = "TEST"
     data: tuple[Layer, ...] = ()
+    fork: str = ""
+    origin: str = ""
 
 
 def read_net(
@@ -170,6 +82,7 @@ def read_net(
     level: int = 0,
     stages: Iterable[str] = (),
     training: bool = False,
+    fork: str = "",
 ) -> Net:
     """Read a Caffe network.
 
@@ -180,6 +93,8 @@ def read_net(
         level: Caffe's NetState.level.
         stages: Caffe's NetState.stage.
         training: Read it as Caffe's solver runs it: labels, losses, Accuracy and Silence stay.
+        fork: The fork of Caffe that the network is of, where a layer or field has another meaning there; one of
+            `converters.forks.FORKS`.
 
     Returns:
         The network; data layers are inputs. For inference (without ``training``) losses are what they compute, Accuracy
@@ -194,15 +109,16 @@ def read_net(
     if isinstance(stages, str):
         raise ConversionError(f"found the stages {stages!r}, expected several strings, as ({stages!r},)")
     network, weights, carried = _read_files(prototxt, caffemodel)
+    forks.check(fork)
     state = State(phase, level, frozenset((*stages, *network.message.state.stage)))  # as Caffe adds them up
-    unknown = _unknown_notes(network)
-    for note in unknown:  # first: a misspelt field may be why the network cannot be built
+    told = unknown.notes(network.unknown, network.file)
+    for note in told:  # first: a misspelt field may be why the network cannot be built
         warnings.warn(note, ConversionWarning, stacklevel=2)
     try:
-        net = _build(network, weights, state, carried=carried, training=training)
+        net = _build(network, weights, state, carried=carried, training=training, fork=fork)
     except ConversionError as error:
         raise error.in_file(network.file) from None
-    for note in net.notes[len(unknown) :]:
+    for note in net.notes[len(told) :]:
         warnings.warn(note, ConversionWarning, stacklevel=2)
     return net
 
@@ -218,7 +134,8 @@ def _read_files(prototxt: PathLike | Network, caffemodel: PathLike | None) -> tu
     return read_prototxt(prototxt), weights, False
 
 
-def _build(network: Network, weights: Weights | None, state: State, *, carried: bool, training: bool) -> Net:
+def _build(network: Network, weights: Weights | None, state: State, *, carried: bool, training: bool, fork: str) -> Net:
+    _refuse_lost_layers(network)
     described = _drafts(network)
     drafts = described
     if not (carried and deploy.was_filtered(drafts)):
@@ -226,30 +143,38 @@ def _build(network: Network, weights: Weights | None, state: State, *, carried: 
     inputs = _declared_inputs(network)
     layers: list[Draft] = []
     data: list[Draft] = []
-    for draft in drafts:
-        given = _inputs_of(draft)
+    borrowed = [] if training else _data_of_other_phases(described, drafts, inputs, fork)
+    for draft in [*borrowed, *drafts]:
+        given = _inputs_of(draft, fork)
         if given is None:
             layers.append(draft)
         else:
             inputs += given
             data.append(draft)
-    deployed = (deploy.trainable if training else deploy.deployable)(layers, inputs)
+    if training:
+        deployed = deploy.trainable(layers, inputs)
+    else:
+        deployed = deploy.deployable(layers, inputs, lambda draft: _is_known(draft, fork))
     if not deployed.layers:
         raise ConversionError(f"has no layers left in {state.describe()}, expected at least one that computes")
+    for draft in deployed.layers:
+        unknown.refuse_problems(draft.unknown, network.file, f"{draft.name} ({draft.type})", training=training)
     blobs = _attached(deployed.layers, weights)
-    notes = (*_unknown_notes(network), *_unused_notes(drafts, weights))
+    other = [f"{network.file}: the data layer {draft.name!r} of another phase gives the inputs" for draft in borrowed]
+    noted = [*unknown.notes(network.unknown, network.file), *other, *_cut_notes(deployed, network.file)]
+    notes = (*noted, *_unused_notes(drafts, weights))
     named = _Naming(deployed, described, state)
     built = tuple(
         Layer(
             draft.name, draft.type, bottoms, tops, draft.params, blobs.get(index, ()), draft.extra,
-            weights.file if weights else "",
+            weights.file if weights else "", unknown=draft.unknown, fork=fork, binary=network.binary,
         )
         for index, (draft, bottoms, tops) in enumerate(named.layers)
     )  # fmt: skip
     files = (network.file,) if weights is None or carried else (network.file, weights.file)
     return Net(
         name=network.message.name,
-        inputs=tuple(Input(data.name, _input_shape(data, built)) for data in deployed.inputs),
+        inputs=tuple(_input_of(data, built) for data in deployed.inputs),
         layers=built,
         outputs=named.outputs,
         tensors=named.tensors,
@@ -257,19 +182,19 @@ def _build(network: Network, weights: Weights | None, state: State, *, carried: 
         notes=notes,
         phase=state.phase,
         data=tuple(Layer(draft.name, draft.type, (), draft.tops, draft.params, (), draft.extra) for draft in data),
+        fork=fork,
+        origin=forks.hint(described, network.unknown),
     )
 
 
 def _drafts(network: Network) -> list[Draft]:
-    extras: dict[int, list[UnknownField]] = {}
-    for unknown in network.unknown:
-        if unknown.path and unknown.path[0][0] == "layer":
-            extras.setdefault(unknown.path[0][1], []).append(unknown)
+    extras = unknown.of_layers(network.unknown)
     drafts = []
     for index, params in enumerate(network.message.layer):
         name = params.name or f"layer{index}"
-        extra = _nested(extras.get(index, []))
-        drafts.append(Draft(name, params.type, tuple(params.bottom), tuple(params.top), params, extra))
+        strange = tuple(extras.get(index, ()))
+        extra = {} if network.binary else _nested(strange)
+        drafts.append(Draft(name, params.type, tuple(params.bottom), tuple(params.top), params, extra, strange))
         if not params.type:
             raise drafts[-1].error('found no type, expected one, as `type: "Convolution"`')
         if "" in (*params.bottom, *params.top):
@@ -277,12 +202,14 @@ def _drafts(network: Network) -> list[Draft]:
     return drafts
 
 
-def _nested(unknown: list[UnknownField]) -> dict[str, Any]:
+def _nested(fields: Iterable[UnknownField]) -> dict[str, Any]:
     """Unknown fields of one layer, under the names of the messages that they stand in."""
     extra: dict[str, Any] = {}
-    for one in unknown:
+    for one in fields:
+        if one.problem:  # of a field that the schema knows
+            continue
         holder = extra
-        for name, _ in one.path[1:]:
+        for name, _ in one.path:
             inner = holder.setdefault(name, {})
             holder = inner if isinstance(inner, dict) else {}
         add_unknown(holder, one.name, one.value)
@@ -308,11 +235,43 @@ def _declared_inputs(network: Network) -> list[DraftInput]:
     return [DraftInput(name, tuple(dims[4 * i : 4 * i + 4]) or None) for i, name in enumerate(net.input)]
 
 
-def _inputs_of(draft: Draft) -> list[DraftInput] | None:
-    """The inputs that a data layer stands for; also a Python layer that reads nothing and has no handler."""
-    if draft.type == "Python" and not draft.bottoms and registry.find(draft.type, draft.params) is None:
-        return [DraftInput(top, None, is_label=slot > 0) for slot, top in enumerate(draft.tops)]
-    return deploy.inputs_of(draft)
+def _refuse_lost_layers(network: Network) -> None:
+    """Refuse what looks like a layer under another name: `layre { type: ... }` must not get lost."""
+    for one in network.unknown:
+        if not one.path and isinstance(one.value, dict) and {"type", "top", "bottom"} & set(one.value):
+            raise ConversionError(
+                f"found {shortened(one.name)} with a type or blobs, expected `layer` (or `layers` in the form of 2014)",
+                file=unknown.place(network.file, one),
+            )
+
+
+def _inputs_of(draft: Draft, fork: str) -> list[DraftInput] | None:
+    """The inputs that a layer stands for: a data layer, or one that reads nothing and has no handler."""
+    given = deploy.inputs_of(draft)
+    if given is None and not draft.bottoms and draft.tops and not _is_known(draft, fork):
+        return deploy.inputs_of_unknown(draft)
+    return given
+
+
+def _data_of_other_phases(
+    described: Sequence[Draft], kept: Sequence[Draft], inputs: Sequence[DraftInput], fork: str
+) -> list[Draft]:
+    """Data layers that this state leaves out, whose blobs its layers read: where data come from is no matter of use."""
+    written = {data.name for data in inputs} | {top for draft in kept for top in draft.tops}
+    missing = {blob for draft in kept for blob in draft.bottoms} - written
+    borrowed: list[Draft] = []
+    if missing:
+        there = {id(draft) for draft in kept}
+        for draft in described:
+            if id(draft) not in there and missing.intersection(draft.tops) and _inputs_of(draft, fork):
+                borrowed.append(draft)
+                missing.difference_update(draft.tops)
+    return borrowed
+
+
+def _is_known(draft: Draft, fork: str) -> bool:
+    known = draft.type in deploy.LOSS_LAYERS or draft.type in deploy.COMPARISONS or draft.type == "Silence"
+    return known or registry.find(draft.type, draft.params, fork) is not None
 
 
 # -------------------------------------------------------------------------------------------------------------- weights
@@ -360,14 +319,21 @@ def _with_shared(layer: Draft, own: tuple[np.ndarray, ...], shared: Mapping[str,
     return tuple(blobs)
 
 
-def _input_shape(data: DraftInput, layers: Sequence[Layer]) -> tuple[int, ...] | None:
-    """The declared shape, its channels from the first weights behind it where the description leaves them open."""
-    if data.shape is None:
-        return None
-    if None not in data.shape:
-        return tuple(size for size in data.shape if size is not None)
-    channels = _channels(data, layers)
-    return None if channels is None else tuple(channels if size is None else size for size in data.shape)
+def _input_of(data: DraftInput, layers: Sequence[Layer]) -> Input:
+    """An input, its channels from the first weights behind it where the description leaves them open."""
+    hint = data.shape or ()
+    if data.is_data and len(hint) == 4 and _feeds_volumes(data, layers):
+        hint = (*hint[:2], data.length or None, *hint[2:])
+    if len(hint) > 1 and hint[1] is None:
+        hint = (hint[0], _channels(data, layers), *hint[2:])
+    sizes = tuple(size for size in hint if size is not None)
+    is_whole = data.shape is not None and len(sizes) == len(hint)
+    return Input(data.name, sizes if is_whole else None, hint)
+
+
+def _feeds_volumes(data: DraftInput, layers: Sequence[Layer]) -> bool:
+    """Whether an input goes into layers over length, height and width, as videos do."""
+    return any(data.name in layer.bottoms and layer.type.endswith("3D") for layer in layers)
 
 
 _KEEP_CHANNELS = {
@@ -429,12 +395,14 @@ class _Naming:
         ]
         last = {blob: (blob, len(writers) - 1) for blob, writers in self.writers.items()}
         self.tensors = {blob: names[version] for blob, version in last.items()}
-        self.outputs = tuple(
-            names[version]
+        ends = [
+            version
             for written in writes
             for version in dict.fromkeys(written)
-            if version == last[version[0]] and version not in read and version[0] not in self.silenced
-        )
+            if version == last[version[0]] and version not in read
+        ]
+        heard = [version for version in ends if version[0] not in self.silenced]
+        self.outputs = tuple(names[version] for version in heard or ends)
 
     def _read(self, draft: Draft, index: int, blob: str, layers: Sequence[Draft]) -> tuple[str, int]:
         if blob in self.writers:
@@ -492,16 +460,11 @@ class _Naming:
 # ---------------------------------------------------------------------------------------------------------------- notes
 
 
-def _unknown_notes(network: Network) -> list[str]:
-    shown = [
-        f"{network.file}:{unknown.line}:{unknown.column}: the field {unknown.name!r} is not known and was left aside"
-        for unknown in network.unknown[:20]
-    ]
-    if len(network.unknown) > len(shown):
-        shown.append(
-            f"{network.file}: {len(network.unknown) - len(shown)} more fields are not known and were left aside"
-        )
-    return shown
+def _cut_notes(deployed: deploy.Deployed, file: str) -> list[str]:
+    if not deployed.cut:
+        return []
+    named = [f"{draft.name} ({draft.type})" for draft in deployed.cut]
+    return [f"{file}: {len(named)} layer(s) that measure or train were cut off: {_few(named)}"]
 
 
 def _unused_notes(drafts: Sequence[Draft], weights: Weights | None) -> list[str]:
@@ -548,9 +511,12 @@ def with_shapes(net: Net, input_shapes: Mapping[str, Sequence[int]] | None) -> N
     inputs = tuple(replace(data, shape=chosen.get(data.name, data.shape)) for data in net.inputs)
     for data in inputs:
         if data.shape is None:
+            usual = {5: (1, 3, 16, 112, 112)}.get(len(data.hint), (1, 3, 224, 224))
+            example = tuple(size or usual[axis] for axis, size in enumerate(data.hint or usual))
             raise ConversionError(
                 f"the description does not say the shape of the input {data.name!r}: give it, as "
-                f"--input-shape {data.name}=1,3,224,224 (input_shapes={{{data.name!r}: (1, 3, 224, 224)}} in Python)"
+                f"--input-shape {data.name}={','.join(map(str, example))} "
+                f"(input_shapes={{{data.name!r}: {example}}} in Python)"
             )
         is_sized = len(data.shape) <= MAX_AXES and all(size >= 1 for size in data.shape)
         if not is_sized or math.prod(data.shape) > MAX_BLOB:

@@ -20,6 +20,7 @@ from converters.errors import ConversionError, install
 from converters.mapping import mapped
 from converters.schema import caffe_pb2
 from converters.textformat import UnknownField
+from converters.unknown import in_binary
 from converters.upgrade import upgrade
 
 PathLike = str | os.PathLike[str]
@@ -50,11 +51,13 @@ class Network:
         message: The network; V1 layers upgraded, no weights.
         unknown: Fields that the schema does not know, with paths into ``message``.
         file: The file it was read from.
+        binary: Whether the file is binary: it holds the numbers of its fields, not their names.
     """
 
     message: caffe_pb2.NetParameter
     unknown: tuple[UnknownField, ...]
     file: str
+    binary: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Weights:
                 "its prototxt first, as deploy.prototxt net.caffemodel",
                 file=self.file,
             )
-        return Network(upgrade(message, self.file), (), self.file)
+        return _from_binary(message, self.file)
 
 
 def read_prototxt(path: PathLike) -> Network:
@@ -111,7 +114,7 @@ def read_prototxt(path: PathLike) -> Network:
             "is an HDF5 file of weights, expected a prototxt (did the arguments change places?)", file=file
         )
     if _is_binary(data):
-        return Network(upgrade(_binary_network(data, file), file), (), file)
+        return _from_binary(_binary_network(data, file), file)
     if len(data) > MAX_PROTOTXT:
         raise ConversionError(f"has {len(data):,} bytes, expected a prototxt of at most {MAX_PROTOTXT:,}", file=file)
     return parse_prototxt(bytes(data).decode("utf-8-sig", "replace"), file)
@@ -124,12 +127,19 @@ def parse_prototxt(text: str, file: str = "<prototxt>") -> Network:
         ConversionError: A syntax error (with line and column), no layers, the 2013 V0 form.
     """
     message = caffe_pb2.NetParameter()
-    unknown = textformat.parse(text, message, file)
+    unknown = textformat.parse(text, message, file, lenient=True)
     if not message.layer and not message.layers:
         raise ConversionError("describes no layers, expected `layer { ... }` or `layers { ... }`", file=file)
+    types = [field for field in unknown if field.name == "type" and [name for name, _ in field.path] == ["layers"]]
+    words = {field.path[0][1]: field.value for field in types if field.problem}
     # The paths of V1 layers become those of the layers they are upgraded to.
-    renamed = tuple(_upgraded_path(field) for field in unknown)
-    return Network(upgrade(message, file), renamed, file)
+    renamed = tuple(_upgraded_path(field) for field in unknown if field not in types)
+    return Network(upgrade(message, file, words), renamed, file)
+
+
+def _from_binary(message: caffe_pb2.NetParameter, file: str) -> Network:
+    network = upgrade(message, file)
+    return Network(network, tuple(in_binary(network)), file, binary=True)
 
 
 def read_weights(path: PathLike) -> Weights:

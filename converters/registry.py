@@ -18,7 +18,7 @@ from converters.schema import caffe_pb2
 
 if TYPE_CHECKING:
     from converters.graph import Graph
-    from converters.net import Layer
+    from converters.layer import Layer
 
 Handler = Callable[["Layer", "Graph"], None]
 
@@ -40,6 +40,8 @@ class Entry:
         operators: The ONNX operators that it may emit.
         restrictions: What of the layer it does not do, or does its own way; for the table of layers.
         origin: Where layers of these types come from: ``"BVLC"`` or a fork.
+        fork: The fork that gives the types this meaning, as ``--fork`` names it; empty where all forks agree.
+        reads: The fields that it takes from ``Layer.extra``, as ``"upsample_param.stride"``; None for all of them.
     """
 
     types: tuple[str, ...]
@@ -47,6 +49,12 @@ class Entry:
     operators: tuple[str, ...]
     restrictions: str
     origin: str
+    fork: str = ""
+    reads: tuple[str, ...] | None = ()
+
+    def reads_field(self, field: str) -> bool:
+        """Whether the handler takes care of a field that the schema does not know."""
+        return self.reads is None or field in self.reads
 
     @property
     def family(self) -> str:
@@ -54,7 +62,7 @@ class Entry:
         return self.handler.__module__.rpartition(".")[2]
 
 
-_entries: dict[str, Entry] = {}
+_entries: dict[tuple[str, str], Entry] = {}  # (type, fork)
 _plugins: set[Path] = set()
 
 
@@ -65,6 +73,8 @@ def handles(
     origin: str = "BVLC",
     module: str | None = None,
     layer: str | None = None,
+    fork: str = "",
+    reads: str | None = None,
     replace: bool = False,
 ) -> Callable[[Handler], Handler]:
     """Register the decorated function as the handler of layer types.
@@ -76,6 +86,9 @@ def handles(
         origin: Where the layer comes from; for the documentation.
         module: With the type ``"Python"``: the layer's ``python_param.module``.
         layer: With the type ``"Python"``: the layer's ``python_param.layer``.
+        fork: The fork that gives the type this meaning. The handler serves only networks read with this ``--fork``.
+        reads: The fields that the handler takes from ``layer.extra``, as ``"gain_param.offset"``, separated by blanks.
+            Any other unknown field of such a layer is an error. By default a plugin's handler takes care of them all.
         replace: Take the place of a handler that is there.
 
     Raises:
@@ -97,26 +110,33 @@ def handles(
     def register(handler: Handler) -> Handler:
         if not handler.__module__.startswith("converters.handlers."):
             _load_families()  # first: so that a handler of the user's meets what is there
-        entry = Entry(keys, handler, tuple(operators.split()), restrictions, origin)
+        is_plugin = not handler.__module__.startswith("converters.")
+        fields = None if reads is None and is_plugin else tuple((reads or "").split())
+        entry = Entry(keys, handler, tuple(operators.split()), restrictions, origin, fork, fields)
         for key in keys:
-            if key in _entries and not replace:
-                other = _entries[key].handler
+            if (key, fork) in _entries and not replace:
+                other = _entries[key, fork].handler
                 raise ConversionError(
                     f"found a second handler for {key!r}, {handler.__module__}.{handler.__qualname__} beside "
                     f"{other.__module__}.{other.__qualname__}, expected one: handles(..., replace=True) takes its place"
                 )
-        _entries.update(dict.fromkeys(keys, entry))
+        _entries.update(dict.fromkeys(((key, fork) for key in keys), entry))
         return handler
 
     return register
 
 
-def find(type: str, params: caffe_pb2.LayerParameter) -> Entry | None:
-    """The handler of a layer, or None. Python layers are told apart by module and layer name."""
+def find(type: str, params: caffe_pb2.LayerParameter, fork: str = "") -> Entry | None:
+    """The handler of a layer, or None.
+
+    Args:
+        type: The layer's type.
+        params: Its message: Python layers are told apart by module and layer name.
+        fork: The fork that the network is of: its own meaning of the type goes first.
+    """
     _load_families()
-    if type == "Python":
-        return _entries.get(_python_key(params.python_param.module, params.python_param.layer))
-    return _entries.get(type)
+    key = describe(type, params)
+    return _entries.get((key, fork)) or _entries.get((key, ""))
 
 
 def entries() -> Iterator[Entry]:

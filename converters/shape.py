@@ -1,7 +1,8 @@
-"""Sizes of tensors, of which one may be left free: the batch.
+"""Sizes of tensors, of which one may be symbolic: the batch.
 
-A dimension is an `int`, or `Free`: a multiple of an input's free axis. Handlers compute with both alike; where a layer
-needs a number and finds a free axis, `Pinned` says so, and the conversion starts again with that axis fixed.
+A dimension is an `int` or a `SymbolicDim`, a multiple of an input's free axis. Handlers compute with both alike. Where
+a layer needs a number and finds a symbolic size, it raises `FixedDim`, and the conversion starts again with that axis
+fixed.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MAX_AXES = 32  # Caffe's kMaxBlobAxes
+MAX_BLOB = 2**31 - 1  # elements; Caffe counts them in an int
 
 
 @dataclass(frozen=True)
-class Free:
+class SymbolicDim:
     """``factor`` times the free axis of an input.
 
     Attributes:
@@ -31,11 +33,11 @@ class Free:
         return self.size * self.factor
 
 
-Dim = int | Free
+Dim = int | SymbolicDim
 Shape = tuple[Dim, ...]
 
 
-class Pinned(Exception):
+class FixedDim(Exception):
     """A layer needs the size of an axis that was to be free.
 
     Args:
@@ -51,6 +53,11 @@ class Pinned(Exception):
         self.free_axis = free_axis
 
 
+def times(dim: Dim, factor: int) -> Dim:
+    """A size multiplied by a number."""
+    return SymbolicDim(dim.input, dim.size, dim.factor * factor) if isinstance(dim, SymbolicDim) else dim * factor
+
+
 def sizes(shape: Sequence[Dim]) -> tuple[int, ...]:
     """The shape at the description's batch size."""
     return tuple(int(dim) for dim in shape)
@@ -63,14 +70,14 @@ def count(shape: Sequence[Dim]) -> int:
 
 def product(shape: Sequence[Dim]) -> Dim | None:
     """The number of elements; None where it is no multiple of one free axis."""
-    free = [dim for dim in shape if isinstance(dim, Free)]
+    free = [dim for dim in shape if isinstance(dim, SymbolicDim)]
     known = math.prod(dim if isinstance(dim, int) else dim.factor for dim in shape)
     if not free:
         return known
-    return Free(free[0].input, free[0].size, known) if len(free) == 1 else None
+    return SymbolicDim(free[0].input, free[0].size, known) if len(free) == 1 else None
 
 
 def show(shape: Sequence[Dim]) -> str:
     """As ``N x 3 x 224 x 224``, for messages."""
-    dims = ["N" if isinstance(dim, Free) else str(dim) for dim in shape[:MAX_AXES]]
+    dims = ["N" if isinstance(dim, SymbolicDim) else str(dim) for dim in shape[:MAX_AXES]]
     return " x ".join(dims) + (" x ..." if len(shape) > MAX_AXES else "") or "()"

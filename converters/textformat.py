@@ -52,8 +52,9 @@ class UnknownField:
         path: The fields that lead to it, each with its index (0 for one that is not repeated).
         name: Its name.
         value: A number, string, bool, list or dict (a message; a name given more than once holds a list).
-        line: Its line, from 1.
+        line: Its line, from 1; 0 in a binary file.
         column: Its column, from 1.
+        problem: Of a field that the schema knows: what is wrong with its value.
     """
 
     path: tuple[tuple[str, int], ...]
@@ -61,15 +62,18 @@ class UnknownField:
     value: Any
     line: int
     column: int
+    problem: str = ""
 
 
-def parse(text: str, message: Message, file: str) -> list[UnknownField]:
+def parse(text: str, message: Message, file: str, *, lenient: bool = False) -> list[UnknownField]:
     """Fill a message from its text form.
 
     Args:
         text: The prototxt.
         message: An empty message, filled in place.
         file: The name that errors give.
+        lenient: Within a layer, return unknown enumerators and single fields given twice with their ``problem`` instead
+            of refusing them: whether they matter depends on the layer, which is known only afterwards.
 
     Returns:
         The fields that the schema does not know, in order.
@@ -77,15 +81,16 @@ def parse(text: str, message: Message, file: str) -> list[UnknownField]:
     Raises:
         ConversionError: A syntax error, a value of the wrong kind, a single field given twice: with line and column.
     """
-    parser = _Parser(text, file)
+    parser = _Parser(text, file, lenient=lenient)
     parser.fields(message, (), None)
     return parser.unknown
 
 
 class _Parser:
-    def __init__(self, text: str, file: str) -> None:
+    def __init__(self, text: str, file: str, *, lenient: bool = False) -> None:
         self.text = text
         self.file = file
+        self.lenient = lenient
         self.unknown: list[UnknownField] = []
         self.lines: list[int] = []  # where each line begins; found when first asked for
         self.token, self.kind, self.end = "", "", 0
@@ -136,16 +141,27 @@ class _Parser:
             start, name = self.start, self.field_name()
             field = known.get(name)
             if field is None:
-                value = self.any_value(len(path))
-                self.unknown.append(UnknownField(path, name, value, *self.position(start)))
-                if len(self.unknown) > MAX_UNKNOWN:
-                    raise self.error(f"found more than {MAX_UNKNOWN:,} fields that no Caffe layer has", start)
+                self.note(path, name, self.any_value(len(path)), start)
             elif field.message_type is not None:
                 self.message_field(message, field, path, start)
             else:
-                self.scalar_field(message, field, start)
+                self.scalar_field(message, field, path, start)
             if self.token in (",", ";") and self.kind == "sign":
                 self.advance()
+
+    def note(self, path: tuple[tuple[str, int], ...], name: str, value: Any, start: int, problem: str = "") -> None:
+        """Remember a field that the message cannot hold."""
+        self.unknown.append(UnknownField(path, name, value, *self.position(start), problem))
+        if len(self.unknown) > MAX_UNKNOWN:
+            raise self.error(f"found more than {MAX_UNKNOWN:,} fields that no Caffe layer has", start)
+
+    def may_wait(self, path: tuple[tuple[str, int], ...], field: Field) -> bool:
+        """Whether a bad value can be judged once its layer is known: one of its parameters, or a type of V1's."""
+        if not self.lenient or not path or path[0][0] not in ("layer", "layers"):
+            return False
+        if len(path) > 1:
+            return path[1][0] not in ("include", "exclude")  # they say whether there is a layer
+        return field.message_type is not None or (path[0][0] == "layers" and field.enum_type is not None)
 
     def at_end(self, closing: str | None) -> bool:
         if self.kind == "end":
@@ -166,7 +182,11 @@ class _Parser:
             self.listed(lambda: self.one_message(message, field, path))
             return
         if not _is_repeated(field) and message.HasField(field.name):
-            raise self.error(f"found {field.name} a second time, expected it once", start)
+            problem = f"found {field.name} a second time, expected it once"
+            if not self.may_wait(path, field):
+                raise self.error(problem, start)
+            self.note(path, field.name, self.any_message(len(path) + 1), start, problem)
+            return
         self.one_message(message, field, path)
 
     def one_message(self, message: Message, field: Field, path: tuple[tuple[str, int], ...]) -> None:
@@ -185,7 +205,7 @@ class _Parser:
         self.fields(inner, (*path, (field.name, index)), closing)
         self.advance()
 
-    def scalar_field(self, message: Message, field: Field, start: int) -> None:
+    def scalar_field(self, message: Message, field: Field, path: tuple[tuple[str, int], ...], start: int) -> None:
         if self.token != ":":
             raise self.error(f"{self.found()} after {field.name}, expected ':'")
         self.advance()
@@ -196,9 +216,24 @@ class _Parser:
             else:
                 values.append(self.value(field))
         elif message.HasField(field.name):
-            raise self.error(f"found {field.name} a second time, expected it once", start)
+            problem = f"found {field.name} a second time, expected it once"
+            if not (len(path) > 1 and self.may_wait(path, field)):
+                raise self.error(problem, start)
+            self.note(path, field.name, self.any_element(len(path)), start, problem)
+        elif field.enum_type is not None and self.may_wait(path, field):
+            self.lenient_enumeration(message, field, path, start)
         else:
             setattr(message, field.name, self.value(field))
+
+    def lenient_enumeration(
+        self, message: Message, field: Field, path: tuple[tuple[str, int], ...], start: int
+    ) -> None:
+        where, word = self.start, self.scalar(field.name)
+        value, problem = _enumerator(field, word)
+        if problem:
+            self.note(path, field.name, word, where, problem)
+        else:
+            setattr(message, field.name, value)
 
     def listed(self, element: Callable[[], object]) -> None:
         """``[a, b, c]``, calling ``element`` at each."""
@@ -222,7 +257,10 @@ class _Parser:
             return self.string(field.name)
         word = self.scalar(field.name)
         if field.enum_type is not None:
-            return self.enumeration(field.enum_type, field.name, word, start)
+            value, problem = _enumerator(field, word)
+            if problem:
+                raise self.error(problem, start)
+            return value
         if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
             if word not in _TRUTH:
                 raise self.error(f"found {shortened(word)} for {field.name}, expected true or false", start)
@@ -253,15 +291,6 @@ class _Parser:
         while self.kind == "string":
             parts.append(_unescape(self.advance()[1:-1]))
         return "".join(parts)
-
-    def enumeration(self, kind: Any, name: str, word: str, start: int) -> int:
-        value = kind.values_by_name.get(word)
-        if value is None:
-            value = kind.values_by_number.get(_number(word))
-        if value is None:
-            known = ", ".join(sorted(kind.values_by_name))
-            raise self.error(f"found {shortened(word)} for {name}, expected one of {known}", start)
-        return int(value.number)
 
     def integer(self, field: Field, word: str, start: int) -> int:
         number = _number(word)
@@ -336,6 +365,16 @@ def _is_repeated(field: Field) -> bool:
     if is_repeated is None:  # before Protocol Buffers 6.31, which then deprecated `label`
         is_repeated = getattr(field, "label") == FieldDescriptor.LABEL_REPEATED  # noqa: B009
     return bool(is_repeated)
+
+
+def _enumerator(field: Field, word: str) -> tuple[int, str]:
+    """The number of an enumerator, or what is wrong with it."""
+    kind = field.enum_type
+    value = kind.values_by_name.get(word) or kind.values_by_number.get(_number(word))
+    if value is None:
+        known = ", ".join(sorted(kind.values_by_name))
+        return 0, f"found {shortened(word)} for {field.name}, expected one of {known}"
+    return int(value.number), ""
 
 
 def _number(word: str) -> int | float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from google.protobuf.message import Message
 
 from converters.errors import ConversionError
@@ -19,19 +21,29 @@ _TYPE_NAMES = {
     "LRN": "LRN",
     "MVN": "MVN",
     "NONE": "",
+    "PRELU": "PReLU",
     "RELU": "ReLU",
+    "ROI_POOLING": "ROIPooling",
+    "SMOOTH_L1_LOSS": "SmoothL1Loss",
     "SOFTMAX_LOSS": "SoftmaxWithLoss",
     "TANH": "TanH",
+    # C3D's
+    "CONVOLUTION3D": "Convolution3D",
+    "DECONVOLUTION3D": "Deconvolution3D",
+    "POOLING3D": "Pooling3D",
+    "VOXEL_SOFTMAX": "Softmax",
+    "VOXEL_SOFTMAX_LOSS": "SoftmaxWithLoss",
 }
 _OWN_FIELDS = {"layer", "type", "blobs", "param", "blob_share_mode", "blobs_lr", "weight_decay"}
 
 
-def upgrade(net: caffe_pb2.NetParameter, file: str) -> caffe_pb2.NetParameter:
+def upgrade(net: caffe_pb2.NetParameter, file: str, words: Mapping[int, str] | None = None) -> caffe_pb2.NetParameter:
     """The same network with `layer` messages only.
 
     Args:
         net: A network in V1 or V2 form. Not changed.
         file: The name that errors give.
+        words: V1 layer -> its type, where a fork added it: ``"VIDEO_DATA"`` becomes ``"VideoData"``.
 
     Raises:
         ConversionError: Both forms in one file, or the 2013 V0 form.
@@ -45,7 +57,8 @@ def upgrade(net: caffe_pb2.NetParameter, file: str) -> caffe_pb2.NetParameter:
     del upgraded.layers[:]
     for index, layer in enumerate(net.layers):
         _refuse_v0(layer, index, file)
-        _upgrade_layer(layer, upgraded.layer.add())
+        word = (words or {}).get(index) or _V1Type.Name(layer.type)
+        _upgrade_layer(layer, word, upgraded.layer.add())
     return upgraded
 
 
@@ -60,7 +73,7 @@ def _refuse_v0(layer: caffe_pb2.V1LayerParameter, index: int, file: str) -> None
         )
 
 
-def _upgrade_layer(old: caffe_pb2.V1LayerParameter, new: caffe_pb2.LayerParameter) -> None:
+def _upgrade_layer(old: caffe_pb2.V1LayerParameter, word: str, new: caffe_pb2.LayerParameter) -> None:
     for field, value in old.ListFields():
         if field.name in _OWN_FIELDS:
             continue
@@ -70,7 +83,7 @@ def _upgrade_layer(old: caffe_pb2.V1LayerParameter, new: caffe_pb2.LayerParamete
             getattr(new, field.name).extend(value)
         else:
             setattr(new, field.name, value)
-    new.type = _type_name(_V1Type.Name(old.type))
+    new.type = _type_name(word)
     count = max(len(old.param), len(old.blob_share_mode), len(old.blobs_lr), len(old.weight_decay))
     for index in range(count):
         spec = new.param.add()

@@ -18,9 +18,10 @@ from camrt.train.fillers import fill
 from camrt.train.layers.normalization import batch_norm_scale, can_take_in
 from camrt.train.registry import Operation, Place, Shape, Weight, in_full
 from converters.errors import ConversionError
-from converters.net import MAX_BLOB, Layer, Net, with_shapes
+from converters.layer import Layer
+from converters.net import Net, with_shapes
 from converters.schema.caffe_pb2 import ParamSpec
-from converters.shape import show
+from converters.shape import MAX_BLOB, show
 
 # Layers whose gradient does not need their tops.
 _FORGETTING = {

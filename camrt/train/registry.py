@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from camrt.errors import CamrtError
-from converters.net import Layer
+from converters.layer import Layer
 from converters.registration import Registry
 from converters.schema.caffe_pb2 import FillerParameter
 

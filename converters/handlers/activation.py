@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from converters.graph import Graph
-from converters.net import Layer
+from converters.layer import Layer
 from converters.registry import handles
 
 
@@ -187,6 +187,7 @@ def threshold(layer: Layer, graph: Graph) -> None:
 @handles(
     "Dropout",
     operators="Identity Mul",
+    reads="dropout_param.scale_train",
     restrictions="inference form: the identity; with Faster R-CNN's `scale_train: false` a factor of 1 - dropout_ratio",
 )
 def dropout(layer: Layer, graph: Graph) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from converters.graph import Graph
-from converters.net import Layer
+from converters.layer import Layer
 from converters.registry import handles
 from converters.shape import Dim, Shape, product, show
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from converters.graph import Graph
-from converters.net import MAX_BLOB, Layer
+from converters.layer import Layer
 from converters.registry import handles
 from converters.schema.caffe_pb2 import PriorBoxParameter
-from converters.shape import Dim, Free, show
+from converters.shape import MAX_BLOB, Dim, SymbolicDim, show, times
 
 MAX_PRIORS = 1_000_000  # SSD512 has 24,564: more are a mistake, and would be a model of that many numbers
 MAX_SCORES = 10_000_000  # an image, for the same reason: SSD512 has 1,989,684 for the 80 classes of COCO
@@ -31,7 +31,13 @@ def permute(layer: Layer, graph: Graph) -> None:
     graph.transpose(bottom, [*named, *(axis for axis in range(rank) if axis not in named)], top)
 
 
-@handles("Normalize", operators="ReduceSumSquare Add Sqrt Div Mul", origin="SSD")
+@handles(
+    "Normalize",
+    operators="ReduceSumSquare Add Sqrt Div Mul",
+    restrictions='caffe-windows\' (told by `normalize_param`) with `normalize_type: "L2"`, for vectors',
+    origin="SSD, caffe-windows",
+    reads="normalize_param",
+)
 def normalize(layer: Layer, graph: Graph) -> None:
     """Each position, or each item, divided by its Euclidean norm, times learned factors (Liu et al. 2015, ParseNet)."""
     bottom, top = layer.ends()
@@ -41,10 +47,23 @@ def normalize(layer: Layer, graph: Graph) -> None:
         raise layer.error(f"found {show(graph.shape(bottom))} for the blob {bottom!r}, expected channels at axis 1")
     squares = graph.reduce("SumSquare", bottom, range(1, rank) if param.across_spatial else [1])
     norm = graph.node("Sqrt", [graph.node("Add", [squares, graph.constant(param.eps)])])
+    if "normalize_param" in layer.extra:
+        _check_vectors(layer, graph)
+        graph.node("Div", [bottom, norm], top)
+        return
     channels = graph.fixed(graph.shape(bottom)[1], "the number of channels")
     (scale,) = layer.weights(_scale_shape(layer, channels))
     factors = graph.weight("scale", scale.reshape(-1, *(1,) * (rank - 2)))
     graph.node("Mul", [graph.node("Div", [bottom, norm]), factors], top)
+
+
+def _check_vectors(layer: Layer, graph: Graph) -> None:
+    """Refuse what versions of caffe-windows compute differently: other norms, and maps of many positions."""
+    given = layer.extra["normalize_param"]
+    kind = given.get("normalize_type", "L2") if isinstance(given, dict) else given
+    shape = graph.shape(layer.bottoms[0])
+    if kind != "L2" or any(dim != 1 for dim in shape[2:]):
+        raise layer.error(f"found normalize_type {kind!r} for {show(shape)}, expected 'L2' for N x C, or N x C x 1 x 1")
 
 
 def _scale_shape(layer: Layer, channels: int) -> tuple[int, ...]:
@@ -200,8 +219,7 @@ class Task:
     @property
     def lists(self) -> Dim:
         """N * K, the number of lists of candidates."""
-        dim, count = self.images, len(self.labels)
-        return Free(dim.input, dim.size, dim.factor * count) if isinstance(dim, Free) else dim * count
+        return times(self.images, len(self.labels))
 
 
 @handles(
@@ -235,7 +253,7 @@ def _task(layer: Layer, graph: Graph) -> Task:
     """Read and check the layer's parameters and the shapes of its bottoms."""
     param = layer.params.detection_output_param
     nms = param.nms_param
-    layer.expect(bottoms=3, tops=1)
+    layer.expect(bottoms=range(3, 5), tops=1)  # the fourth is the picture that `visualize` draws on
     if param.num_classes <= (0 <= param.background_label_id < param.num_classes):
         raise layer.error(f"found num_classes {param.num_classes}, expected a class beside the background")
     if nms.nms_threshold < 0 or not 0 < nms.eta <= 1:
@@ -244,7 +262,7 @@ def _task(layer: Layer, graph: Graph) -> Task:
         raise layer.error(f"found eta {nms.eta}, expected 1: ONNX's NonMaxSuppression has no threshold that falls")
     if (nms.HasField("top_k") and nms.top_k == 0) or param.keep_top_k == 0:
         raise layer.error("found top_k or keep_top_k 0, expected -1 (all) or a number from 1 on: 0 finds nothing")
-    locations, confidences, priors = layer.bottoms
+    locations, confidences, priors = layer.bottoms[:3]
     if graph.fixed_shape(priors, 0, "the number of prior boxes")[:2] != (1, 2) or graph.rank(priors) < 3:
         raise layer.error(f"found {show(graph.shape(priors))} for the prior boxes, expected 1 x 2 x (4 for each box)")
     count = math.prod(graph.fixed_shape(priors, 2, "the number of prior boxes")) // 4
@@ -405,7 +423,7 @@ def _rows(graph: Graph, task: Task, boxes: str, scores: str) -> str:
     return graph.node("Concat", [graph.cast(image, np.float32), label, values], shape=(found, 7), axis=1)
 
 
-def _or_placeholders(graph: Graph, rows: str, boxes: str) -> tuple[str, Free]:
+def _or_placeholders(graph: Graph, rows: str, boxes: str) -> tuple[str, SymbolicDim]:
     """The rows and their number; where there is none, a row (i, -1, -1, -1, -1, -1, -1) for each image i."""
     zero, one = graph.constant(0, np.int64), graph.constant(1, np.int64)
     is_empty = graph.cast(graph.node("Equal", [_size(graph, rows), zero], dtype=np.bool_), np.int64)
@@ -419,9 +437,9 @@ def _or_placeholders(graph: Graph, rows: str, boxes: str) -> tuple[str, Free]:
     return graph.node("Concat", [rows, placeholders], shape=(total, 7), axis=0), total
 
 
-def _counted(graph: Graph, what: str) -> Free:
+def _counted(graph: Graph, what: str) -> SymbolicDim:
     """A size that only the data tells."""
-    return Free(graph.new_name(what), 1)
+    return SymbolicDim(graph.new_name(what), 1)
 
 
 def _size(graph: Graph, tensor: str) -> str:

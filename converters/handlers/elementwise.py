@@ -6,10 +6,10 @@ import numpy as np
 
 from converters.deploy import dummy_shapes
 from converters.graph import Graph
-from converters.net import MANY, MAX_BLOB, Layer
+from converters.layer import MANY, Layer
 from converters.registry import handles
 from converters.schema.caffe_pb2 import EltwiseParameter
-from converters.shape import count, show
+from converters.shape import MAX_BLOB, count, show
 
 
 @handles("Eltwise", operators="Add Mul Max Sum")

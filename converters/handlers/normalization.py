@@ -6,7 +6,7 @@ import numpy as np
 
 from converters.graph import Graph
 from converters.handlers.pooling import pool, windows_of
-from converters.net import Layer
+from converters.layer import Layer
 from converters.registry import handles
 from converters.schema.caffe_pb2 import LRNParameter, PoolingParameter
 from converters.shape import Shape, show

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from converters import forks
 from converters.graph import Graph
-from converters.net import Layer
+from converters.layer import Layer
 from converters.registry import handles
 from converters.schema.caffe_pb2 import PoolingParameter, SPPParameter
 
@@ -132,12 +133,43 @@ def layer_windows(layer: Layer, sizes: Sequence[int]) -> list[Window]:
         raise layer.error(
             f"found kernel {kernel}, stride {stride}, pad {pad}, expected kernel and stride from 1 on, pad below kernel"
         )
-    windows = windows_of(sizes, kernel, stride, pad, floor=param.round_mode == PoolingParameter.FLOOR)
+    windows = windows_of(sizes, kernel, stride, pad, floor=_rounds_down(layer))
+    if layer.binary and param.HasField("round_mode") and not layer.fork:
+        _refuse_ambiguity(layer, windows, windows_of(sizes, kernel, stride, pad, floor=not _rounds_down(layer)))
     if any(window.out < 1 for window in windows):
         raise layer.error(
             f"found an image of {sizes[0]} x {sizes[1]}, expected one that a window of {kernel} fits into"
         )
     return windows
+
+
+def _rounds_down(layer: Layer) -> bool:
+    """Whether the number of windows is rounded down: by `ceil_mode` (a bool) or `round_mode` (an enumeration).
+
+    Both are field 13 of binary files. A fork that has `ceil_mode` writes true, 1, where others write FLOOR, 1.
+    """
+    param = layer.params.pooling_param
+    is_floor = param.round_mode == PoolingParameter.FLOOR
+    if layer.binary and param.HasField("round_mode") and forks.has_ceil_mode(layer.fork):
+        return not is_floor
+    if not param.HasField("ceil_mode"):
+        return is_floor
+    if param.HasField("round_mode") and is_floor == param.ceil_mode:
+        raise layer.error("found ceil_mode and round_mode, which contradict each other, expected one of the two")
+    return not param.ceil_mode
+
+
+def _refuse_ambiguity(layer: Layer, ours: Sequence[Window], others: Sequence[Window]) -> None:
+    """Refuse a binary file's field 13 where its two meanings give different sizes."""
+    sizes, other_sizes = (" x ".join(str(window.out) for window in windows) for windows in (ours, others))
+    if sizes != other_sizes:
+        mode = PoolingParameter.RoundMode.Name(layer.params.pooling_param.round_mode)
+        truth = str(bool(layer.params.pooling_param.round_mode)).lower()
+        raise layer.error(
+            f"found field 13 of pooling_param, which means `round_mode: {mode}` to BVLC's and NVIDIA's Caffe (a map of "
+            f"{sizes}) and `ceil_mode: {truth}` to other forks (a map of {other_sizes}). A binary file does not hold "
+            "the name: give the prototxt, or say which with --fork bvlc or --fork caffe-model"
+        )
 
 
 def _pair(layer: Layer, what: str, both: int, height: int, width: int) -> tuple[int, int]:

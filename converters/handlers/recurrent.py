@@ -14,9 +14,9 @@ from functools import partial
 import numpy as np
 
 from converters.graph import Graph
-from converters.net import Layer
+from converters.layer import Layer
 from converters.registry import handles
-from converters.shape import Dim, Free, Pinned, Shape, show
+from converters.shape import Dim, FixedDim, Shape, SymbolicDim, show, times
 
 MAX_STEPS = 2_000  # a step of an LSTM is a dozen nodes: beyond this no runtime loads the graph in reasonable time
 
@@ -56,8 +56,7 @@ class Sequences:
     @property
     def rows(self) -> Dim:
         """T * N."""
-        dim = self.streams
-        return Free(dim.input, dim.size, dim.factor * self.steps) if isinstance(dim, Free) else dim * self.steps
+        return times(self.streams, self.steps)
 
     @property
     def step(self) -> Shape:
@@ -143,11 +142,11 @@ def _fixed_steps(layer: Layer, graph: Graph, tensor: str) -> None:
     """Time steps must be known. Where they are an input's free axis, its next one is free instead: the streams."""
     shape = graph.shape(tensor)
     dim = shape[0] if shape else 1
-    if isinstance(dim, Free) and dim.factor == 1 and dim.input in graph.inputs:
+    if isinstance(dim, SymbolicDim) and dim.factor == 1 and dim.input in graph.inputs:
         source = graph.shape(dim.input)
         if len(source) > 1 and len(shape) > 1 and int(source[1]) == int(shape[1]):
             reason = f"the layer {layer.name!r} ({layer.type}) is unrolled over its time steps"
-            raise Pinned(dim.input, reason, free_axis=1)
+            raise FixedDim(dim.input, reason, free_axis=1)
     graph.fixed(dim, "the number of time steps to unroll them")
 
 

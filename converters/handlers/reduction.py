@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from converters.graph import Graph
-from converters.net import Layer
+from converters.layer import Layer
 from converters.registry import handles
 from converters.schema.caffe_pb2 import ReductionParameter
 from converters.shape import Dim, product, show

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from converters.graph import Graph
-from converters.net import Layer
+from converters.layer import Layer
 from converters.registry import handles
-from converters.shape import Free, show
+from converters.shape import SymbolicDim, show
 
 
 @handles(
     "Interp",
     operators="Resize Slice Shape Concat Identity",
     restrictions="pad_beg and pad_end only crop (0 or less), as in Caffe; a second bottom gives the size where the "
-    "parameters do not",
+    "parameters do not, or with caffe-model's `use_blob_size`",
     origin="DeepLab, PSPNet",
 )
 def interp(layer: Layer, graph: Graph) -> None:
@@ -64,7 +64,9 @@ def _wanted(layer: Layer, graph: Graph, size: int, axis: int) -> int:
         raise layer.error(
             f"found shrink_factor {param.shrink_factor} and zoom_factor {param.zoom_factor}, expected 1 or more"
         )
-    if shrinks == zooms and param.HasField("height") and param.HasField("width"):
+    if param.use_blob_size and len(layer.bottoms) == 2:
+        wanted = _image_size(layer, graph, layer.bottoms[1])[axis - 2]
+    elif shrinks == zooms and param.HasField("height") and param.HasField("width"):
         wanted = param.height if axis == 2 else param.width
     elif shrinks or zooms:
         wanted = (size - 1) // param.shrink_factor + 1
@@ -88,7 +90,7 @@ def _image_size(layer: Layer, graph: Graph, tensor: str) -> tuple[int, int]:
 def _with_sizes(graph: Graph, tensor: str, sizes: tuple[int, ...]) -> str:
     """The first two sizes of a tensor and the given ones, as a tensor."""
     images = graph.shape(tensor)[:2]
-    if not any(isinstance(dim, Free) for dim in images):
+    if not any(isinstance(dim, SymbolicDim) for dim in images):
         return graph.constant([*images, *sizes], np.int64)
     shape = graph.node("Shape", [tensor], shape=(graph.rank(tensor),), dtype=np.int64)
     return graph.concat([graph.slice(shape, 0, 0, 2), graph.constant(sizes, np.int64)], 0)
@@ -130,12 +132,10 @@ def _repeated(layer: Layer, graph: Graph) -> None:
 def _repetitions(layer: Layer) -> tuple[int, int]:
     """How often a pixel is repeated, down and across. `stride` is Darknet's word for `scale`."""
     param = layer.params.upsample_param
-    fork = layer.extra.get("upsample_param", {})
-    stride = fork.get("stride") if isinstance(fork, dict) else None
     if param.HasField("scale_h") and param.HasField("scale_w"):
         down, across = param.scale_h, param.scale_w
     else:
-        down = across = param.scale if param.HasField("scale") else stride if isinstance(stride, int) else 0
+        down = across = param.scale if param.HasField("scale") else param.stride
     if min(down, across) < 1:
         raise layer.error(
             "found one bottom and no scale, expected upsample_param with scale (or stride) from 1 on, or the mask of a "

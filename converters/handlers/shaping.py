@@ -8,9 +8,9 @@ import math
 import numpy as np
 
 from converters.graph import Graph
-from converters.net import MANY, Layer
+from converters.layer import MANY, Layer
 from converters.registry import handles
-from converters.shape import Dim, Free, product, show
+from converters.shape import Dim, SymbolicDim, product, show, times
 
 
 @handles("Concat", operators="Concat Identity")
@@ -107,7 +107,7 @@ def _inferred(layer: Layer, graph: Graph, shape: tuple[Dim, ...], target: list[D
     others = [dim for axis, dim in enumerate(target) if axis != hole]
     rest = list(shape)
     for dim in list(others):  # a free axis on both sides cancels out
-        if isinstance(dim, Free) and dim in rest:
+        if isinstance(dim, SymbolicDim) and dim in rest:
             others.remove(dim)
             rest.remove(dim)
     known = math.prod(graph.fixed(dim, "its size to infer another") for dim in others)
@@ -120,7 +120,7 @@ def _inferred(layer: Layer, graph: Graph, shape: tuple[Dim, ...], target: list[D
         return total // known
     if total.factor % known:
         return graph.fixed(total, "its size to infer another") // known
-    return Free(total.input, total.size, total.factor // known)
+    return SymbolicDim(total.input, total.size, total.factor // known)
 
 
 @handles("Tile", operators="Tile")
@@ -132,8 +132,7 @@ def tile(layer: Layer, graph: Graph) -> None:
     if param.tiles < 1:
         raise layer.error(f"found tiles {param.tiles}, expected 1 or more")
     shape = list(graph.shape(bottom))
-    dim = shape[axis]
-    shape[axis] = Free(dim.input, dim.size, dim.factor * param.tiles) if isinstance(dim, Free) else dim * param.tiles
+    shape[axis] = times(shape[axis], param.tiles)
     repeats = [param.tiles if a == axis else 1 for a in range(len(shape))]
     graph.node("Tile", [bottom, graph.constant(repeats, np.int64)], top, shape=shape)
 
@@ -160,8 +159,8 @@ def crop(layer: Layer, graph: Graph) -> None:
         wanted = graph.shape(reference)[axis]
         if (
             not offset
-            and isinstance(shape[axis], Free)
-            and isinstance(wanted, Free)
+            and isinstance(shape[axis], SymbolicDim)
+            and isinstance(wanted, SymbolicDim)
             and graph.same(shape[axis], wanted)
         ):
             continue  # the batch, uncut

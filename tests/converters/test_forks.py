@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from converters import ConversionWarning, convert
 from tests.converters.one_layer import OneLayer, assert_close, assert_error_names_layer, run
 
 RNG = np.random.default_rng(0)
@@ -99,3 +100,31 @@ def test_error_names_the_layer(name: str) -> None:
     layer, shapes, message = ERRORS[name]
     blobs = (SCALE, SHIFT) if name == "statistics of none" else ()
     assert_error_names_layer(OneLayer(f'{layer} top: "out"', shapes, blobs), message)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (2, 5, 1, 1)])
+def test_caffe_windows_normalize(shape: tuple[int, ...]) -> None:
+    """SSD's layer of this name has learned factors; this one has none, and its own parameters."""
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    one = OneLayer('type: "Normalize" top: "y" normalize_param { normalize_type: "L2" }', {"x": shape})
+    with pytest.warns(ConversionWarning, match="normalize_param"):
+        net = one.net()
+    expected = np.stack([item / np.sqrt((item.astype(np.float64) ** 2).sum()) for item in x])
+    assert_close(run(convert(net), {"x": x})[0], expected.astype(np.float32))
+
+
+@pytest.mark.filterwarnings("ignore::converters.ConversionWarning")
+@pytest.mark.parametrize(("shape", "kind"), [((2, 5, 3, 3), "L2"), ((2, 5), "L1")])
+def test_caffe_windows_normalize_of_two_meanings_is_refused(shape: tuple[int, ...], kind: str) -> None:
+    one = OneLayer(f'type: "Normalize" top: "y" normalize_param {{ normalize_type: "{kind}" }}', {"x": shape})
+    assert_error_names_layer(one, f"normalize_type '{kind}'")
+
+
+def test_caffe_models_interp_takes_the_second_bottoms_size() -> None:
+    """Align-corners interpolation, at positions that lie on the pixels: every other pixel is an old one."""
+    x = images(2)
+    one = OneLayer('type: "Interp" top: "y" interp_param { use_blob_size: true }', {"x": x.shape, "ref": (2, 7, 7, 9)})
+    (found,) = one.run({"x": x, "ref": np.zeros((2, 7, 7, 9))})
+    assert found.shape == (2, 3, 7, 9)
+    assert_close(found[:, :, ::2, ::2], x)
+    assert_close(found[:, :, 1::2, ::2], (x[:, :, 1:] + x[:, :, :-1]) / 2)

@@ -319,15 +319,35 @@ UNKNOWN = V2.replace("num_output: 4", "num_output: 4\n  sparse_ratio: 0.5").repl
 )
 
 
-def test_unknown_fields_are_warned_about_and_ignored(tmp_path: Path, weights: Path) -> None:
+def test_unknown_fields_of_layers_that_compute_are_refused(tmp_path: Path, weights: Path) -> None:
     path = written(tmp_path / "fork.prototxt", UNKNOWN)
-    with pytest.warns(ConversionWarning) as caught:
-        model = convert(path, weights)
+    with (
+        pytest.warns(ConversionWarning) as caught,
+        pytest.raises(ConversionError, match=r"2 unknown field\(s\) that may change") as raised,
+    ):
+        convert(path, weights)
+    assert "fork.prototxt:4:3: convolution_param.sparse_ratio: 0.5, in layer conv (Convolution)" in str(raised.value)
+    assert "--ignore-unknown convolution_param.sparse_ratio --ignore-unknown fork_param" in str(raised.value)
     said = [str(one.message) for one in caught]
     assert len(said) == 2
     assert re.search(r"fork\.prototxt:4:3: the field 'sparse_ratio' is not known and was left aside", said[0])
     assert re.search(r"fork\.prototxt:5:\d+: the field 'fork_param' is not known", said[1])
+
+
+@pytest.mark.parametrize("ignored", [("convolution_param.sparse_ratio", "fork_param"), ("sparse_ratio", "fork_param")])
+def test_unknown_fields_can_be_ignored(ignored: tuple[str, ...], tmp_path: Path, weights: Path) -> None:
+    path = written(tmp_path / "fork.prototxt", UNKNOWN)
+    with pytest.warns(ConversionWarning):
+        model = convert(path, weights, ignore_unknown=ignored)
     np.testing.assert_allclose(run(model, {"data": DATA})[0], ANSWER, rtol=1e-5, atol=1e-5)
+    with pytest.warns(ConversionWarning), pytest.raises(ConversionError, match=r"1 unknown field.*\n.*fork_param"):
+        convert(path, weights, ignore_unknown=ignored[:1])
+
+
+def test_unknown_fields_behind_the_outputs_do_not_matter(tmp_path: Path, weights: Path) -> None:
+    text = UNKNOWN.replace("  sparse_ratio: 0.5", "")
+    with pytest.warns(ConversionWarning):
+        convert(written(tmp_path / "fork.prototxt", text), weights, outputs=["conv@conv"])
 
 
 def test_many_unknown_fields_are_summed_up(tmp_path: Path, weights: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from converters import ConversionError, ConversionWarning, convert, handles, load_plugin, read_net, registry
 from converters.graph import Graph
-from converters.net import Layer
+from converters.layer import Layer
 from tests.caffe_files import input_layer, layer, weights_alone, written
 from tests.converters.one_layer import run
 

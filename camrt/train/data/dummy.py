@@ -18,7 +18,7 @@ from converters.schema.caffe_pb2 import FillerParameter
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from converters.net import Layer
+    from converters.layer import Layer
 
 
 @dataclass(frozen=True, eq=False)

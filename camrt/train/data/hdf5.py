@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from converters.net import Layer
+    from converters.layer import Layer
 
 _MOST_BYTES = 16 << 30  # of one file, which is held in memory, as in Caffe
 _ORDER, _ROWS = 0, 1  # what a random order is for

@@ -26,7 +26,8 @@ from camrt.train.data.streams import ImageStream, Stream
 from camrt.train.data.transform import Transform, of_layer
 from camrt.train.data.windows import WindowData
 from converters.deploy import DATA_LAYERS
-from converters.net import Layer, Net
+from converters.layer import Layer
+from converters.net import Net
 
 MOST_WORKERS = 8
 KINDS_HINT = "folder:DIR, list:FILE, tiny:DIR, mnist:DIR or clutter:drawn"

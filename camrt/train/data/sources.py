@@ -27,7 +27,7 @@ from camrt.errors import CamrtError
 from camrt.train import clutter
 
 if TYPE_CHECKING:
-    from converters.net import Layer
+    from converters.layer import Layer
 
 Phase = Literal["TRAIN", "TEST"]
 Image = NDArray[Any]  # uint8; float32 from databases of floats

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from camrt.errors import CamrtError
 
 if TYPE_CHECKING:
-    from converters.net import Layer
+    from converters.layer import Layer
 
 _TICK = 4  # random numbers that Philox gives a counter
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from converters.net import Layer
+    from converters.layer import Layer
 
 _FIELDS = 6  # of a window: class, overlap, x1, y1, x2, y2
 _KEPT = 64  # decoded images that are kept: windows of one image come in random order

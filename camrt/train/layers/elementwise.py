@@ -9,7 +9,7 @@ from torch import Tensor
 
 from camrt.train.registry import Operation, Place, Weight, builds
 from converters.deploy import dummy_shapes
-from converters.net import MANY
+from converters.layer import MANY
 from converters.schema.caffe_pb2 import EltwiseParameter, FillerParameter
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from camrt.train.layers.pooling import average_pool
 from camrt.train.registry import Operation, Place, Shape, Weight, builds, in_full
 from converters.handlers.pooling import windows_of
-from converters.net import Layer
+from converters.layer import Layer
 from converters.schema.caffe_pb2 import FillerParameter, LRNParameter
 from converters.shape import show
 

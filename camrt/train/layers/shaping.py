@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from camrt.train.registry import Operation, Place, builds
-from converters.net import MANY
+from converters.layer import MANY
 from converters.schema.caffe_pb2 import ReductionParameter
 from converters.shape import show
 

@@ -12,7 +12,7 @@ import pytest
 from camrt.errors import CamrtError
 from camrt.train.data import Feed, ImageFiles, Order, Transform, has_test_part, open_source
 from camrt.train.data.transform import of_layer, read_mean
-from converters.net import Layer
+from converters.layer import Layer
 from converters.schema import caffe_pb2
 
 RNG = np.random.default_rng(5)
