@@ -85,7 +85,7 @@ class Layer:
 
         Args:
             shapes: The shape of each blob that the layer must have. The four-dimensional shapes of files before 2015
-                (a bias of 1 x 1 x 1 x n) are recognised.
+                (a bias of 1 x 1 x 1 x n) and C3D's of five axes are recognized.
 
         Returns:
             One float32 array of each shape: views.
@@ -109,8 +109,8 @@ class Layer:
 
     def _shaped(self, index: int, shape: tuple[int, ...]) -> np.ndarray:
         blob = self.blobs[index]
-        legacy = (1,) * (4 - len(shape)) + shape
-        if blob.shape not in (shape, legacy):
+        legacy = [(1,) * (axes - len(shape)) + shape for axes in (4, 5)]  # 5 in C3D's files
+        if blob.shape not in (shape, *legacy):
             raise self.error(
                 f"found shape {show(blob.shape)} for blob {index} in {self.source}, expected {show(shape)}: "
                 "the prototxt and the weights do not belong together, or the input has another size"
