@@ -34,6 +34,8 @@ COMPARISONS = {
     "MultinomialLogisticLoss": slice(1, None),
     "SmoothL1Loss": slice(1, None),
 }
+# Layers whose further bottoms and tops are for training only: the label, and what a loss is weighted with.
+MARGINS = ("MarginInnerProduct",)
 SYMMETRIC = ("EuclideanLoss", "SmoothL1Loss")  # people write the label first, too
 DATA_LAYERS = {
     "AnnotatedData": "annotated_data_param",
@@ -265,6 +267,9 @@ def deployable(layers: Sequence[Draft], inputs: Sequence[DraftInput]) -> Deploye
     for layer in layers:
         if layer.type in LOSS_LAYERS:
             kept.append(_without_comparison(layer))
+            targets.update(layer.bottoms[1:])
+        elif layer.type in MARGINS:
+            kept.append(replace(layer, bottoms=layer.bottoms[:1], tops=layer.tops[:1]))
             targets.update(layer.bottoms[1:])
         elif layer.type in COMPARISONS:
             targets.update(_targets(layer, inputs))
