@@ -108,11 +108,11 @@ def build(
     """
     try:
         _check_opset(opset)
-        wanted = _wanted(net, outputs)
+        wanted, described = _wanted(net, outputs), net.layers
         net = with_shapes(_needed(net, wanted, only=outputs is not None), input_shapes)
         _check_supported(net)
         net = _merged(net, wanted)
-        return _with_free_axes(net, wanted, opset)
+        return _with_free_axes(net, wanted, opset, described)
     except ConversionError as error:
         raise (error.in_file(net.files[0]) if net.files else error) from error.__cause__
 
@@ -241,7 +241,7 @@ def _is_channel_scale(layer: Layer) -> bool:
     return layer.type == "Scale" and len(layer.bottoms) == 1 and param.axis == 1 and param.num_axes == 1
 
 
-def _with_free_axes(net: Net, wanted: tuple[str, ...], opset: int) -> Converted:
+def _with_free_axes(net: Net, wanted: tuple[str, ...], opset: int, described: tuple[Layer, ...]) -> Converted:
     """Build with the first axis of every input free, and fix what a layer needs to know."""
     from converters.model import Draft
 
@@ -249,7 +249,7 @@ def _with_free_axes(net: Net, wanted: tuple[str, ...], opset: int) -> Converted:
     notes: dict[str, str] = {}
     while True:
         try:
-            graph = _build_once(net, free, opset)
+            graph = _build_once(net, free, opset, described)
         except Pinned as pinned:
             if pinned.input not in free:
                 raise ConversionError(f"{pinned.reason}, which is known only when the network runs") from None
@@ -261,10 +261,10 @@ def _with_free_axes(net: Net, wanted: tuple[str, ...], opset: int) -> Converted:
         return Converted(Draft(graph, wanted), net, (*notes.values(), *graph.notes))
 
 
-def _build_once(net: Net, free: Mapping[str, int | None], opset: int) -> Graph:
+def _build_once(net: Net, free: Mapping[str, int | None], opset: int, described: tuple[Layer, ...]) -> Graph:
     from converters.model import node_proto
 
-    graph = Graph(net.name, opset)
+    graph = Graph(net.name, opset, described)
     graph.reserve(top for layer in net.layers for top in layer.tops)
     for data in net.inputs:
         assert data.shape is not None  # with_shapes saw to it
