@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from converters import convert, read_net
 from converters.reader import parse_prototxt
+from tests.caffe_files import field, written
 from tests.converters.one_layer import OneLayer, assert_close, assert_error_names_layer, run
 
 VIDEO = {"x": (2, 3, 5, 7, 6)}
@@ -254,6 +256,37 @@ def test_c3d_small() -> None:
 def test_c3d_at_full_size() -> None:
     """16 frames of 112 x 112, 78 million weights. Pooling rounds 7 up to 4, which padding alone would not."""
     compare_c3d((1, 3, 16, 112, 112), GROUPS, FULLY_CONNECTED)
+
+
+# ---------------------------------------------------------------------------------------------------- C3D 1.0's weights
+
+
+def five_sizes(values: np.ndarray) -> bytes:
+    """C3D 1.0's BlobProto: num, channels, length, height, width, data and diff, numbered from 1 on."""
+    shape = (1,) * (5 - values.ndim) + values.shape
+    varints = b"".join(bytes([number << 3, size]) for number, size in enumerate(shape, start=1))
+    return varints + field(6, values.tobytes()) + field(7, (values * 7).tobytes())
+
+
+def test_weights_of_c3d(tmp_path: Path) -> None:
+    """Field 5 is a width there, and the weights are field 6, where BVLC's Caffe has the diff."""
+    text = c3d((1, 3, 16, 28, 28), [[2], [2], [2], [2], [2]], (4,))
+    net = read_net(parse_prototxt(text))
+    blobs = {
+        layer.name: [weights(*shape) for shape in ((2, 3 if layer.name == "conv1a" else 2, 3, 3, 3), (2,))]
+        for layer in net.layers
+        if layer.type == "Convolution3D"
+    }
+    blobs["fc6"] = [weights(4, 2), weights(4)]
+    encoded = b"".join(
+        field(2, field(4, name.encode()) + b"".join(field(6, five_sizes(one)) for one in both))
+        for name, both in blobs.items()
+    )
+    prototxt = written(tmp_path / "c3d.prototxt", text)
+    model = convert(prototxt, written(tmp_path / "c3d.caffemodel", encoded))
+    filled = tuple(replace(layer, blobs=tuple(blobs.get(layer.name, ()))) for layer in net.layers)
+    x = np.random.default_rng(0).normal(size=(1, 3, 16, 28, 28))
+    np.testing.assert_array_equal(*(run(one, {"data": x})[0] for one in (model, convert(replace(net, layers=filled)))))
 
 
 # -------------------------------------------------------------------------------------------------------------- errors
