@@ -20,7 +20,7 @@ from converters.conversion import DEFAULT_OPSET, Converted, build
 from converters.model import in_memory
 from converters.reader import parse_prototxt
 from converters.registry import Entry
-from tests.converters import test_activation, test_flow, test_normalization, test_sampling, test_volumetric
+from tests.converters import test_activation, test_flow, test_forks, test_normalization, test_sampling, test_volumetric
 from tests.converters.one_layer import OneLayer
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "caffe"
@@ -339,7 +339,7 @@ def test_answers_as_its_formula(layer: str) -> None:
 # Layers of forks whose Caffe does not run here. Their modules compare them with their formulas and other libraries.
 FORKS: tuple[OneLayer, ...] = tuple(
     one
-    for module in (test_activation, test_flow, test_normalization, test_sampling, test_volumetric)
+    for module in (test_activation, test_flow, test_forks, test_normalization, test_sampling, test_volumetric)
     for one in module.CASES.values()
 )
 
