@@ -25,6 +25,9 @@ from converters.schema.caffe_pb2 import (
 from converters.shape import show
 
 MAX_DISPLACEMENTS = 512  # along an axis; FlowNet has 21
+MAX_FILTER = (
+    2**24
+)  # weights of a filter along an axis: the model holds them; from 480 to 1,920 pixels there are 921,600
 
 # -------------------------------------------------------------------------------------------------------- correlation
 
@@ -126,6 +129,11 @@ def _correlate(layer: Layer, graph: Graph, search: _Search) -> None:
         raise layer.error(
             f"found {len(search.rows):,} x {len(search.columns):,} displacements, expected at most "
             f"{MAX_DISPLACEMENTS} along an axis"
+        )
+    if math.prod(search.out) * number > MAX_BLOB:
+        raise layer.error(
+            f"found {number:,} displacements for {search.out[0]:,} x {search.out[1]:,} patches, expected at most "
+            f"{MAX_BLOB:,} values"
         )
     step = search.stride if search.kernel == 1 else 1
     sizes = [(count - 1) * search.stride + search.kernel for count in search.out]
@@ -277,8 +285,14 @@ def _wanted(layer: Layer, graph: Graph, height: int, width: int) -> tuple[int, i
     """The size that the description gives, or that of a second blob."""
     if len(layer.bottoms) == 2:
         height, width = image_shape(layer, graph, layer.bottoms[1])[2:]
-    if not 1 <= height <= MAX_BLOB or not 1 <= width <= MAX_BLOB:
+    if min(height, width) < 1:
         raise layer.error(f"found the size {height} x {width}, expected a height and a width from 1 on")
+    _, _, *sizes = image_shape(layer, graph, layer.bottoms[0])
+    if max(old * new for old, new in zip(sizes, (height, width), strict=True)) > MAX_FILTER:
+        raise layer.error(
+            f"found an image of {sizes[0]:,} x {sizes[1]:,} for an output of {height:,} x {width:,}, expected at most "
+            f"{MAX_FILTER:,} for the product of both heights and of both widths"
+        )
     return height, width
 
 

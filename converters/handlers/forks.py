@@ -113,8 +113,8 @@ def relu6(layer: Layer, graph: Graph) -> None:
     "MultiStageMeanfield",
     operators="Reshape Slice Mul Sub Add Exp ReduceSum Div Softmax MatMul",
     restrictions="up to 4,096 pixels, as it compares all pairs of them: exact Gaussians, which the original "
-    "approximates on a permutohedral lattice; for larger images, name the blob before it with `--outputs`; no detection and "
-    "superpixel potentials",
+    "approximates on a permutohedral lattice; for larger images, name the blob before it with `--outputs`; no "
+    "detection and superpixel potentials",
     origin="CRF-RNN",
 )
 def multi_stage_meanfield(layer: Layer, graph: Graph) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from converters.graph import Graph
-from converters.net import Layer
+from converters.net import MAX_BLOB, Layer
 from converters.registry import handles
 from converters.schema.caffe_pb2 import ReductionParameter
 from converters.shape import Dim, product, show
@@ -53,8 +53,10 @@ def margin_inner_product(layer: Layer, graph: Graph) -> None:
     axis = graph.axis(bottom, param.axis)
     shape = graph.shape(bottom)
     inputs, outputs = _fixed_product(layer, graph, shape[axis:]), param.num_output
-    if not outputs:
-        raise layer.error("found no num_output, expected one from 1 on")
+    if not 1 <= outputs <= MAX_BLOB // inputs:
+        raise layer.error(
+            f"found num_output {outputs:,} for {inputs:,} inputs, expected 1 or more, with at most {MAX_BLOB:,} weights"
+        )
     (weight,) = layer.weights((outputs, inputs))
     rows = product(shape[:axis])
     if rows is None:

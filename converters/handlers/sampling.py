@@ -12,6 +12,7 @@ from converters.net import Layer
 from converters.registry import handles
 from converters.shape import Dim, Shape, product, show
 
+MAX_PLACES = 2**24  # pixels whose places the model holds
 _OLDEST = 16  # the opset of GridSample
 
 
@@ -140,8 +141,11 @@ def spatial_transformer(layer: Layer, graph: Graph) -> None:
     image = layer.bottoms[0]
     batch, _, height, width = image_shape(layer, graph, image)
     out = (param.output_H or height, param.output_W or width)
-    if min(out) < 1:
-        raise layer.error(f"found output_H {out[0]} and output_W {out[1]}, expected sizes from 1 on")
+    if min(out) < 1 or out[0] * out[1] > MAX_PLACES:
+        raise layer.error(
+            f"found output_H {out[0]:,} and output_W {out[1]:,}, expected sizes from 1 on with at most {MAX_PLACES:,} "
+            "pixels"
+        )
     rows, columns = (np.arange(size, dtype=np.float32) / np.float32(size) * 2 - 1 for size in out)
     places = np.stack(
         [*(axis.ravel() for axis in np.meshgrid(rows, columns, indexing="ij")), np.ones(out[0] * out[1], np.float32)]
@@ -158,8 +162,8 @@ def _affine(layer: Layer, graph: Graph, batch: Dim) -> str:
     """The map's six numbers, (N, 6): the row for x before that for y. Some may stand in the prototxt."""
     param, theta = layer.params.st_param, layer.bottoms[1]
     fixed = [getattr(param, name) if param.HasField(name) else None for name in _THETAS]
-    given = product(graph.shape(theta)[1:])
-    if given != fixed.count(None) or not graph.same(graph.shape(theta)[0], batch):
+    items, *numbers = graph.shape(theta) or (0,)
+    if product(numbers) != fixed.count(None) or not graph.same(items, batch):
         raise layer.error(
             f"found {show(graph.shape(theta))} for the blob {theta!r} and {6 - fixed.count(None)} theta in the "
             f"description, expected N x {fixed.count(None)}: six numbers together"

@@ -388,6 +388,12 @@ ERRORS = {
         PAIR,
         "displacements, expected at most",
     ),
+    "wide": (
+        'type: "Correlation" correlation_param { kernel_size: 1 max_displacement: 2 pad: 4000000 }',
+        PAIR,
+        "expected at most 2,147,483,647 values",
+    ),
+    "huge": ('type: "Resample" resample_param { height: 4 width: 2000000000 }', {"x": IMAGE}, "of both widths"),
     "another size": ('type: "Correlation"', {"a": IMAGE, "b": (2, 3, 7, 8)}, "for the blob 'b'"),
     "side": (
         'type: "Correlation1D" correlation_param { kernel_size: 1 max_displacement: 1 single_direction: 2 }',

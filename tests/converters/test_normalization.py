@@ -125,7 +125,7 @@ def test_margin_inner_product_is_the_cosine_times_the_length(axis: int) -> None:
 
 
 def test_margin_without_outputs_is_refused() -> None:
-    assert_error_names_layer(OneLayer('type: "MarginInnerProduct" top: "y"', {**IMAGE, "label": (2,)}), "no num_output")
+    assert_error_names_layer(OneLayer('type: "MarginInnerProduct" top: "y"', {**IMAGE, "label": (2,)}), "num_output 0")
 
 
 CASES = {

@@ -298,6 +298,12 @@ ERRORS = {
         "transform_type 'projective'",
     ),
     "five numbers": ('type: "SpatialTransformer"', {"image": IMAGE, "theta": (2, 5)}, "six numbers"),
+    "no axes": ('type: "SpatialTransformer"', {"image": IMAGE, "theta": ()}, "six numbers"),
+    "huge": (
+        'type: "SpatialTransformer" st_param { output_W: 2147483647 }',
+        {"image": IMAGE, "theta": (2, 6)},
+        "output_W 2,147,483,647",
+    ),
     "another batch": ('type: "SpatialTransformer"', {"image": IMAGE, "theta": (3, 6)}, "six numbers"),
     "negative": (
         'type: "SpatialTransformer" st_param { output_H: -1 }',
