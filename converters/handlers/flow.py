@@ -456,6 +456,43 @@ def mean(layer: Layer, graph: Graph) -> None:
         graph.node("Add", [scaled, offset], [top])
 
 
+@handles(
+    "DataAugmentation",
+    operators="Sub Identity",
+    restrictions="without a crop, where the original only subtracts a mean: of its weights, or of the description",
+    origin="FlowNet",
+)
+def data_augmentation(layer: Layer, graph: Graph) -> None:
+    """The image less the mean that training computed, of each pixel or each channel."""
+    bottom, top = layer.ends()
+    param = layer.params.augmentation_param
+    _, channels, height, width = image_shape(layer, graph, bottom)
+    if param.crop_width and param.crop_height:
+        raise layer.error(
+            f"found a crop of {param.crop_height} x {param.crop_width}, expected none: crop the images before, or "
+            "write a handler and name it with --plugin"
+        )
+    if param.recompute_mean:
+        mean = _stored_mean(layer, channels, height, width)
+    elif len(param.mean) == 3 == channels and not param.mean_per_pixel:
+        mean = np.array(param.mean, np.float32).reshape(3, 1, 1)
+    else:
+        graph.node("Identity", [bottom], top)
+        return
+    graph.node("Sub", [bottom, graph.weight("mean", mean)], top, shape=graph.shape(bottom))
+
+
+def _stored_mean(layer: Layer, channels: int, height: int, width: int) -> Array:
+    """(C, H, W) or (C, 1, 1). The weights are a count, the mean of each pixel, and that of each channel."""
+    size = layer.blobs[1].shape[2:] if len(layer.blobs) == 3 and layer.blobs[1].ndim == 4 else (height, width)
+    _, pixels, means = layer.weights((1, 1, 1, 1), (1, channels, *size), (1, channels, 1, 1))
+    mean: Array = means[0]
+    if layer.params.augmentation_param.mean_per_pixel:
+        # For an image of another size the original takes the mean over its pixels.
+        mean = pixels[0] if size == (height, width) else pixels[0].mean(axis=(1, 2), keepdims=True)
+    return mean
+
+
 @handles("ChannelNorm", operators="ReduceL2", origin="FlowNet 2")
 def channel_norm(layer: Layer, graph: Graph) -> None:
     """The Euclidean norm over the channels."""

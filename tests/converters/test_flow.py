@@ -14,6 +14,7 @@ from tests.converters.one_layer import OneLayer, assert_close, assert_error_name
 
 IMAGE = (2, 3, 7, 9)
 PAIR = {"a": IMAGE, "b": IMAGE}
+RNG = np.random.default_rng(0)
 
 
 def normal(batch: int, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -356,7 +357,49 @@ def test_channel_norm(opset: int) -> None:
     assert_close(NORM.run({"x": x}, opset)[0], np.sqrt((x**2).sum(axis=1, keepdims=True)))
 
 
+COUNT, PIXELS, CHANNELS = np.full((1, 1, 1, 1), 1500.0), RNG.normal(size=(1, 3, 7, 9)), RNG.normal(size=(1, 3, 1, 1))
+SMALL = RNG.normal(size=(1, 3, 4, 5))
+
+# Parameters and the stored means -> what is subtracted.
+AUGMENTATIONS = {
+    "recompute_mean: 1000 mean_per_pixel: false augment_during_test: true": ((COUNT, PIXELS, CHANNELS), CHANNELS),
+    "recompute_mean: 1000": ((COUNT, PIXELS, CHANNELS), PIXELS),
+    "recompute_mean: 10": ((COUNT, SMALL, CHANNELS), SMALL.mean(axis=(2, 3), keepdims=True)),
+    "mean: 1 mean: 2 mean: 3 mean_per_pixel: false": ((), np.array([1, 2, 3]).reshape(1, 3, 1, 1)),
+    "": ((), 0),
+}
+
+
+def augmentation(param: str) -> OneLayer:
+    layer = f'type: "DataAugmentation" top: "y" augmentation_param {{ {param} }}'
+    return OneLayer(layer, {"x": IMAGE}, AUGMENTATIONS[param][0])
+
+
+@pytest.mark.parametrize("param", AUGMENTATIONS)
+def test_data_augmentation_subtracts_the_mean(param: str) -> None:
+    model = augmentation(param).model()
+    for batch in (1, 3):
+        x = normal(batch, IMAGE)
+        assert_close(run(model, {"x": x})[0], (x - AUGMENTATIONS[param][1]).astype(np.float32))
+
+
+SINGLE = {"coeff: 0.25": 0.25, "": 1, "operation: MAX": 1, "operation: PROD": 1}
+
+
+def single(param: str) -> OneLayer:
+    return OneLayer(f'type: "Eltwise" top: "y" eltwise_param {{ {param} }}', {"x": IMAGE})
+
+
+@pytest.mark.parametrize("param", SINGLE)
+def test_eltwise_of_one_blob(param: str) -> None:
+    """FlowNet 2 scales its images so; BVLC's Caffe wants two."""
+    x = normal(2, IMAGE)
+    assert_close(single(param).run({"x": x})[0], SINGLE[param] * x)
+
+
 CASES = {
+    **{f"eltwise {param}": single(param) for param in SINGLE},
+    **{f"augmentation {param}": augmentation(param) for param in AUGMENTATIONS},
     **{param: correlation(param) for param in CORRELATIONS},
     **{f"1d {param}": correlation(param, "Correlation1D") for param in SIDES},
     "warp": WARP,
@@ -414,6 +457,16 @@ ERRORS = {
     "one pixel of all": ('type: "Accum"', {"x": (2, 3, 1, 4)}, "divides by zero"),
     "division": ('type: "Accum" accum_param { size_divisible_by: 0 }', {"x": IMAGE}, "size_divisible_by 0"),
     "reference alone": ('type: "Accum" accum_param { have_reference: true }', {"x": IMAGE}, "bottom"),
+    "crop": (
+        'type: "DataAugmentation" augmentation_param { crop_width: 4 crop_height: 5 }',
+        {"x": IMAGE},
+        "crop of 5 x 4",
+    ),
+    "mean of nothing": (
+        'type: "DataAugmentation" augmentation_param { recompute_mean: 1 }',
+        {"x": IMAGE},
+        "found no weights",
+    ),
     "mean's file": ('type: "Mean" mean_param { file: "mean.binaryproto" }', {"x": IMAGE}, "mean.binaryproto"),
     "mean's values": ('type: "Mean" mean_param { value: 1 value: 2 }', {"x": IMAGE}, "2 values for 3 channels"),
 }
