@@ -115,18 +115,20 @@ def build(
     """
     try:
         _check_opset(opset)
-        wanted = _wanted(net, outputs)
+        wanted, described = _wanted(net, outputs), net.layers
         net = with_shapes(_needed(net, wanted, only=outputs is not None), input_shapes)
-        return _graph_of(net, wanted, opset, ignore_unknown)
+        return _graph_of(net, wanted, opset, described, ignore_unknown)
     except ConversionError as error:
         raise (error.in_file(net.files[0]) if net.files else error) from error.__cause__
 
 
-def _graph_of(net: Net, wanted: tuple[str, ...], opset: int, ignore_unknown: Collection[str]) -> Converted:
+def _graph_of(
+    net: Net, wanted: tuple[str, ...], opset: int, described: tuple[Layer, ...], ignore_unknown: Collection[str]
+) -> Converted:
     try:
         _check_supported(net)
         _check_unknown(net, ignore_unknown)
-        return _with_free_axes(_merged(net, wanted), wanted, opset)
+        return _with_free_axes(_merged(net, wanted), wanted, opset, described)
     except ConversionError as error:
         raise error.with_hint(net.origin) from error.__cause__
 
@@ -267,7 +269,7 @@ def _is_channel_scale(layer: Layer) -> bool:
     return layer.type == "Scale" and len(layer.bottoms) == 1 and param.axis == 1 and param.num_axes == 1
 
 
-def _with_free_axes(net: Net, wanted: tuple[str, ...], opset: int) -> Converted:
+def _with_free_axes(net: Net, wanted: tuple[str, ...], opset: int, described: tuple[Layer, ...]) -> Converted:
     """Build with the first axis of every input free, and fix what a layer needs to know."""
     from converters.model import Draft
 
@@ -275,7 +277,7 @@ def _with_free_axes(net: Net, wanted: tuple[str, ...], opset: int) -> Converted:
     notes: dict[str, str] = {}
     while True:
         try:
-            graph = _build_once(net, free, opset)
+            graph = _build_once(net, free, opset, described)
         except FixedDim as fixed:
             if fixed.input not in free:
                 raise ConversionError(f"{fixed.reason}, which is known only when the network runs") from None
@@ -287,10 +289,10 @@ def _with_free_axes(net: Net, wanted: tuple[str, ...], opset: int) -> Converted:
         return Converted(Draft(graph, wanted), net, (*notes.values(), *graph.notes))
 
 
-def _build_once(net: Net, free: Mapping[str, int | None], opset: int) -> Graph:
+def _build_once(net: Net, free: Mapping[str, int | None], opset: int, described: tuple[Layer, ...]) -> Graph:
     from converters.model import node_proto
 
-    graph = Graph(net.name, opset)
+    graph = Graph(net.name, opset, described)
     graph.reserve(top for layer in net.layers for top in layer.tops)
     for data in net.inputs:
         assert data.shape is not None  # with_shapes saw to it

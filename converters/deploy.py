@@ -43,6 +43,8 @@ SAMPLERS = (
 )  # draw from their first bottom in training; in use, all of it goes to their first top
 # Layers of forks that only train or measure. Where the converter does not know one, the network ends before it.
 MEASURING = re.compile(r"Loss|Accuracy|Evaluat|^Eval|OHEM$|^Yolov3$|^YoloSeg$|AnchorTarget")
+# Layers whose further bottoms and tops are for training only: the label, and what a loss is weighted with.
+MARGINS = ("MarginInnerProduct",)
 SYMMETRIC = ("EuclideanLoss", "SmoothL1Loss")  # people write the label first, too
 DATA_LAYERS = {
     "AnnotatedData": "annotated_data_param",
@@ -310,6 +312,9 @@ def deployable(
     for layer in layers:
         if layer.type in LOSS_LAYERS:
             kept.append(_without_comparison(layer))
+            targets.update(layer.bottoms[1:])
+        elif layer.type in MARGINS:
+            kept.append(replace(layer, bottoms=layer.bottoms[:1], tops=layer.tops[:1]))
             targets.update(layer.bottoms[1:])
         elif layer.type in COMPARISONS:
             targets.update(_targets(layer, inputs))

@@ -53,10 +53,12 @@ class Graph:
         initializers: Constant tensors: weights and small constants.
         inputs: The names of the model's inputs.
         notes: What the user should know of the conversion.
+        layers: All layers of the network's description, for a handler that must know what reads the same blob.
     """
 
     name: str
     opset: int
+    layers: tuple[Layer, ...] = ()
     nodes: list[Node] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     initializers: dict[str, Array] = field(default_factory=dict)

@@ -127,7 +127,8 @@ def refuse_unknown(layers: Iterable[tuple[Layer, Entry]], ignored: Collection[st
         f"found {len(found)} unknown field(s) that may change what a layer computes",
         details=[
             *lines,
-            f"{advice}If they do not change the answer, {options}. If they do, write a handler that reads them: --plugin",
+            f"{advice}If they do not change the answer, {options}. If they do, write a handler that reads them "
+            "(--plugin)",
         ],
     )
 

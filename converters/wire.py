@@ -26,6 +26,7 @@ MAX_FIELDS = 400_000  # the largest networks have some ten thousand layers of so
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _NET_LAYERS_V1, _NET_LAYER = 2, 100
 _BLOB_DATA, _BLOB_SHAPE, _BLOB_DOUBLES = 5, 7, 8
+_C3D_WIDTH, _C3D_DATA = 5, 6  # C3D 1.0 put the length among the sizes: num, channels, length, height, width, data
 _UNPACKED_FLOAT = _BLOB_DATA << 3 | _FIXED32
 
 
@@ -139,12 +140,15 @@ def _layer(walk: Walk, start: int, end: int, *, is_v1: bool) -> LayerRecord:
 
 def _blob(walk: Walk, start: int, end: int) -> Array:
     """Return a BlobProto as an array of its shape."""
-    legacy: dict[int, int] = {}  # num, channels, height, width
+    legacy: dict[int, int] = {}  # num, channels, height, width; C3D's five sizes
     shape: list[int] = []  # a single number has no axes, and Caffe writes no shape for it
     chunks: list[Array] = []
     for number, wire, begin, value, after in walk.fields(start, end):
-        if number in (1, 2, 3, 4) and wire == _VARINT:
+        if number in (1, 2, 3, 4, _C3D_WIDTH) and wire == _VARINT:
             legacy[number] = walk.varint(value, after)[0]
+        elif _C3D_WIDTH in legacy:
+            if number == _C3D_DATA and wire == _BYTES:
+                chunks.append(_numbers(walk.data[value:after], "<f4"))
         elif number == _BLOB_SHAPE and wire == _BYTES:
             shape += _dims(walk, value, after)
         elif number == _BLOB_DATA and wire == _BYTES:
@@ -154,7 +158,8 @@ def _blob(walk: Walk, start: int, end: int) -> Array:
         elif number == _BLOB_DOUBLES and wire == _BYTES:
             chunks.append(_numbers(walk.data[value:after], "<f8").astype(np.float32))
     data = chunks[0] if len(chunks) == 1 else np.concatenate([np.empty(0, "<f4"), *chunks])
-    return _shaped(data, tuple([legacy.get(axis, 0) for axis in (1, 2, 3, 4)] if legacy else shape))
+    sizes = (1, 2, 3, 4, 5) if _C3D_WIDTH in legacy else (1, 2, 3, 4)
+    return _shaped(data, tuple([legacy.get(axis, 0) for axis in sizes] if legacy else shape))
 
 
 def _shaped(data: Array, shape: tuple[int, ...]) -> Array:

@@ -188,13 +188,86 @@ def threshold(layer: Layer, graph: Graph) -> None:
     "Dropout",
     operators="Identity Mul",
     reads="dropout_param.scale_train",
-    restrictions="inference form: the identity; with Faster R-CNN's `scale_train: false` a factor of 1 - dropout_ratio",
+    restrictions="inference form: the identity; with Faster R-CNN's `scale_train: false` a factor of "
+    "1 - dropout_ratio; SegNet's `sample_weights_test` drops at random in testing too, and "
+    "the model gives the mean, the identity",
+    origin="BVLC, Faster R-CNN, SegNet",
 )
 def dropout(layer: Layer, graph: Graph) -> None:
     """Nothing, at inference: Caffe scales while training."""
     bottom, top = layer.ends()
-    fork = layer.extra.get("dropout_param", {})
-    if isinstance(fork, dict) and fork.get("scale_train") is False:
-        graph.node("Mul", [bottom, graph.constant(1 - layer.params.dropout_param.dropout_ratio)], top)
-    else:
+    param = layer.params.dropout_param
+    if param.sample_weights_test:
+        graph.note("sample_weights_test drops values at random in testing; the model passes on all, which is the mean")
+    if param.scale_train:
         graph.node("Identity", [bottom], top)
+    else:
+        graph.node("Mul", [bottom, graph.constant(1 - param.dropout_ratio)], top)
+
+
+# ------------------------------------------------------------------------------------------------------------ of forks
+
+
+@handles("Mish", operators="Softplus Tanh Mul", origin="Darknet")
+def mish(layer: Layer, graph: Graph) -> None:
+    """X * tanh(log(1 + e^x)) (Misra 2019)."""
+    bottom, top = layer.ends()
+    squashed = graph.node("Tanh", [graph.node("Softplus", [bottom])])
+    graph.node("Mul", [bottom, squashed], top)
+
+
+@handles("HSigmoid", operators="HardSigmoid", origin="MobileNetV3")
+def hsigmoid(layer: Layer, graph: Graph) -> None:
+    """min(max(x + 3, 0), 6) / 6 (Howard et al. 2019)."""
+    bottom, top = layer.ends()
+    graph.node("HardSigmoid", [bottom], top, alpha=1 / 6, beta=0.5)
+
+
+@handles("HSwish", "HardSwish", operators="HardSigmoid Mul", origin="MobileNetV3")
+def hswish(layer: Layer, graph: Graph) -> None:
+    """X * min(max(x + 3, 0), 6) / 6 (Howard et al. 2019)."""
+    bottom, top = layer.ends()
+    gate = graph.node("HardSigmoid", [bottom], alpha=1 / 6, beta=0.5)
+    graph.node("Mul", [bottom, gate], top)
+
+
+@handles("SeLu", operators="Selu", origin="SNN, caffe-model")
+def selu(layer: Layer, graph: Graph) -> None:
+    """Lambda * x where positive, else lambda * alpha * (e^x - 1) (Klambauer et al. 2017)."""
+    bottom, top = layer.ends()
+    param = layer.params.selu_param
+    graph.node("Selu", [bottom], top, alpha=param.alpha, gamma=getattr(param, "lambda"))
+
+
+@handles("SeLuDropout", operators="Identity", restrictions="inference form: the identity", origin="SNN, caffe-model")
+def selu_dropout(layer: Layer, graph: Graph) -> None:
+    """Nothing, at inference: alpha dropout keeps mean and variance while training (Klambauer et al. 2017)."""
+    bottom, top = layer.ends()
+    graph.node("Identity", [bottom], top)
+
+
+@handles(
+    "Insanity", operators="LeakyRelu", restrictions="inference form: the mean of the slopes", origin="FaceVerification"
+)
+def insanity(layer: Layer, graph: Graph) -> None:
+    """X where positive, else x / slope, with the mean of the slopes that training draws from lb to ub (RReLU).
+
+    The slope is (ub - lb) / (log ub - log lb). Source: insanity_layer.cpp of happynear/caffe-windows, after Xu et al.
+    2015, Empirical Evaluation of Rectified Activations in Convolutional Network.
+    """
+    bottom, top = layer.ends()
+    low, high = layer.params.insanity_param.lb, layer.params.insanity_param.ub
+    if not 0 < low < high:
+        raise layer.error(f"found lb {low:g} and ub {high:g}, expected positive numbers, ub the larger")
+    slope = (high - low) / (math.log(high) - math.log(low))
+    graph.node("LeakyRelu", [bottom], top, alpha=1 / slope)
+
+
+@handles("NegReLU", operators="Neg Relu LeakyRelu", origin="FlowNet 2")
+def neg_relu(layer: Layer, graph: Graph) -> None:
+    """min(x, 0) + negative_slope * max(x, 0): a ReLU of the negative, negated."""
+    bottom, top = layer.ends()
+    slope = layer.params.relu_param.negative_slope
+    flipped = graph.node("Neg", [bottom])
+    kept = graph.node("LeakyRelu", [flipped], alpha=slope) if slope else graph.node("Relu", [flipped])
+    graph.node("Neg", [kept], top)

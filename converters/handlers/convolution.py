@@ -12,7 +12,10 @@ import numpy as np
 from converters.graph import Graph
 from converters.layer import Layer
 from converters.registry import handles
+from converters.schema.caffe_pb2 import ConvolutionParameter, DeformableConvolutionParameter
 from converters.shape import Dim, Shape, product, show
+
+_Parameter = ConvolutionParameter | DeformableConvolutionParameter
 
 
 @dataclass(frozen=True)
@@ -32,18 +35,23 @@ class Kernel:
     dilation: tuple[int, ...]
 
     @classmethod
-    def of(cls, layer: Layer, axes: int) -> Kernel:
+    def of(cls, layer: Layer, axes: int, param: _Parameter | None = None) -> Kernel:
         """The kernel that the layer describes, for a number of spatial axes.
+
+        Args:
+            layer: The layer.
+            axes: The number of spatial axes.
+            param: The message that describes it; by default the layer's convolution_param.
 
         Raises:
             ConversionError: No size, a size of 0, a number of values that fits neither one nor all axes.
         """
-        param = layer.params.convolution_param
+        param = param or layer.params.convolution_param
         kernel = cls(
-            size=_spatial(layer, "kernel", param.kernel_size, (param.kernel_h, param.kernel_w), axes, None),
-            stride=_spatial(layer, "stride", param.stride, (param.stride_h, param.stride_w), axes, 1),
-            pad=_spatial(layer, "pad", param.pad, (param.pad_h, param.pad_w), axes, 0),
-            dilation=_spatial(layer, "dilation", param.dilation, (0, 0), axes, 1),
+            size=_spatial(layer, param, "kernel", param.kernel_size, axes, None),
+            stride=_spatial(layer, param, "stride", param.stride, axes, 1),
+            pad=_spatial(layer, param, "pad", param.pad, axes, 0),
+            dilation=_spatial(layer, param, "dilation", param.dilation, axes, 1),
         )
         for what in ("size", "stride", "dilation"):
             if 0 in getattr(kernel, what):
@@ -91,15 +99,14 @@ class Kernel:
 
 
 def _spatial(
-    layer: Layer, what: str, values: Sequence[int], pair: tuple[int, int], axes: int, default: int | None
+    layer: Layer, param: _Parameter, what: str, values: Sequence[int], axes: int, default: int | None
 ) -> tuple[int, ...]:
     """`kernel_size: 3`, one for all axes or one each; or `kernel_h` and `kernel_w`."""
     names = (f"{what}_h", f"{what}_w")
-    param = layer.params.convolution_param
     if what != "dilation" and any(param.HasField(name) for name in names):
         if axes != 2 or values:
             raise layer.error(f"found {names[0]} or {names[1]} for {axes} spatial axes, expected 2 and no second form")
-        return pair
+        return getattr(param, names[0]), getattr(param, names[1])
     if not values and default is not None:
         return (default,) * axes
     if len(values) not in (1, axes) or not values:

@@ -17,6 +17,7 @@ from converters.shape import MAX_BLOB, Dim, SymbolicDim, show, times
 MAX_PRIORS = 1_000_000  # SSD512 has 24,564: more are a mistake, and would be a model of that many numbers
 MAX_SCORES = 10_000_000  # an image, for the same reason: SSD512 has 1,989,684 for the 80 classes of COCO
 
+_DETECTIONS = "DetectionOutput"
 _LOWEST = float(np.finfo(np.float32).min)  # stands for "not a detection" where scores are
 
 
@@ -79,8 +80,9 @@ def _scale_shape(layer: Layer, channels: int) -> tuple[int, ...]:
 @handles(
     "PriorBox",
     operators="Identity",
-    restrictions="a constant: it depends on the sizes of its bottoms only",
-    origin="SSD",
+    restrictions="a constant: it depends on the sizes of its bottoms only; where the convolutions of the same feature "
+    "map have twice as many outputs as boxes, it is TextBoxes', which repeats each box half a step down",
+    origin="SSD, TextBoxes",
 )
 def prior_box(layer: Layer, graph: Graph) -> None:
     """Boxes of given sizes and aspect ratios around each position of a feature map, and their variances."""
@@ -94,11 +96,36 @@ def prior_box(layer: Layer, graph: Graph) -> None:
     step = _pair(layer, "step", "step")
     steps = np.array(step, np.float32) if step else image / np.array(grid, np.float32)
     boxes = _boxes_around(grid, sizes, image, steps, np.float32(param.offset))
+    if _has_twice_the_boxes(layer, graph, len(sizes)):
+        boxes = _with_boxes_below(grid, sizes, image, steps, boxes)
     if param.clip:
         boxes = boxes.clip(0, 1)
     variances = np.broadcast_to(np.array(_variances(layer), np.float32), boxes.shape)
     values = np.stack([boxes.ravel(), variances.ravel()])[None]
     graph.node("Identity", [graph.constant(values)], layer.tops)
+
+
+def _has_twice_the_boxes(layer: Layer, graph: Graph, boxes: int) -> bool:
+    """Whether the convolutions of the feature map have outputs for twice the boxes, and not for as many.
+
+    TextBoxes (Liao et al. 2017) changed what PriorBox computes, and not how it is described.
+    """
+    classes = {other.params.detection_output_param.num_classes for other in graph.layers if other.type == _DETECTIONS}
+    outputs = {other.params.convolution_param.num_output for other in graph.layers if layer.bottoms[0] in other.bottoms}
+
+    def fit(count: int) -> bool:
+        return any({4 * count, number * count} <= outputs for number in classes)
+
+    return fit(2 * boxes) and not fit(boxes)
+
+
+def _with_boxes_below(
+    grid: tuple[int, int], sizes: np.ndarray, image: np.ndarray, step: np.ndarray, boxes: np.ndarray
+) -> np.ndarray:
+    """After each box the same one with its center at the lower edge of the position: (height, width, 2 * boxes, 4)."""
+    lower = _boxes_around(grid, sizes, image, step, np.float32(1))
+    below = np.stack([boxes[..., 0], lower[..., 1], boxes[..., 2], lower[..., 3]], axis=-1)
+    return np.stack([boxes, below], axis=3).reshape(*boxes.shape[:2], -1, 4)
 
 
 def _image_size(layer: Layer, graph: Graph, tensor: str) -> tuple[int, int]:

@@ -12,15 +12,18 @@ from converters.schema.caffe_pb2 import EltwiseParameter
 from converters.shape import MAX_BLOB, count, show
 
 
-@handles("Eltwise", operators="Add Mul Max Sum")
+@handles("Eltwise", operators="Add Mul Max Sum Identity", restrictions="also of one blob, as in FlowNet 2's fork")
 def eltwise(layer: Layer, graph: Graph) -> None:
     """Sum (with coefficients), product or maximum of blobs of one shape."""
-    layer.expect(bottoms=range(2, MANY), tops=1)
+    layer.expect(bottoms=range(1, MANY), tops=1)
     param = layer.params.eltwise_param
     graph.same_shape(layer.bottoms)
     if param.coeff and len(param.coeff) != len(layer.bottoms):
         raise layer.error(f"found {len(param.coeff)} coefficients for {len(layer.bottoms)} bottoms, expected one each")
     bottoms = _left_in_place(layer) if param.operation != EltwiseParameter.PROD else list(layer.bottoms)
+    if len(layer.bottoms) == 1 and not param.coeff:
+        graph.node("Identity", bottoms, layer.tops)
+        return
     if param.operation == EltwiseParameter.MAX:
         graph.node("Max", bottoms, layer.tops)
         return

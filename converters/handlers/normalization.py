@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from converters.graph import Graph
@@ -10,6 +12,8 @@ from converters.layer import Layer
 from converters.registry import handles
 from converters.schema.caffe_pb2 import LRNParameter, PoolingParameter
 from converters.shape import Shape, show
+
+_LEAST_EPS = 1e-5  # cuDNN's CUDNN_BN_MIN_EPSILON
 
 
 @handles(
@@ -56,7 +60,8 @@ def _mean_across(layer: Layer, graph: Graph, tensor: str, size: int) -> str:
     "BatchNorm",
     operators="BatchNormalization ReduceMean Sub Mul Add Sqrt Div",
     restrictions="stored statistics, unless `use_global_stats: false` says the batch's own; with the Scale layer that "
-    "follows it is one node",
+    "follows it is one node; NVIDIA's `scale_bias` is a factor and an offset of its own",
+    origin="BVLC, NVIDIA",
 )
 def batch_norm(layer: Layer, graph: Graph) -> None:
     """(x - mean) / sqrt(variance + eps) per channel (Ioffe and Szegedy 2015), and the Scale after it."""
@@ -65,12 +70,14 @@ def batch_norm(layer: Layer, graph: Graph) -> None:
     if graph.rank(bottom) < 2:
         raise layer.error(f"found a blob of {graph.rank(bottom)} axis, expected channels at axis 1")
     channels = graph.fixed(graph.shape(bottom)[1], "the number of channels")
-    if param.HasField("use_global_stats") and not param.use_global_stats:
+    # NVIDIA's fork uses the stored statistics in testing, whatever use_global_stats says.
+    if param.HasField("use_global_stats") and not param.use_global_stats and not _has_scale_bias(layer):
         graph.note("use_global_stats is false, so it normalizes by the statistics of each batch, as Caffe does")
         _by_own_statistics(layer, graph, bottom, channels)
         return
-    mean, variance, factor = layer.weights((channels,), (channels,), (1,))
-    scale, bias = _scale_after(layer, channels)
+    factors = [(channels,)] * (2 if _has_scale_bias(layer) else 0)
+    mean, variance, factor, *own = layer.weights((channels,), (channels,), (1,), *factors)
+    scale, bias = _scale_after(layer, channels, own)
     # The file holds sums over the training's batches and what they must be divided by; an untrained layer has 0.
     correction = np.float32(0 if factor[0] == 0 else 1 / factor[0])
     owner = layer.scale or layer
@@ -85,19 +92,38 @@ def batch_norm(layer: Layer, graph: Graph) -> None:
         ],
         top,
         shape=graph.shape(bottom),
-        epsilon=param.eps,
+        epsilon=_epsilon(layer),
     )
 
 
-def _scale_after(layer: Layer, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """The factors and offsets of the Scale layer that was merged into this one; ones and zeros without."""
+def _has_scale_bias(layer: Layer) -> bool:
+    """Whether NVIDIA's BatchNorm has a factor and an offset a channel; a filler for one of them implies it."""
+    param = layer.params.batch_norm_param
+    return param.scale_bias or param.HasField("scale_filler") or param.HasField("bias_filler")
+
+
+def _epsilon(layer: Layer) -> float:
+    """NVIDIA's fork does not go below what cuDNN takes."""
+    eps = layer.params.batch_norm_param.eps
+    return max(eps, _LEAST_EPS) if _has_scale_bias(layer) else eps
+
+
+def _scale_after(layer: Layer, channels: int, own: Sequence[np.ndarray] = ()) -> tuple[np.ndarray, np.ndarray]:
+    """The factors and offsets behind the normalization; ones and zeros without.
+
+    Args:
+        layer: A BatchNorm, perhaps with the Scale layer that was merged into it.
+        channels: The number of channels.
+        own: The BatchNorm's own factors and offsets (NVIDIA), each (channels,); they come before the Scale layer's.
+    """
+    scale, bias = own or (np.ones(channels, np.float32), np.zeros(channels, np.float32))
     if layer.scale is None:
-        return np.ones(channels, np.float32), np.zeros(channels, np.float32)
-    if layer.scale.params.scale_param.bias_term:
-        scale, bias = layer.scale.weights((channels,), (channels,))
         return scale, bias
-    (scale,) = layer.scale.weights((channels,))
-    return scale, np.zeros(channels, np.float32)
+    shapes = [(channels,)] * (2 if layer.scale.params.scale_param.bias_term else 1)
+    behind, *offset = layer.scale.weights(*shapes)
+    if own:
+        return scale * behind, bias * behind + (offset[0] if offset else 0)
+    return behind, offset[0] if offset else bias
 
 
 def _by_own_statistics(layer: Layer, graph: Graph, bottom: str, channels: int) -> None:

@@ -192,7 +192,7 @@ def pool(
     windows: Sequence[Window],
     outputs: Sequence[str] | None = None,
 ) -> str:
-    """Pool ``tensor`` (N, C, H, W); returns the pooled tensor."""
+    """Pool ``tensor`` (N, C, ...), with a window for each further axis; returns the pooled tensor."""
     if method == _STOCHASTIC:
         return _stochastic(layer, graph, tensor, windows, outputs)
     if method == _MAX:
@@ -203,7 +203,7 @@ def pool(
     for axis in uneven:
         if windows[axis].out > MAX_UNEVEN:
             raise layer.error(f"found {windows[axis].out:,} windows along an axis, expected at most {MAX_UNEVEN:,}")
-        factors = windows[axis].factors.reshape((-1, 1) if axis == 0 else (1, -1))
+        factors = windows[axis].factors.reshape(-1, *(1,) * (len(windows) - axis - 1))
         pooled = graph.node("Mul", [pooled, graph.constant(factors)], outputs if axis == uneven[-1] else None)
     return pooled
 
@@ -212,7 +212,7 @@ def _pooled(graph: Graph, op: str, tensor: str, windows: Sequence[Window], outpu
     """MaxPool or AveragePool with explicit pads; averages divide by the whole window."""
     image = graph.shape(tensor)[:2]
     if all(window.covers_map for window in windows):
-        return graph.node(f"Global{op}", [tensor], outputs, shape=(*image, 1, 1))
+        return graph.node(f"Global{op}", [tensor], outputs, shape=(*image, *(1,) * len(windows)))
     inside = [window.inside for window in windows]
     pooled = graph.node(
         op,
@@ -227,7 +227,7 @@ def _pooled(graph: Graph, op: str, tensor: str, windows: Sequence[Window], outpu
     if inside == list(windows):
         return pooled
     missing = [0, 0, *(window.out - inner.out for window, inner in zip(windows, inside, strict=True))]
-    return graph.pad(pooled, [0, 0, 0, 0], missing, _LOWEST if op == "MaxPool" else 0.0, outputs)
+    return graph.pad(pooled, [0] * len(missing), missing, _LOWEST if op == "MaxPool" else 0.0, outputs)
 
 
 def _max_with_mask(layer: Layer, graph: Graph, windows: Sequence[Window]) -> None:

@@ -8,7 +8,7 @@ from converters.graph import Graph
 from converters.layer import Layer
 from converters.registry import handles
 from converters.schema.caffe_pb2 import ReductionParameter
-from converters.shape import Dim, product, show
+from converters.shape import MAX_BLOB, Dim, product, show
 
 
 @handles("InnerProduct", operators="Gemm Flatten Reshape")
@@ -35,6 +35,36 @@ def inner_product(layer: Layer, graph: Graph) -> None:
         top if axis == 1 else None,
         shape=(rows, outputs),
         transB=0 if param.transpose else 1,
+    )
+    if axis != 1:
+        graph.reshape(result, (*shape[:axis], outputs), top)
+
+
+@handles(
+    "MarginInnerProduct",
+    operators="Gemm Flatten Reshape",
+    restrictions="inference form: without the label there is no margin, and without a loss no lambda (second top)",
+    origin="SphereFace",
+)
+def margin_inner_product(layer: Layer, graph: Graph) -> None:
+    """|x| * cos(angle): the product with weights of length 1 (Liu et al. 2017). The margin is for the label's class."""
+    bottom, top = layer.ends()
+    param = layer.params.margin_inner_product_param
+    axis = graph.axis(bottom, param.axis)
+    shape = graph.shape(bottom)
+    inputs, outputs = _fixed_product(layer, graph, shape[axis:]), param.num_output
+    if not 1 <= outputs <= MAX_BLOB // inputs:
+        raise layer.error(
+            f"found num_output {outputs:,} for {inputs:,} inputs, expected 1 or more, with at most {MAX_BLOB:,} weights"
+        )
+    (weight,) = layer.weights((outputs, inputs))
+    rows = product(shape[:axis])
+    if rows is None:
+        raise layer.error(f"found {show(shape)} for the blob {bottom!r}, expected one free axis at most")
+    flat = bottom if axis == 1 and len(shape) == 2 else graph.flatten(bottom, axis)
+    unit = weight / np.sqrt(np.square(weight).sum(axis=1, keepdims=True))
+    result = graph.node(
+        "Gemm", [flat, graph.weight("weight", unit)], top if axis == 1 else None, shape=(rows, outputs), transB=1
     )
     if axis != 1:
         graph.reshape(result, (*shape[:axis], outputs), top)

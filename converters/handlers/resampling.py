@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from converters.graph import Graph
@@ -23,16 +25,20 @@ def interp(layer: Layer, graph: Graph) -> None:
     bottom = _cropped(layer, graph)
     size = _image_size(layer, graph, bottom)
     wanted = (_wanted(layer, graph, size[0], axis=2), _wanted(layer, graph, size[1], axis=3))
-    shape = (*graph.shape(bottom)[:2], *wanted)
-    if wanted == size:
-        graph.node("Identity", [bottom], layer.tops)
-        return
+    resized(graph, bottom, wanted, layer.tops)
+
+
+def resized(graph: Graph, image: str, size: tuple[int, int], outputs: Sequence[str] | None = None) -> str:
+    """An image (N, C, H, W) in another size (h, w): bilinear, the centers of the corner pixels stay where they are."""
+    shape = (*graph.shape(image)[:2], *size)
+    if size == tuple(graph.shape(image)[2:]):
+        return graph.node("Identity", [image], outputs)
     some_axes = graph.opset >= 18  # before, the sizes of all axes are needed, the batch's too
-    sizes = graph.constant(wanted, np.int64) if some_axes else _with_sizes(graph, bottom, wanted)
-    graph.node(
+    sizes = graph.constant(size, np.int64) if some_axes else _with_sizes(graph, image, size)
+    return graph.node(
         "Resize",
-        [bottom, "", "", sizes],
-        layer.tops,
+        [image, "", "", sizes],
+        outputs,
         shape=shape,
         axes=[2, 3] if some_axes else None,
         mode="linear",

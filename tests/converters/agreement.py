@@ -51,7 +51,8 @@ FIXED_BATCH = {
     "crop_axis0": "the batch is cut to another's size",
     "dummy_shapes": "joined with a constant along the batch",
 }
-NEWEST_OF_TYPE = {"ROIPooling": 21}  # ONNX Runtime has no newer MaxRoiPool
+NEWEST_OF_TYPE = {"ROIPooling": 21, "ROIAlign": 21}  # ONNX Runtime has no newer MaxRoiPool and RoiAlign
+OLDEST_OF_TYPE = {"DeformableConvolution": 16, "FlowWarp": 16, "SpatialTransformer": 16}  # GridSample's opset
 OPSETS = (13, DEFAULT_OPSET, 18, onnx.defs.onnx_opset_version())  # where operators change their form
 Providers = list[str | tuple[str, dict[str, str]]]
 CPU: Providers = ["CPUExecutionProvider"]

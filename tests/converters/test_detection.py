@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from converters import ConversionError
+from converters import ConversionError, convert
 from tests.converters.one_layer import OneLayer, assert_close, assert_error_names_layer, run
 
 # ------------------------------------------------------------------------------------------------- Permute, Normalize
@@ -446,3 +446,51 @@ def test_roi_pooling_needs_an_opset_that_runs() -> None:
     one = OneLayer('type: "ROIPooling" top: "y" roi_pooling_param { pooled_h: 2 pooled_w: 2 }', REGIONS)
     with pytest.raises(ConversionError, match="found opset 22, expected 21 at most"):
         one.model(22)
+
+
+# ----------------------------------------------------------------------------------------------------------- TextBoxes
+
+
+def text_boxes(loc: int, conf: int) -> OneLayer:
+    """A PriorBox among the convolutions of its feature map; six boxes a position, two classes."""
+    layer = (
+        'type: "PriorBox" top: "p" prior_box_param { min_size: 30 aspect_ratio: 2 aspect_ratio: 3 aspect_ratio: 5 '
+        "aspect_ratio: 7 aspect_ratio: 10 flip: false clip: true variance: 0.1 variance: 0.1 variance: 0.2 "
+        "variance: 0.2 } }\n"
+        + "".join(
+            f'layer {{ name: "{name}" type: "Convolution" bottom: "x" top: "{name}" '
+            f"convolution_param {{ num_output: {outputs} kernel_size: 1 }} }}\n"
+            for name, outputs in (("loc", loc), ("conf", conf))
+        )
+        + 'layer { name: "loc_flat" type: "Flatten" bottom: "loc" top: "loc_flat" }\n'
+        'layer { name: "conf_flat" type: "Flatten" bottom: "conf" top: "conf_flat" }\n'
+        'layer { name: "found" type: "DetectionOutput" bottom: "loc_flat" bottom: "conf_flat" bottom: "p" top: "found" '
+        "detection_output_param { num_classes: 2 }"
+    )
+    return OneLayer(layer, {"x": (1, 2, 3, 4), "image": (1, 3, 60, 100)})
+
+
+def priors_of(loc: int, conf: int) -> np.ndarray:
+    """The boxes, with nothing else among the model's outputs."""
+    one = text_boxes(loc, conf)
+    return run(convert(one.net(), outputs=["p"]), one.zeros())[0]
+
+
+def test_textboxes_repeats_each_box_half_a_step_down() -> None:
+    """Told by the convolutions: 48 numbers for places and 24 for classes are twelve boxes, of which SSD makes six."""
+    boxes = []
+    for row, column in np.ndindex(3, 4):
+        for ratio in (1, 2, 3, 5, 7, 10):
+            width, height = 30 * math.sqrt(ratio), 30 / math.sqrt(ratio)
+            x = (column + 0.5) * 25
+            for y in ((row + 0.5) * 20, (row + 1) * 20):
+                boxes += [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+    boxes = (np.array(boxes).reshape(-1, 4) / [100, 60, 100, 60]).clip(0, 1)
+    expected = np.stack([boxes.ravel(), np.tile([0.1, 0.1, 0.2, 0.2], len(boxes))])[None]
+    assert_close(priors_of(48, 24), expected.astype(np.float32))
+
+
+def test_six_boxes_stay_ssds() -> None:
+    """Also where each class has places of its own."""
+    for loc, conf in ((24, 12), (48, 12)):
+        assert priors_of(loc, conf).shape == (1, 2, 3 * 4 * 6 * 4)

@@ -161,8 +161,7 @@ def dropout(place: Place) -> Operation:
     ratio = place.layer.params.dropout_param.dropout_ratio
     if not 0 <= ratio < 1:
         raise place.error(f"found dropout_ratio {ratio:g}, expected one from 0 on, below 1")
-    fork = place.layer.extra.get("dropout_param", {})
-    if isinstance(fork, dict) and fork.get("scale_train") is False:  # Faster R-CNN scales in testing
+    if not place.layer.params.dropout_param.scale_train:  # Faster R-CNN scales in testing
         keep = 1 - ratio
         return _each(
             place, (lambda x: functional.dropout(x, ratio) * keep) if place.phase == "TRAIN" else (lambda x: x * keep)

@@ -60,6 +60,8 @@ def _channels(shape: Shape) -> int:
 
 def _normalizer(place: Place) -> Callable[..., Tensor]:
     param = place.layer.params.batch_norm_param
+    if param.scale_bias or param.HasField("scale_filler") or param.HasField("bias_filler"):
+        raise place.error("found scale_bias (NVIDIA's fork), expected a Scale layer behind it, which does the same")
     stored = param.use_global_stats if param.HasField("use_global_stats") else place.phase == "TEST"
     learns = place.phase == "TRAIN"
     eps, fraction = param.eps, param.moving_average_fraction
