@@ -105,3 +105,17 @@ def relu6(layer: Layer, graph: Graph) -> None:
             f"found negative_slope {param.negative_slope} and threshold {param.threshold}, expected 0 and more than 0"
         )
     graph.node("Clip", [bottom, graph.constant(0.0), graph.constant(param.threshold)], top)
+
+
+@handles("Flip", operators="Slice Identity", origin="caffe-windows")
+def flip(layer: Layer, graph: Graph) -> None:
+    """The image mirrored along its width, its height, or both; along the width by default."""
+    bottom, top = layer.ends()
+    param = layer.params.flip_param
+    if graph.rank(bottom) != 4:
+        raise layer.error(f"found {show(graph.shape(bottom))} for the blob {bottom!r}, expected N x C x H x W")
+    axes = [axis for axis, flips in ((2, param.flip_height), (3, param.flip_width)) if flips]
+    if not axes:
+        graph.node("Identity", [bottom], top)
+    for axis in axes:
+        bottom = graph.slice(bottom, axis, 0, None, top if axis == axes[-1] else None, step=-1)

@@ -317,6 +317,10 @@ FORMULAS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     'type: "SPP" spp_param { pool: STOCHASTIC pyramid_height: 2 }': weighted_pyramid,
     'type: "Upsample" upsample_param { scale: 3 }': lambda x: x.repeat(3, axis=2).repeat(3, axis=3),
     'type: "Upsample" upsample_param { stride: 2 }': lambda x: x.repeat(2, axis=2).repeat(2, axis=3),
+    'type: "Flip"': lambda x: x[..., ::-1],
+    'type: "Flip" flip_param { flip_height: true }': lambda x: x[:, :, ::-1, ::-1],
+    'type: "Flip" flip_param { flip_width: false flip_height: true }': lambda x: x[:, :, ::-1],
+    'type: "Flip" flip_param { flip_width: false }': lambda x: x,
 }
 
 
@@ -369,8 +373,8 @@ def emitted(opset: int) -> dict[str, set[str]]:
 
 
 def test_every_type_has_a_case() -> None:
-    tested = {layer.type for name in CONVERTED for layer in read(CASES[name]).layers}
-    assert set(own_entries()) <= tested
+    nets = [*(read(CASES[name]) for name in CONVERTED), *map(net_of, FORMULAS)]
+    assert set(own_entries()) <= {layer.type for net in nets for layer in net.layers}
 
 
 @pytest.mark.parametrize("opset", OPSETS)
