@@ -12,6 +12,7 @@ import pytest
 
 from converters import ConversionWarning, convert, read_net
 from converters.reader import parse_prototxt
+from tests.converters.detectors import Proposals
 from tests.converters.ncnn_layer import ncnn_layer
 from tests.converters.one_layer import OneLayer, assert_emits_what_is_declared, assert_error_names_layer, run
 
@@ -24,22 +25,12 @@ PUBLISHED = [
 
 
 @dataclass(frozen=True)
-class Options:
-    """A layer's parameters, and whether it is py-faster-rcnn's."""
+class Options(Proposals):
+    """Parameters of a small layer."""
 
-    stride: float = 16
-    base: float = 16
-    ratios: Sequence[float] = (0.5, 1, 2)
     scales: Sequence[float] = (2, 4)
     candidates: int = 300
     keep: int = 40
-    threshold: float = 0.7
-    least: float = 16
-    is_python: bool = True
-
-    @property
-    def anchors(self) -> int:
-        return len(self.ratios) * len(self.scales)
 
     def layer(self, height: int, width: int, numbers: int = 3) -> OneLayer:
         shapes = {"c": (1, 2 * self.anchors, height, width), "d": (1, 4 * self.anchors, height, width)}
@@ -63,49 +54,6 @@ class Options:
 def python_layer(param: str, module: str = "rpn.proposal_layer", name: str = "param_str") -> str:
     python = f'module: "{module}" layer: "ProposalLayer" {name}: "{param}"'
     return f'type: "Python" top: "rois" top: "scores" python_param {{ {python} }}'
-
-
-def round_half(value: float, is_python: bool) -> float:
-    return float(np.round(value)) if is_python else float(np.floor(value + 0.5))
-
-
-def overlaps(box: np.ndarray, others: np.ndarray, extra: float) -> np.ndarray:
-    """Intersection over union, where a box has ``extra`` more pixels than its corners are apart."""
-    inner = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2]) + extra
-    both = np.maximum(inner, 0).prod(axis=1)
-    return both / ((box[2:] - box[:2] + extra).prod() + (others[:, 2:] - others[:, :2] + extra).prod(axis=1) - both)
-
-
-def proposals(
-    scores: np.ndarray, deltas: np.ndarray, info: np.ndarray, options: Options, extra: float = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """The proposals by plain loops, in double precision: boxes (R, 4) and scores (R,)."""
-    boxes, values = [], []
-    for row, column in np.ndindex(*scores.shape[2:]):
-        for index in range(options.anchors):
-            ratio, scale = options.ratios[index // len(options.scales)], options.scales[index % len(options.scales)]
-            narrow = round_half(np.sqrt(options.base**2 / ratio), options.is_python)
-            width, height = narrow * scale, round_half(narrow * ratio, options.is_python) * scale
-            middle = (options.base - 1) / 2
-            # The center of a box of whole pixels is between its first pixel and the one behind its last.
-            x = column * options.stride + middle + 0.5
-            y = row * options.stride + middle + 0.5
-            dx, dy, dw, dh = deltas[0, 4 * index : 4 * index + 4, row, column].astype(float)
-            x, y, width, height = x + dx * width, y + dy * height, np.exp(dw) * width, np.exp(dh) * height
-            last = info[0, [1, 0, 1, 0]] - 1
-            box = np.clip([x - width / 2, y - height / 2, x + width / 2, y + height / 2], 0, last)
-            least = options.least * info[0, [2, 2] if options.is_python or info.shape[1] < 4 else [3, 2]]
-            is_small = (box[2:] - box[:2] + 1 < least).any()
-            if not (is_small and options.is_python):
-                boxes.append(box)
-                values.append(0.0 if is_small else float(scores[0, options.anchors + index, row, column]))
-    order = np.argsort(-np.array(values), kind="stable")[: options.candidates or None]
-    left, found = np.array(boxes)[order], []
-    ranks = np.arange(len(left))
-    while len(ranks) and (not options.keep or len(found) < options.keep):
-        found.append(ranks[0])
-        ranks = ranks[1:][overlaps(left[ranks[0]], left[ranks[1:]], extra) <= options.threshold]
-    return left[found], np.array(values)[order][found]
 
 
 def arrays_for(options: Options, height: int, width: int, seed: int, numbers: int = 3) -> dict[str, np.ndarray]:
@@ -140,7 +88,7 @@ CASES = {
 def test_proposals(name: str, numbers: int) -> None:
     options = CASES[name]
     inputs = arrays_for(options, 7, 9, seed=len(name), numbers=numbers)
-    boxes, scores = proposals(inputs["c"], inputs["d"], inputs["info"], options)
+    boxes, scores = options.find(*inputs.values())
     rois, values = options.layer(7, 9, numbers).run(inputs)
     assert len(boxes) > 3
     assert rois.shape == (len(boxes), 5)
@@ -157,7 +105,7 @@ def test_small_boxes_of_pvanet_stay_with_the_score_zero() -> None:
     for is_python in (True, False):
         options = Options(least=30, keep=0, threshold=1, is_python=is_python)
         rois, scores = options.layer(4, 4).run(inputs)
-        boxes, expected = proposals(inputs["c"], inputs["d"], inputs["info"], options)
+        boxes, expected = options.find(*inputs.values())
         np.testing.assert_array_equal(scores.ravel(), expected.astype(np.float32))
         assert len(rois) == len(boxes)
         counts.append(len(rois))
@@ -204,8 +152,7 @@ def test_proposals_as_ncnn(seed: int, tmp_path: Path) -> None:
     """ncnn measures overlaps without the last pixel: compared where that decides nothing."""
     options = Options(scales=(8, 16, 32), keep=25)
     inputs = arrays_for(options, 12, 16, seed)
-    arrays = (inputs["c"], inputs["d"], inputs["info"], options)
-    with_last, without = proposals(*arrays), proposals(*arrays, extra=0)
+    with_last, without = options.find(*inputs.values()), options.find(*inputs.values(), extra=0)
     np.testing.assert_array_equal(with_last[1], without[1])
     params = f"0=16 1=16 2={options.candidates} 3={options.keep} 4={options.threshold} 5={options.least}"
     one_image = {name: array[0] for name, array in inputs.items()}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.converters.detectors import psroi_pooled
 from tests.converters.ncnn_layer import ncnn_layer
 from tests.converters.one_layer import (
     OneLayer,
@@ -18,26 +18,6 @@ from tests.converters.one_layer import (
 )
 
 F = np.float32
-
-
-def pooled(maps: np.ndarray, rois: np.ndarray, scale: float, outputs: int, group: int) -> np.ndarray:
-    """Plain loops over regions and bins; edges in single precision, as the fork has them."""
-    answer = np.zeros((len(rois), outputs, group, group))
-    height, width = maps.shape[2:]
-    for index, roi in enumerate(rois):
-        edges = []
-        for low, high, size in ((roi[1], roi[3], width), (roi[2], roi[4], height)):
-            start = F(math.copysign(math.floor(abs(low) + 0.5), low)) * F(scale)
-            end = F(math.copysign(math.floor(abs(high) + 0.5), high) + 1) * F(scale)
-            one = max(end - start, F(0.1)) / F(group)
-            begins = [min(max(math.floor(F(step) * one + start), 0), size) for step in range(group)]
-            ends = [min(max(math.ceil(F(step + 1) * one + start), 0), size) for step in range(group)]
-            edges.append(list(zip(begins, ends, strict=True)))
-        for output, row, column in np.ndindex(outputs, group, group):
-            (left, right), (top, bottom) = edges[0][column], edges[1][row]
-            cut = maps[int(roi[0]), (output * group + row) * group + column, top:bottom, left:right]
-            answer[index, output, row, column] = cut.astype(float).mean() if cut.size else 0
-    return answer.astype(F)
 
 
 def layer(outputs: int, group: int, scale: float, shape: tuple[int, ...], rois: tuple[int, ...]) -> OneLayer:
@@ -63,14 +43,14 @@ def test_psroi_pooling(outputs: int, group: int, scale: float) -> None:
         maps = (rng.normal(size=(images, outputs * group**2, 11, 17)) + 3).astype(F)
         rois = regions(count, 11 / scale, seed=count, images=images)
         (found,) = run(model, {"x": maps, "rois": rois})
-        assert_close(found, pooled(maps, rois, scale, outputs, group))
+        assert_close(found, psroi_pooled(maps, rois, scale, outputs, group))
 
 
 def test_regions_of_four_axes() -> None:
     maps = np.random.default_rng(0).normal(size=(1, 8, 6, 6)).astype(F)
     rois = regions(6, 96, seed=0)
     (found,) = layer(2, 2, 0.0625, maps.shape, (6, 5, 1, 1)).run({"x": maps, "rois": rois.reshape(6, 5, 1, 1)})
-    assert_close(found, pooled(maps, rois, 0.0625, 2, 2))
+    assert_close(found, psroi_pooled(maps, rois, 0.0625, 2, 2))
 
 
 def test_a_bin_beyond_the_map_is_zero() -> None:
@@ -86,7 +66,7 @@ def test_small_averages_beside_large_sums_keep_their_precision() -> None:
     maps[0, 0, 50:, 90:] = np.random.default_rng(0).normal(size=(10, 10))
     rois = np.array([[0, 90, 50, 91, 51], [0, 95, 55, 98, 58]], F)
     (found,) = layer(1, 1, 1.0, maps.shape, (2, 5)).run({"x": maps, "rois": rois})
-    np.testing.assert_allclose(found, pooled(maps, rois, 1.0, 1, 1), rtol=1e-6)
+    np.testing.assert_allclose(found, psroi_pooled(maps, rois, 1.0, 1, 1), rtol=1e-6)
 
 
 def test_as_opencv(tmp_path: Path) -> None:
