@@ -26,7 +26,7 @@ CONVOLUTIONS = ("Convolution", "ConvolutionDepthwise", "DepthwiseConvolution")
 
 FAMILIES = (
     "convolution", "pooling", "normalization", "activation", "elementwise", "shaping", "resampling", "reduction",
-    "recurrent", "detection", "forks", "volumetric", "flow", "sampling",
+    "recurrent", "detection", "proposal", "region", "yolo", "detectnet", "forks", "volumetric", "flow", "sampling",
 )  # fmt: skip
 
 

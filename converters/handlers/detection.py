@@ -18,7 +18,7 @@ MAX_PRIORS = 1_000_000  # SSD512 has 24,564: more are a mistake, and would be a 
 MAX_SCORES = 10_000_000  # an image, for the same reason: SSD512 has 1,989,684 for the 80 classes of COCO
 
 _DETECTIONS = "DetectionOutput"
-_LOWEST = float(np.finfo(np.float32).min)  # stands for "not a detection" where scores are
+LOWEST = float(np.finfo(np.float32).min)  # stands for "not a detection" where scores are
 
 
 @handles("Permute", operators="Transpose", origin="SSD")
@@ -272,7 +272,7 @@ def detection_output(layer: Layer, graph: Graph) -> None:
     kept = _suppressed(layer, graph, task, boxes, scores)
     if task.keep < task.columns:
         kept = _best(graph, task, kept)
-    rows, count = _or_placeholders(graph, _rows(graph, task, boxes, kept), boxes)
+    rows, count = or_placeholders(graph, _rows(graph, task, boxes, kept), boxes)
     graph.reshape(rows, (1, 1, count, 7), layer.tops)
 
 
@@ -342,25 +342,25 @@ def _decoded(layer: Layer, graph: Graph, task: Task) -> str:
     deltas = graph.reshape(layer.bottoms[0], (task.images, task.priors, sets, 4))
     shape = (1, task.priors, 1, 4)
     stacked = graph.reshape(layer.bottoms[2], (2, task.priors, 1, 4))
-    priors, variances = _parts(graph, stacked, 0, [1, 1])
+    priors, variances = parts(graph, stacked, 0, [1, 1])
     if not param.variance_encoded_in_target:
         deltas = graph.node("Mul", [variances, deltas], shape=graph.shape(deltas))
     if param.code_type == PriorBoxParameter.CORNER:
         return graph.node("Add", [priors, deltas])
-    low, high = _parts(graph, priors, 3, [2, 2])
+    low, high = parts(graph, priors, 3, [2, 2])
     size = graph.node("Sub", [high, low])
     if param.code_type == PriorBoxParameter.CORNER_SIZE:
         scaled = graph.node("Mul", [deltas, graph.node("Concat", [size, size], shape=shape, axis=3)])
         return graph.node("Add", [priors, scaled])
     center = graph.node("Mul", [graph.node("Add", [low, high]), graph.constant(0.5)])
-    shift, stretch = _parts(graph, deltas, 3, [2, 2])
+    shift, stretch = parts(graph, deltas, 3, [2, 2])
     center = graph.node("Add", [graph.node("Mul", [shift, size]), center])
     half = graph.node("Mul", [graph.node("Mul", [graph.node("Exp", [stretch]), size]), graph.constant(0.5)])
     return graph.concat([graph.node("Sub", [center, half]), graph.node("Add", [center, half])], 3)
 
 
-def _parts(graph: Graph, tensor: str, axis: int, sizes: Sequence[int]) -> list[str]:
-    """Cut a tensor along an axis."""
+def parts(graph: Graph, tensor: str, axis: int, sizes: Sequence[int]) -> list[str]:
+    """Cut a tensor along an axis into parts of these sizes."""
     names = [graph.new_name(f"part{index}") for index in range(len(sizes))]
     whole = graph.shape(tensor)
     shapes = [(*whole[:axis], size, *whole[axis + 1 :]) for size in sizes]
@@ -388,31 +388,69 @@ def _gathered(graph: Graph, task: Task, boxes: str, priors: str) -> str:
 def _suppressed(layer: Layer, graph: Graph, task: Task, boxes: str, scores: str) -> str:
     """The candidates' scores, (N, K * k), the lowest float where a better box overlaps or the score is too small."""
     param = layer.params.detection_output_param
-    flat = graph.reshape(scores, (task.images, task.columns))
-    lists = graph.reshape(scores, (task.lists, 1, task.candidates))
-    inputs = [
+    kept = suppressed(
+        graph,
         graph.reshape(_unflipped(layer, graph, boxes), (task.lists, task.candidates, 4)),
-        lists,
-        graph.constant([task.candidates], np.int64),
-        graph.constant([min(param.nms_param.nms_threshold, 1.0)]),  # no overlap is above 1
-        graph.constant([param.confidence_threshold if param.HasField("confidence_threshold") else _LOWEST]),
+        graph.reshape(scores, (task.lists, task.candidates)),
+        overlap=min(param.nms_param.nms_threshold, 1.0),  # no overlap is above 1
+        threshold=param.confidence_threshold if param.HasField("confidence_threshold") else LOWEST,
+    )
+    return graph.reshape(kept, (task.images, task.columns))
+
+
+def suppressed(
+    graph: Graph,
+    boxes: str,
+    scores: str,
+    *,
+    overlap: float,
+    threshold: float | None,
+    keep: int = 0,
+    by_center: bool = False,
+) -> str:
+    """Suppress, in each list of boxes, those that overlap a better one.
+
+    Args:
+        graph: The graph.
+        boxes: (lists, k, 4): two opposite corners, or center, width and height.
+        scores: (lists, k).
+        overlap: A box whose intersection over union with a better one is above goes.
+        threshold: A box whose score is not above goes; None to keep all.
+        keep: How many boxes of a list are kept at most; 0 for all.
+        by_center: The boxes are given by their centers.
+
+    Returns:
+        The scores, (lists, k), with the lowest float for boxes that went.
+    """
+    lists, k = graph.shape(scores)
+    inputs = [
+        boxes,
+        graph.reshape(scores, (lists, 1, k)),
+        graph.constant([min(keep or int(k), int(k))], np.int64),
+        graph.constant([overlap]),
+        *([] if threshold is None else [graph.constant([threshold])]),
     ]
-    found = _counted(graph, "kept")
-    kept = graph.node("NonMaxSuppression", inputs, shape=(found, 3), dtype=np.int64)
-    # Each list was a batch of one class: the columns are list, 0, candidate.
+    found = counted(graph, "kept")
+    centered = 1 if by_center else None
+    kept = graph.node("NonMaxSuppression", inputs, shape=(found, 3), dtype=np.int64, center_point_box=centered)
+    # Each list was a batch of one class: the columns are list, 0, candidate. ONNX leaves their order open.
     places = graph.node("Gather", [kept, graph.constant([0, 2], np.int64)], shape=(found, 2), axis=1)
-    matrix = graph.reshape(flat, (task.lists, task.candidates))
-    values = graph.node("GatherND", [matrix, places], shape=(found,))
-    nothing = graph.reshape(_lowest_like(graph, flat), (task.lists, task.candidates))
-    scattered = graph.node("ScatterND", [nothing, places, values], shape=graph.shape(matrix))
-    return graph.reshape(scattered, (task.images, task.columns))
+    values = graph.node("GatherND", [scores, places], shape=(found,), dtype=np.float32)
+    return graph.node("ScatterND", [lowest_like(graph, scores), places, values], shape=(lists, k))
+
+
+def found_places(graph: Graph, scores: str) -> str:
+    """Where the scores, (lists, k), are above the lowest float: (found, 2) int64, row by row."""
+    found = counted(graph, "found")
+    is_found = graph.node("Greater", [scores, graph.constant(LOWEST)], shape=graph.shape(scores), dtype=np.bool_)
+    return graph.transpose(graph.node("NonZero", [is_found], shape=(2, found), dtype=np.int64), (1, 0))
 
 
 def _unflipped(layer: Layer, graph: Graph, boxes: str) -> str:
     """Boxes with corners the wrong way round, as boxes of no size: to Caffe they overlap nothing, to ONNX they do."""
     if layer.params.detection_output_param.code_type == PriorBoxParameter.CENTER_SIZE:
         return boxes  # their sizes are powers of e
-    low, high = _parts(graph, boxes, 3, [2, 2])
+    low, high = parts(graph, boxes, 3, [2, 2])
     return graph.concat([low, graph.node("Max", [low, high])], 3)
 
 
@@ -422,51 +460,51 @@ def _best(graph: Graph, task: Task, scores: str) -> str:
     values, places = graph.new_name("values"), graph.new_name("places")
     graph.node("TopK", [scores, graph.constant([task.keep], np.int64)], [values, places], shapes=[shape, shape])
     graph.set_dtype(places, np.int64)
-    nothing = _lowest_like(graph, scores)
+    nothing = lowest_like(graph, scores)
     return graph.node("ScatterElements", [nothing, places, values], shape=graph.shape(scores), axis=1)
 
 
-def _lowest_like(graph: Graph, tensor: str) -> str:
+def lowest_like(graph: Graph, tensor: str) -> str:
+    """A tensor of the same shape, filled with the lowest float."""
     size = graph.node("Shape", [tensor], shape=(graph.rank(tensor),), dtype=np.int64)
-    value = np.array([_LOWEST], np.float32)
+    value = np.array([LOWEST], np.float32)
     return graph.node("ConstantOfShape", [size], shape=graph.shape(tensor), dtype=np.float32, value=value)
 
 
 def _rows(graph: Graph, task: Task, boxes: str, scores: str) -> str:
     """The detections, (M, 7): whatever has a score above the lowest float."""
-    found = _counted(graph, "found")
-    is_found = graph.node("Greater", [scores, graph.constant(_LOWEST)], shape=graph.shape(scores), dtype=np.bool_)
-    # NonZero walks row by row: by image, label and rank.
-    places = graph.node("NonZero", [is_found], shape=(2, found), dtype=np.int64)
-    places = graph.transpose(places, (1, 0))
+    places = found_places(graph, scores)  # by image, label and rank
+    found = graph.shape(places)[0]
     columns = [
         graph.reshape(scores, (task.images, task.columns, 1)),
         graph.reshape(boxes, (task.images, task.columns, 4)),
     ]
     values = graph.node("GatherND", [graph.concat(columns, 2), places], shape=(found, 5))
-    image, column = _parts(graph, places, 1, [1, 1])
+    image, column = parts(graph, places, 1, [1, 1])
     row = graph.node("Div", [column, graph.constant(task.candidates, np.int64)], shape=(found, 1))
     label = graph.node("Gather", [graph.constant(task.labels), row], shape=(found, 1))
     return graph.node("Concat", [graph.cast(image, np.float32), label, values], shape=(found, 7), axis=1)
 
 
-def _or_placeholders(graph: Graph, rows: str, boxes: str) -> tuple[str, SymbolicDim]:
+def or_placeholders(graph: Graph, rows: str, boxes: str) -> tuple[str, SymbolicDim]:
     """The rows and their number; where there is none, a row (i, -1, -1, -1, -1, -1, -1) for each image i."""
     zero, one = graph.constant(0, np.int64), graph.constant(1, np.int64)
     is_empty = graph.cast(graph.node("Equal", [_size(graph, rows), zero], dtype=np.bool_), np.int64)
-    missing = _counted(graph, "missing")
+    missing = counted(graph, "missing")
     images = graph.node("Mul", [is_empty, _size(graph, boxes)])
     numbers = graph.cast(graph.node("Range", [zero, images, one], shape=(missing,)), np.float32)
     column = graph.reshape(numbers, (missing, 1))
     pads = graph.constant([0, 0, 0, 6], np.int64)
     placeholders = graph.node("Pad", [column, pads, graph.constant(-1.0)], shape=(missing, 7), mode="constant")
-    total = _counted(graph, "detections")
+    total = counted(graph, "detections")
     return graph.node("Concat", [rows, placeholders], shape=(total, 7), axis=0), total
 
 
-def _counted(graph: Graph, what: str) -> SymbolicDim:
+def counted(graph: Graph, what: str) -> SymbolicDim:
     """A size that only the data tells."""
-    return SymbolicDim(graph.new_name(what), 1)
+    name = graph.new_name(what)
+    graph.reserve([name])  # two counts of a layer are two sizes
+    return SymbolicDim(name, 1)
 
 
 def _size(graph: Graph, tensor: str) -> str:

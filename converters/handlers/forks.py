@@ -200,3 +200,17 @@ def _affinities(graph: Graph, features: list[tuple[str, float]]) -> str:
         total = graph.node("Add", [total, square]) if total else square
     kernel = graph.node("Exp", [graph.node("Sub", [graph.constant(0.0), total])])
     return graph.node("Div", [kernel, graph.reduce("Sum", kernel, [1])])
+
+
+@handles("Flip", operators="Slice Identity", origin="caffe-windows")
+def flip(layer: Layer, graph: Graph) -> None:
+    """The image mirrored along its width, its height, or both; along the width by default."""
+    bottom, top = layer.ends()
+    param = layer.params.flip_param
+    if graph.rank(bottom) != 4:
+        raise layer.error(f"found {show(graph.shape(bottom))} for the blob {bottom!r}, expected N x C x H x W")
+    axes = [axis for axis, flips in ((2, param.flip_height), (3, param.flip_width)) if flips]
+    if not axes:
+        graph.node("Identity", [bottom], top)
+    for axis in axes:
+        bottom = graph.slice(bottom, axis, 0, None, top if axis == axes[-1] else None, step=-1)

@@ -13,8 +13,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from converters import ConversionError, ConversionWarning, Net, convert, read_net
-from converters.conversion import DEFAULT_OPSET
+from converters import ConversionError, ConversionWarning, Net, convert, read_net, registry
+from converters.conversion import DEFAULT_OPSET, build
 from converters.reader import parse_prototxt
 
 
@@ -85,6 +85,15 @@ def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
     assert found.dtype == np.float32
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def assert_emits_what_is_declared(*layers: OneLayer) -> None:
+    """The layers, all of one handler, emit together the operators that it declares, and no others."""
+    nets = [one.net() for one in layers]
+    (entry,) = {registry.find(net.layers[-1].type, net.layers[-1].params) for net in nets}
+    emitted = {node.op for net in nets for opset in (13, 18) for node in build(net, opset=opset).draft.graph.nodes}
+    assert entry
+    assert emitted == set(entry.operators), sorted(emitted ^ set(entry.operators))
 
 
 def assert_error_names_layer(layer: OneLayer, message: str) -> None:

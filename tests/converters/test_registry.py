@@ -244,7 +244,7 @@ def test_unsupported_layers_are_reported_together(tmp_path: Path) -> None:
     assert said.splitlines()[1:5] == [
         "  Frobnicate: a1, a2",
         "  Relu: c (did you mean ReLU?)",
-        "  Python rpn.proposal.Proposal: d",
+        "  Python rpn.proposal.Proposal: d (did you mean Python rpn.proposal_layer.ProposalLayer?)",
         "  Convolutional: e (did you mean Convolution?)",
     ]
     for part in (
