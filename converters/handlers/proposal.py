@@ -12,7 +12,7 @@ from converters.graph import Graph
 from converters.handlers.detection import LOWEST, counted, found_places, parts, suppressed
 from converters.layer import Layer
 from converters.registry import handles
-from converters.shape import show
+from converters.shape import MAX_BLOB, show
 
 MAX_ANCHORS = 10_000_000  # in the whole image: PVANET has 105,840 at 640 x 1056
 
