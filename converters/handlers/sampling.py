@@ -14,6 +14,7 @@ from converters.shape import Dim, Shape, product, show
 
 MAX_PLACES = 2**24  # pixels whose places the model holds
 _OLDEST = 16  # the opset of GridSample
+_THETAS = ("theta_1_1", "theta_1_2", "theta_1_3", "theta_2_1", "theta_2_2", "theta_2_3")
 
 
 def image_shape(layer: Layer, graph: Graph, tensor: str) -> tuple[Dim, int, int, int]:
@@ -175,9 +176,6 @@ def _affine(layer: Layer, graph: Graph, batch: Dim) -> str:
     own, stored = iter(range(fixed.count(None))), iter(range(fixed.count(None), 6))
     order = [next(own) if value is None else next(stored) for value in fixed]
     return graph.node("Gather", [values, graph.constant([*order[3:], *order[:3]], np.int64)], shape=(batch, 6), axis=1)
-
-
-_THETAS = ("theta_1_1", "theta_1_2", "theta_1_3", "theta_2_1", "theta_2_2", "theta_2_3")
 
 
 def _for_each_item(graph: Graph, like: str, values: list[float]) -> str:
