@@ -1,17 +1,17 @@
-"""What a network wants of an image: kept in the model's metadata, so that one file says all."""
+"""How a network wants its images: kept in the model's metadata, so that one file says all."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from camrt.errors import CamrtError
+from converters import metadata
 
-KEY = "camrt.preprocess"
+KEY = metadata.PREPROCESS
 _ADVICE = (
     "name a preset (--preprocess caffe or torchvision; in Python preprocess=), or set each value with camrt export "
     "--crop, --mean, --scale and --channels (camrt.Preprocess)"
@@ -55,9 +55,15 @@ class Preprocess:
         return replace(self, crop=crop, size=size, mean_image=self.mean_image if size == self.size else None)
 
     def as_json(self) -> str:
-        """For the model's metadata. A mean image is part of the graph, not of the metadata."""
-        facts = {"size": self.size, "crop": self.crop, "mean": self.mean, "scale": self.scale}
-        return json.dumps({**facts, "channels": self.channels, "layout": "NCHW"})
+        """Return it as the metadata say it (`converters.metadata.PREPROCESS`), without the numbers of a mean image."""
+        return metadata.preprocess_text(
+            size=self.size,
+            crop=self.crop,
+            mean=self.mean,
+            scale=self.scale,
+            channels=self.channels,
+            has_mean_image=self.mean_image is not None,
+        )
 
 
 # As Caffe's networks were trained on ImageNet: BGR of 0 to 255, less the mean of the training images.
@@ -75,15 +81,15 @@ PRESETS: Mapping[str, Preprocess] = {
 }
 
 
-def preprocess_of(given: Preprocess | str | None, metadata: Mapping[str, str]) -> Preprocess:
-    """The preprocessing that was asked for, else the model's own.
+def preprocess_of(given: Preprocess | str | None, properties: Mapping[str, str]) -> Preprocess:
+    """Return the preprocessing that was asked for, else the model's own.
 
     Args:
         given: A Preprocess, the name of a preset, or None.
-        metadata: The model's metadata_props.
+        properties: The model's metadata.
 
     Raises:
-        CamrtError: No such preset; metadata that is missing or wrong. The text says which flags to give.
+        CamrtError: There is no such preset; the metadata are missing or wrong. The text says what to give.
     """
     if isinstance(given, Preprocess):
         return given
@@ -91,23 +97,10 @@ def preprocess_of(given: Preprocess | str | None, metadata: Mapping[str, str]) -
         if given not in PRESETS:
             raise CamrtError(f"found the preset {given!r}, expected one of {', '.join(PRESETS)}")
         return PRESETS[given]
-    if KEY not in metadata:
-        raise CamrtError(f"the model does not say what it wants of an image (no metadata {KEY}): {_ADVICE}")
+    if KEY not in properties:
+        raise CamrtError(f"the model does not say how it wants its images (no metadata {KEY}): {_ADVICE}")
     try:
-        facts = json.loads(metadata[KEY])
-        return Preprocess(
-            size=int(facts["size"]),
-            crop=int(facts["crop"]),
-            mean=_three(facts["mean"]),
-            scale=_three(facts.get("scale", 1.0)),
-            channels=facts["channels"],
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        found = metadata[KEY][:200]
-        raise CamrtError(f"found the metadata {KEY} {found!r}, which cannot be used ({error!r}): {_ADVICE}") from None
-
-
-def _three(value: Any) -> tuple[float, float, float]:
-    values: Sequence[Any] = value if isinstance(value, (list, tuple)) else [value] * 3
-    first, second, third = (float(each) for each in values)
-    return first, second, third
+        return Preprocess(**metadata.preprocess_of(properties))
+    except ValueError as error:
+        found = properties[KEY][:200]
+        raise CamrtError(f"found the metadata {KEY} {found!r}, which cannot be used ({error}): {_ADVICE}") from None
