@@ -107,7 +107,7 @@ def convert(
             for file in plugin or []:
                 registry.load_plugin(file)
             net = _read(task, phase, level, stage or [])
-            converted = _built(net, wanted, opset, shapes)
+            converted = _built(net, shapes, outputs=wanted, opset=opset)
             for note in converted.notes:
                 warnings.warn(note, ConversionWarning, stacklevel=1)
             size = _write(task, converted, provenance)
@@ -183,15 +183,15 @@ def _read(task: _Task, phase: str, level: int, stages: list[str]) -> Net:
     return read_net(description, task.weights, phase=phase, level=level, stages=stages)
 
 
-def _built(net: Net, outputs: list[str] | None, opset: int, shapes: Mapping[str, Sequence[int]]) -> Converted:
-    """Build the graph. An error names the shapes that were given, where they are the reason.
+def _built(net: Net, shapes: Mapping[str, Sequence[int]], **options: Any) -> Converted:
+    """Build the graph, with the options of `conversion.build`. If the given shapes are the reason, an error says so.
 
     A shape that does not fit shows late, as weights of another shape or a kernel larger than its image.
     """
     from converters import conversion
 
     try:
-        return conversion.build(net, outputs=outputs, opset=opset, input_shapes=shapes)
+        return conversion.build(net, input_shapes=shapes, **options)
     except ConversionError as error:
         declared = {data.name: data.shape for data in net.inputs}
         changed = [name for name, sizes in shapes.items() if declared.get(name, sizes) != sizes]
@@ -202,7 +202,7 @@ def _built(net: Net, outputs: list[str] | None, opset: int, shapes: Mapping[str,
             hint = f"The description does not say the input's shape: it was --input-shape {given}"
             raise error.with_hint(hint) from None
         try:
-            conversion.build(net, outputs=outputs, opset=opset)
+            conversion.build(net, **options)
         except ConversionError:
             raise error from None  # it fails either way
         takes = " and ".join(_as_option(name, declared[name] or ()) for name in changed)

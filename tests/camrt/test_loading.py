@@ -28,7 +28,7 @@ from tests.tiny_models import tiny_classifier, tiny_explainer
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache without weights, and no way to download any."""
     monkeypatch.setenv("CAMRT_HOME", str(tmp_path))
-    monkeypatch.setattr(zoo, "_download", lambda *_, **__: pytest.fail("asked the network"))
+    monkeypatch.setattr(zoo, "download", lambda *_, **__: pytest.fail("asked the network"))
     return tmp_path
 
 
