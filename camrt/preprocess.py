@@ -1,15 +1,23 @@
-"""How a network wants its images: kept in the model's metadata, so that one file says all."""
+"""How a network sees an image: what is subtracted and cut, in NumPy (`network_input`) and as nodes of a graph.
+
+It begins with the square that `camrt.images.prepare` makes of an image. What a network wants is kept in the metadata of
+its model (`converters.metadata`), so that one file says all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from camrt.errors import CamrtError
 from converters import metadata
+
+if TYPE_CHECKING:
+    from camrt.graph.builder import Builder
 
 KEY = metadata.PREPROCESS
 _ADVICE = (
@@ -104,3 +112,99 @@ def preprocess_of(given: Preprocess | str | None, properties: Mapping[str, str])
     except ValueError as error:
         found = properties[KEY][:200]
         raise CamrtError(f"found the metadata {KEY} {found!r}, which cannot be used ({error}): {_ADVICE}") from None
+
+
+# ------------------------------------------------------------------------------------------------- the network's input
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square of the image, perhaps mirrored.
+
+    Attributes:
+        y: Its first row.
+        x: Its first column.
+        side: Its height and width in pixels.
+        mirrored: Whether left and right are exchanged.
+    """
+
+    y: int
+    x: int
+    side: int
+    mirrored: bool
+
+
+def crops_of(protocol: str, size: int, side: int) -> list[Crop]:
+    """List the crops of a protocol.
+
+    Args:
+        protocol: ``"ten-crop"``: corners and centre, then the same mirrored, in the order of the original's
+            prepare_image.m; ``"center"``: the centre; ``"full"``: the whole image and its mirror image.
+        size: The image's side in pixels.
+        side: A crop's side in pixels; for ``"full"`` the image's.
+
+    Raises:
+        CamrtError: No such protocol.
+    """
+    last = size - side
+    # The original keeps images width first, so its outer loop runs over columns.
+    corners = [(y, x) for x in (0, last) for y in (0, last)]
+    centre = ((last + 1) // 2, (last + 1) // 2)  # as floor(indices(2) / 2) + 1 gives it, which counts from one
+    squares = {"ten-crop": [*corners, centre], "center": [centre], "full": [(0, 0)]}
+    if protocol not in squares:
+        raise CamrtError(f"found the protocol {protocol!r}, expected one of {', '.join(squares)}")
+    mirrored = (False,) if protocol == "center" else (False, True)
+    return [Crop(y, x, side, mirror) for mirror in mirrored for y, x in squares[protocol]]
+
+
+def network_input(images: NDArray[np.uint8], crops: Sequence[Crop], preprocess: Preprocess) -> NDArray[np.float32]:
+    """Compute the network's input from images, with the bits of `add_network_input`.
+
+    Args:
+        images: (N, S, S, 3) uint8 RGB.
+        crops: What to cut.
+        preprocess: Mean, scale and order of the channels.
+
+    Returns:
+        (N * crops, 3, side, side) float32; the crops of an image follow each other.
+    """
+    planes = images.transpose(0, 3, 1, 2)[:, :: -1 if preprocess.channels == "BGR" else 1].astype(np.float32)
+    mean = preprocess.mean_image
+    if mean is None:
+        mean = np.reshape(preprocess.mean, (3, 1, 1))
+    planes -= mean.astype(np.float32)
+    if preprocess.scale != (1.0, 1.0, 1.0):
+        planes *= np.reshape(preprocess.scale, (3, 1, 1)).astype(np.float32)
+    side = crops[0].side
+    squares = [planes[:, :, c.y : c.y + side, c.x : c.x + side][..., :: -1 if c.mirrored else 1] for c in crops]
+    return np.stack(squares, axis=1).reshape(-1, 3, side, side)
+
+
+def add_network_input(builder: Builder, image: str, crops: Sequence[Crop], preprocess: Preprocess, output: str) -> None:
+    """Add the nodes that compute `network_input`.
+
+    Args:
+        builder: Where the nodes go.
+        image: (N, S, S, 3) uint8 RGB.
+        crops: What to cut.
+        preprocess: Mean, scale and order of the channels.
+        output: The tensor that is written: (N * crops, 3, side, side) float32; the crops of an image follow each other.
+    """
+    planes = builder.node("Transpose", [builder.node("Cast", [image], to=1)], perm=[0, 3, 1, 2])
+    if preprocess.channels == "BGR":
+        planes = builder.flip(planes, 1)
+    mean = preprocess.mean_image
+    if mean is None:
+        mean = np.reshape(preprocess.mean, (3, 1, 1))
+    planes = builder.node("Sub", [planes, builder.constant(mean, "mean")])
+    if preprocess.scale != (1.0, 1.0, 1.0):
+        planes = builder.node("Mul", [planes, builder.constant(np.reshape(preprocess.scale, (3, 1, 1)), "scale")])
+    side = crops[0].side
+    upright = [crop for crop in crops if not crop.mirrored]
+    squares = [
+        builder.unsqueeze(builder.slice(planes, (c.y, c.x), (c.y + side, c.x + side), (2, 3)), 1) for c in upright
+    ]
+    stacked = squares[0] if len(squares) == 1 else builder.node("Concat", squares, axis=1)
+    if len(upright) < len(crops):  # the mirror images are those of all squares, in the same order
+        stacked = builder.node("Concat", [stacked, builder.flip(stacked, 4)], axis=1)
+    builder.node("Reshape", [stacked, builder.shape(-1, 3, side, side)], output)

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from camrt import loading
 from camrt.errors import CamrtError
 from camrt.graph.batch import with_free_batch
-from camrt.graph.crops import crops_of
 from camrt.graph.opening import open_model
 from camrt.graph.scores import find_scores
 from camrt.graph.view import labels_of
-from camrt.preprocess import Preprocess, preprocess_of
+from camrt.preprocess import Preprocess, crops_of, network_input, preprocess_of
 from camrt.session import Session
 from converters import metadata
 
@@ -232,11 +231,8 @@ class Classifier:
         Returns:
             (3, h, w) float32, with mean and scale applied.
         """
-        expected = self._expected
-        planes = square[:, :, :: -1 if expected.channels == "BGR" else 1].transpose(2, 0, 1).astype(np.float32)
-        mean = np.reshape(expected.mean, (3, 1, 1)) if expected.mean_image is None else expected.mean_image
-        planes = (planes - mean.astype(np.float32)) * np.reshape(expected.scale, (3, 1, 1)).astype(np.float32)
-        return np.ascontiguousarray(self.crop(planes))
+        planes: NDArray[np.float32] = network_input(square[None], [self._crop], self._expected)[0]
+        return planes
 
     def crop(self, planes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cut out the part of an image or map that the network sees.

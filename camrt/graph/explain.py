@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from camrt.errors import CamrtError
 from camrt.graph.batch import with_free_batch
 from camrt.graph.builder import PREFIX, Builder
-from camrt.graph.crops import crops_of, cut, merge, paste
+from camrt.graph.crops import merge, paste
 from camrt.graph.head import Head, find_head
 from camrt.graph.layers import FeatureMap, dependents, feature_map_of, last_features, named_tensor
 from camrt.graph.methods import METHODS, Method, find
@@ -23,7 +23,7 @@ from camrt.graph.rewrite import repeated, tensor_names
 from camrt.graph.scores import Scores, find_scores
 from camrt.graph.targets import SUM, Target, Targets, targets_of
 from camrt.graph.view import GraphView, captured, labels_of, metadata_of, needed_for, shape_of
-from camrt.preprocess import Preprocess, preprocess_of
+from camrt.preprocess import Preprocess, add_network_input, crops_of, preprocess_of
 from converters import metadata as keys
 
 IMAGE, TARGET, SCORES, CLASSES, HEATMAPS = "image", "target", "scores", "classes", "heatmaps"
@@ -150,7 +150,7 @@ def _explainer(
     builder = Builder(view.opset, tensor_names(network.graph))
     for name in RESERVED:
         builder.claim(name)
-    cut(builder, IMAGE, crops, preprocess, image)
+    add_network_input(builder, IMAGE, crops, preprocess, image)
     before, builder.nodes = builder.nodes, []
     is_sum, add_softmax = targets.kind == "sum", asked.scores is None
     merged = _merged_scores(builder, scores, len(crops), is_sum=is_sum, add_softmax=add_softmax)
