@@ -23,16 +23,22 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def options(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and leave.")] = False,
-) -> None:
-    """Caffe networks to ONNX, and ONNX classifiers to class activation maps."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from converters import __version__
 
-        print(__version__)
+        print(f"camrt {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Caffe networks to ONNX, and ONNX classifiers to class activation maps."""
 
 
 app.command("convert", epilog=converters_cli.EXAMPLES)(converters_cli.convert)

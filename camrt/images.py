@@ -16,6 +16,7 @@ has set ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES``, truncated images are decoded as
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import io
 import os
@@ -23,7 +24,7 @@ import re
 import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
@@ -48,8 +49,9 @@ _TRUSTED = "If you trust it, allow more with --max-pixels (in Python max_pixels)
 _WIDE = ("I;16", "I;16L", "I;16B", "I;16N")
 _WITH_ALPHA = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # premultiplied, or in a palette: undo that first
 _BLOCK = 1 << 17  # float64 numbers that are resized at a time: 1 MiB, which the second-level cache holds
-_ROOM = 48_000_000  # pixels: what is decoded at a time, together; a larger image is decoded alone
+_LARGE = 16_000_000  # pixels: larger images are decoded one at a time
 _BELOW_HALF = np.nextafter(0.5, 0.0)
+_one_large = threading.Lock()
 
 
 def name_of(image: ImageLike) -> str:
@@ -87,7 +89,14 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint
     Warns:
         CamrtWarning: The file has several frames. The first is taken.
     """
-    return _decoded(image, _Decoding(name_of(image), max_pixels))
+    if isinstance(image, np.ndarray):
+        return _checked(image)
+    name = name_of(image)
+    try:
+        with _opened(image, max_pixels) as opened:
+            return _pixels(opened, max_pixels, name)
+    except CamrtError as error:
+        raise error.in_file(name) from error.__cause__
 
 
 @dataclass(frozen=True)
@@ -120,14 +129,17 @@ def load(image: ImageLike, side: int, *, max_side: int | None = None, max_pixels
     Raises:
         CamrtError: As for `decode`.
     """
-    with contextlib.ExitStack() as stack:
-        decoding = _Decoding(name_of(image), max_pixels, lambda pixels: stack.enter_context(_ROOMS.of(pixels)))
-        decoded = _decoded(image, decoding)
+    is_large = _pixel_count(image) > _LARGE
+    with _one_large if is_large else contextlib.nullcontext():
+        decoded = decode(image, max_pixels=max_pixels)
         square = prepare(decoded, side)
         height, width = decoded.shape[:2]
         kept = decoded if max_side is None else fit(decoded, max_side)
         kept.flags.writeable = False
-        return Loaded(kept, square, (height, width))
+        del decoded
+        if is_large:
+            _return_memory()
+    return Loaded(kept, square, (height, width))
 
 
 def prepare(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -190,64 +202,6 @@ def resize(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
 # ------------------------------------------------------------------------------------------------------------ decoding
 
 
-class _Rooms:
-    """Lets threads in as long as what they hold is not too much together. Who comes first is let in first."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._taken = 0
-        self._turn = threading.Lock()
-        self._left = threading.Condition()
-
-    @contextlib.contextmanager
-    def of(self, amount: int) -> Iterator[None]:
-        """Hold an amount; more than there is counts as all of it."""
-        amount = min(amount, self._size)
-        with self._turn, self._left:
-            self._left.wait_for(lambda: self._taken + amount <= self._size)
-            self._taken += amount
-        try:
-            yield
-        finally:
-            with self._left:
-                self._taken -= amount
-                self._left.notify()
-
-
-_ROOMS = _Rooms(_ROOM)
-
-
-@dataclass(frozen=True)
-class _Decoding:
-    """How an image is decoded.
-
-    Attributes:
-        name: What the image is called.
-        max_pixels: The largest height times width.
-        reserve: Called with the number of pixels before they are decoded.
-    """
-
-    name: str
-    max_pixels: int
-    reserve: Callable[[int], object] = lambda pixels: None
-
-
-def _decoded(image: ImageLike, decoding: _Decoding) -> NDArray[np.uint8]:
-    if isinstance(image, np.ndarray):
-        return _checked(image)
-    try:
-        if isinstance(image, (str, os.PathLike)):
-            with _opened(Path(image)) as stream:
-                return _read(stream, decoding)
-        if isinstance(image, (bytes, bytearray, memoryview)):
-            if not len(image):
-                raise CamrtError("found no bytes, expected those of an image file")
-            return _read(io.BytesIO(image), decoding)
-        return _pixels(image, decoding)
-    except CamrtError as error:
-        raise error.in_file(decoding.name) from error.__cause__
-
-
 def _checked(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise CamrtError(f"found an array of shape {array.shape} and {array.dtype}, expected RGB (H, W, 3) uint8")
@@ -257,7 +211,22 @@ def _checked(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(image: Any, max_pixels: int) -> Iterator[Image.Image]:
+    """An image of which only the header is read."""
+    if isinstance(image, (str, os.PathLike)):
+        with _stream(Path(image)) as stream, _header(stream, max_pixels) as opened:
+            yield opened
+    elif isinstance(image, (bytes, bytearray, memoryview)):
+        if not len(image):
+            raise CamrtError("found no bytes, expected those of an image file")
+        with _header(io.BytesIO(image), max_pixels) as opened:
+            yield opened
+    else:
+        yield image
+
+
+@contextlib.contextmanager
+def _stream(path: Path) -> Iterator[IO[bytes]]:
     try:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
@@ -275,11 +244,11 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         yield stream
 
 
-def _read(stream: IO[bytes], decoding: _Decoding) -> NDArray[np.uint8]:
+def _header(stream: IO[bytes], max_pixels: int) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        image = Image.open(stream, formats=_formats())
+        return Image.open(stream, formats=_formats())
     except UnidentifiedImageError:
         stream.seek(0)
         raise CamrtError(
@@ -287,26 +256,53 @@ def _read(stream: IO[bytes], decoding: _Decoding) -> NDArray[np.uint8]:
             f"{', '.join(FORMATS[:-1])}. Of another kind, decode it and pass the array (H, W, 3) uint8"
         ) from None
     except Exception as error:
-        raise _unreadable(error, decoding) from error
-    with image:
-        return _pixels(image, decoding)
+        raise _unreadable(error, max_pixels) from error
 
 
-def _pixels(image: Image.Image, decoding: _Decoding) -> NDArray[np.uint8]:
+def _pixel_count(image: Any) -> int:
+    """The height times width that a file's header says; 0 where it says nothing, or nothing is decoded."""
+    if isinstance(image, np.ndarray):
+        return 0
     try:
-        _check_size(image, decoding.max_pixels)
+        with _opened(image, MAX_PIXELS) as opened:
+            return opened.width * opened.height
+    except CamrtError:
+        return 0  # said when it is decoded
+
+
+def _return_memory() -> None:
+    """Give freed memory back to the system: of a large image, Pillow's blocks stay in a heap for each thread."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None  # of glibc
+    if trim is not None:
+        trim(0)
+
+
+def _pixels(image: Image.Image, max_pixels: int, name: str) -> NDArray[np.uint8]:
+    try:
+        _check_size(image, max_pixels)
         # An MPO is a photograph with its depth or preview behind it.
         if image.format != "MPO" and getattr(image, "is_animated", False):
-            found = f"{decoding.name}: found several frames or pages; the first is taken"
-            warnings.warn(found, CamrtWarning, stacklevel=6)
-        decoding.reserve(image.width * image.height)
+            found = f"{name}: found several frames or pages; the first is taken"
+            warnings.warn(found, CamrtWarning, stacklevel=4)
         image.load()
         # Read behind the pixels, as PNG may hold it there; TIFF's has been applied by then.
-        pixels = np.asarray(_upright(_rgb(image), _orientation(image)), np.uint8)
+        return _array(_upright(_rgb(image), _orientation(image)))
     except CamrtError:
         raise
     except Exception as error:
-        raise _unreadable(error, decoding) from error
+        raise _unreadable(error, max_pixels) from error
+
+
+def _array(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels of an RGB image: (H, W, 3)."""
+    width, height = image.size
+    step = max(1, _LARGE // 4 // width)
+    if height <= step:
+        pixels = np.asarray(image, np.uint8)
+    else:  # in parts, as Pillow holds what it hands over twice
+        pixels = np.empty((height, width, 3), np.uint8)
+        for y in range(0, height, step):
+            pixels[y : y + step] = np.asarray(image.crop((0, y, width, min(y + step, height))))
     pixels.flags.writeable = False
     return pixels
 
@@ -322,7 +318,7 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         )
 
 
-def _unreadable(error: Exception, decoding: _Decoding) -> CamrtError:
+def _unreadable(error: Exception, max_pixels: int) -> CamrtError:
     """What Pillow's plugins raise at a broken file is anything."""
     from PIL.Image import DecompressionBombError, DecompressionBombWarning
 
@@ -330,10 +326,8 @@ def _unreadable(error: Exception, decoding: _Decoding) -> CamrtError:
         # Pillow's own limits are 89 and 179 million pixels: only the one that counts here is named.
         found = re.search(r"\d+", str(error))
         pixels = int(found[0]) if found else 0
-        if pixels > decoding.max_pixels:
-            return CamrtError(
-                f"is gigantic: found {pixels:,} pixels, expected at most {decoding.max_pixels:,}. {_TRUSTED}"
-            )
+        if pixels > max_pixels:
+            return CamrtError(f"is gigantic: found {pixels:,} pixels, expected at most {max_pixels:,}. {_TRUSTED}")
         return CamrtError(f"is gigantic: found {pixels:,} pixels, which is more than Pillow decodes. Make it smaller")
     if isinstance(error, MemoryError):
         return CamrtError("there is not enough memory to decode it. Make the image smaller")

@@ -1,4 +1,4 @@
-"""The MATLAB code of 2016 in NumPy: slow, plain, and what the graphs are checked against.
+"""The original MATLAB code of 2016 in NumPy: the plain, slow reference that the graphs are tested against.
 
 The functions follow the files of the CAM repository (metalbubble/CAM: `demo.m`, `returnCAMmap.m`, `mergeTenCrop.m`,
 `map2jpg.m`, `prepare_image.m`) and what MATLAB R2015 does in the toolbox functions that they call. Each says which file
@@ -8,7 +8,8 @@ MATLAB's arrays count from the other end: Caffe's blob (N, C, H, W) is there (W,
 of a released array has Python's order:
 
 * ``activation_lastconv.T`` of data_img1.mat is (10, C, h, w), ``weights_LR.T`` of data_net.mat is (K, C), and
-  ``scores.T.reshape(10, -1)`` of data_img1.mat is (10, K);
+  ``scores.T.reshape(10, -1)`` of data_img1.mat is (10, K), with the crops in another order than `prepare_image` gives
+  them (see `camrt.validate.crop_order`);
 * ``mean_data`` of ilsvrc_2012_mean.mat is (W, H, 3), BGR; ``mean_data.transpose(1, 0, 2)`` is (H, W, 3).
 
 Here everything is (H, W, ...) for images and (N, C, H, W) for what comes from a network.
@@ -41,7 +42,7 @@ _FLOATS = (np.float32, np.float64)
 
 
 def imresize(image: NDArray[Any], size: tuple[int, int], method: Method = "bicubic") -> NDArray[Any]:
-    """Resizes an image as MATLAB's `imresize(A, [height width], method)` of R2015.
+    """Resize an image as MATLAB's `imresize(A, [height width], method)` of R2015.
 
     One axis is resized after the other, beginning with the one that shrinks more (the rows where both scales are the
     same). Along an axis every output pixel is a weighted sum of the input pixels around it. The weights are a kernel
@@ -95,7 +96,7 @@ def imresize(image: NDArray[Any], size: tuple[int, int], method: Method = "bicub
 
 
 def _resize_axis(image: NDArray[Any], axis: int, size: int, scale: float, method: Method) -> NDArray[Any]:
-    """Resizes the image to ``size`` pixels along one axis; the result has its dtype."""
+    """Resize the image to ``size`` pixels along one axis; the result has its dtype."""
     sources, weights = contributions(image.shape[axis], size, scale, method)
     lines = np.moveaxis(image, axis, 0)
     resized = np.zeros((size, *lines.shape[1:]))
@@ -105,7 +106,7 @@ def _resize_axis(image: NDArray[Any], axis: int, size: int, scale: float, method
 
 
 def contributions(size_in: int, size_out: int, scale: float, method: Method) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Which input pixels each output pixel is made of, and with which weights: two arrays (size_out, pixels)."""
+    """Return the input pixels of each output pixel, and their weights: two arrays (size_out, pixels)."""
     kernel, support = _KERNELS[method]
     stretch = min(scale, 1.0)  # the kernel is made wider only where the axis shrinks
     support /= stretch
@@ -139,7 +140,7 @@ _KERNELS = {"bicubic": (_cubic, 4.0), "bilinear": (_triangle, 2.0)}
 
 
 def _cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """As MATLAB converts doubles: to integers rounded, half away from zero, and clipped; NaN becomes 0."""
+    """Convert doubles as MATLAB does: round half away from zero and clip for integers; NaN becomes 0."""
     if dtype.kind == "f":
         return values.astype(dtype)
     whole = np.trunc(values)
@@ -152,7 +153,7 @@ def _cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def im2double(image: NDArray[Any]) -> NDArray[np.float64]:
-    """Scales an image to 0..1 as MATLAB's `im2double`.
+    """Scale an image to 0..1 as MATLAB's `im2double`.
 
     Args:
         image: Any shape: uint8, uint16 or int16, which are scaled from their whole range; bool, float32 or float64,
@@ -170,7 +171,7 @@ def im2double(image: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def im2uint8(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scales an image to 0..255 as MATLAB's `im2uint8`, and as `imwrite` before it writes floats.
+    """Scale an image to 0..255 as MATLAB's `im2uint8`, and as `imwrite` before it writes floats.
 
     Args:
         image: Any shape and dtype that `im2double` takes. Floats beyond 0..1 are clipped; NaN becomes 0.
@@ -185,7 +186,7 @@ def im2uint8(image: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def mat2gray(values: NDArray[Any], limits: tuple[float, float] | None = None) -> NDArray[np.float64]:
-    """Scales values linearly so that the limits become 0 and 1, and clips, as MATLAB's `mat2gray(A, [low high])`.
+    """Scale values linearly so that the limits become 0 and 1, and clip, as MATLAB's `mat2gray(A, [low high])`.
 
     It differs in NaN, which stays NaN here.
 
@@ -209,7 +210,7 @@ def mat2gray(values: NDArray[Any], limits: tuple[float, float] | None = None) ->
 
 
 def gray2ind(image: NDArray[Any], levels: int = 64) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Gives each value of a grey image its row of a colormap, as MATLAB's `gray2ind(I, n)`.
+    """Give each value of a grey image its row of a colormap, as MATLAB's `gray2ind(I, n)`.
 
     It differs in bool images, which have 2 levels in MATLAB if none are given; name them here.
 
@@ -234,7 +235,7 @@ def gray2ind(image: NDArray[Any], levels: int = 64) -> NDArray[np.uint8] | NDArr
 
 
 def ind2rgb(index: NDArray[Any], colormap: NDArray[Any]) -> NDArray[np.float64]:
-    """Looks up colours as MATLAB's `ind2rgb(X, map)`.
+    """Look up colors as MATLAB's `ind2rgb(X, map)`.
 
     It differs in floats, which MATLAB takes as rows counted from 1, and which are an error here.
 
@@ -279,7 +280,7 @@ def jet(rows: int) -> NDArray[np.float64]:
 
 
 def _range(dtype: np.dtype[Any]) -> tuple[int, int]:
-    """What black and white are in an image of that dtype; MATLAB's `getrangefromclass`."""
+    """Return the values of black and white in an image of that dtype; MATLAB's `getrangefromclass`."""
     if dtype == np.bool_ or dtype in _FLOATS:
         return 0, 1
     if dtype in (np.uint8, np.uint16, np.int16):
@@ -292,7 +293,7 @@ def _range(dtype: np.dtype[Any]) -> tuple[int, int]:
 
 
 def prepare_image(image: NDArray[np.uint8], mean: NDArray[Any], crop: int = 224) -> NDArray[np.float32]:
-    """Cuts the ten crops of an image that the networks are given; `prepare_image.m`.
+    """Cut the ten crops of an image that the networks are given; `prepare_image.m`.
 
     The image becomes single precision and BGR, is resized to 256 x 256 (bilinear), and has the mean subtracted. Crops 0
     to 3 are the corners in the order top left, bottom left, top right, bottom right; crop 4 is the middle; 5 to 9 are
@@ -322,7 +323,7 @@ def prepare_image(image: NDArray[np.uint8], mean: NDArray[Any], crop: int = 224)
 
 
 def return_cam_map(features: NDArray[Any], weights: NDArray[Any]) -> NDArray[np.float64]:
-    """Weighs feature maps by the classifier's weights: the class activation maps; `returnCAMmap.m`.
+    """Weigh feature maps by the classifier's weights: the class activation maps; `returnCAMmap.m`.
 
     Map k is the sum over the channels c of ``weights[k, c] * features[c]``; the bias is left out. The product has the
     precision of its arguments and is stored in double precision, as there.
@@ -346,7 +347,7 @@ def return_cam_map(features: NDArray[Any], weights: NDArray[Any]) -> NDArray[np.
 
 
 def merge_ten_crops(maps: NDArray[Any]) -> NDArray[np.float64]:
-    """Puts the maps of the ten crops where the crops were cut, and adds their absolute values; `mergeTenCrop.m`.
+    """Put the maps of the ten crops where the crops were cut, and add their absolute values; `mergeTenCrop.m`.
 
     The mirrored ones are mirrored back. As there, each map is a picture of three equal channels, which are added up
     too: where all crops overlap, the result is the sum of 30 values. All of it is in single precision.
@@ -376,7 +377,7 @@ def merge_ten_crops(maps: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _corners(crop: int) -> tuple[tuple[int, int], ...]:
-    """Top and left of the first five crops, in the order of `prepare_image.m` and `mergeTenCrop.m`."""
+    """Return top and left of the first five crops, in the order of `prepare_image.m` and `mergeTenCrop.m`."""
     margin = SIDE - crop
     if margin < 0 or crop < 1:
         raise ValueError(f"found a crop of {crop} pixels, expected 1 to {SIDE}")
@@ -387,7 +388,7 @@ def _corners(crop: int) -> tuple[tuple[int, int], ...]:
 def map2jpg(
     heatmap: NDArray[Any], limits: tuple[float, float] | None = None, colormap: NDArray[Any] | None = None
 ) -> NDArray[np.float64]:
-    """Colours a map; `map2jpg.m`.
+    """Color a map; `map2jpg.m`.
 
     It differs in taking the colormap itself, not the name of a MATLAB function.
 
@@ -406,7 +407,7 @@ def map2jpg(
 
 
 def top_classes(scores: NDArray[Any], top: int = 5) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Finds the classes with the largest mean score; `demo.m`.
+    """Find the classes with the largest mean score; `demo.m`.
 
     It differs where `demo.m` runs on the released features (``online = 0``): their scores are 1 x 1 x 1000 x 10, along
     whose second axis there is nothing to average, so that it shows the classes of the first crop alone. Give
@@ -425,7 +426,7 @@ def top_classes(scores: NDArray[Any], top: int = 5) -> tuple[NDArray[np.int64], 
 
 
 def demo_maps(cams: NDArray[Any], crop: int = 224) -> NDArray[np.float64]:
-    """Enlarges the class activation maps of ten crops to the crops (bicubic) and merges them; the loop of `demo.m`.
+    """Enlarge the class activation maps of ten crops to the crops (bicubic) and merge them; the loop of `demo.m`.
 
     Args:
         cams: (10, K, h, w) of `return_cam_map`.
@@ -439,7 +440,7 @@ def demo_maps(cams: NDArray[Any], crop: int = 224) -> NDArray[np.float64]:
 
 
 def demo_result(image: NDArray[np.uint8], maps: NDArray[Any]) -> NDArray[np.uint8]:
-    """Draws the demo's picture: the image, and for each map a white bar and the map over the image; `demo.m`.
+    """Draw the demo's picture: the image, and for each map a white bar and the map over the image; `demo.m`.
 
     The overlay is 0.2 of the image and 0.7 of the map's colours. It differs in giving the pixels that `imwrite` makes
     of the picture, without its JPEG.

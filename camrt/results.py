@@ -137,13 +137,15 @@ def hold(path: Path, refusal: str) -> IO[bytes]:
 
 
 def json_line(facts: Any) -> str:
-    """One line of JSON, readable where it can be: names of files need not be text."""
+    """One line of JSON, readable where it can be: names of files need not be text, and may hold what terminals obey."""
     text = json.dumps(facts, ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError:
         return json.dumps(facts)
-    return text
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
 def _unwritable(path: Path, error: OSError) -> CamrtError:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camrt.errors import CamrtError
+from converters.errors import RUNTIME_GPU, install
 
 if TYPE_CHECKING:
     import onnx
@@ -34,7 +35,7 @@ _CUDA_OPTIONS = {
     "cudnn_conv_algo_search": "HEURISTIC",
     "arena_extend_strategy": "kSameAsRequested",
 }
-_INSTALL_GPU = "pip uninstall onnxruntime, then pip install 'camrt[gpu]'"
+_INSTALL_GPU = f"uninstall onnxruntime, then {install(RUNTIME_GPU)}"
 _log = logging.getLogger(__name__)
 
 
@@ -144,7 +145,8 @@ def _runtime() -> ModuleType:
         import onnxruntime
     except ImportError as error:
         raise CamrtError(
-            f"ONNX Runtime cannot be imported ({error}): pip install 'camrt[cpu]', or 'camrt[gpu]' for NVIDIA GPUs"
+            f"ONNX Runtime cannot be imported ({error}): {install('onnxruntime')}, or for NVIDIA GPUs "
+            f"{install(RUNTIME_GPU)}"
         ) from error
     module: ModuleType = onnxruntime
     return module

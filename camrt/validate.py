@@ -1,6 +1,6 @@
-"""Is a network what it is taken for? Its answers, compared with answers that someone else's program gave.
+"""Check a network against reference outputs of another program.
 
-The yardstick is one of
+The reference is one of
 
 * what the authors of googlenetCAM released with their demo: its features on an image, the weights of its classifier,
   and its scores (`released`),
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camrt.errors import CamrtError
+from converters import metadata
 from converters.errors import install, printable
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ _READ = ", ".join(dict.fromkeys(name for names in _KEYS.values() for name in nam
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What a network says of the ten crops of an image, as far as it is known.
+    """The outputs of a network for the ten crops of an image; None where they are not known.
 
     Attributes:
         source: Where it comes from, for people.
@@ -84,7 +85,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing compared.
+    """The comparison of one array.
 
     Attributes:
         name: What was compared.
@@ -114,7 +115,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """All that was compared.
+    """The comparison of a network with a reference.
 
     Attributes:
         name: The network.
@@ -130,7 +131,7 @@ class Report:
 
     @property
     def note(self) -> str:
-        """What to know about the order of the reference's crops; empty if there is nothing."""
+        """A remark on the order of the reference's crops, or an empty string."""
         if self.order == "exchanged":
             return (
                 "The reference has its crops in another order than prepare_image.m: 1 and 2 (bottom left and top "
@@ -184,11 +185,11 @@ class Report:
 
 
 def compare(ours: Answers, reference: Answers, *, name: str = "") -> Report:
-    """Compare two sets of answers, as far as the reference has any.
+    """Compare the outputs of a network with a reference.
 
     Args:
-        ours: What the network said: features, weights and scores.
-        reference: What it should have said. If its crops are in another order, ours are put in that order.
+        ours: The outputs of the network: features, weights and scores.
+        reference: The expected outputs. If its crops are in another order, ours are put in that order.
         name: The network's name.
 
     Returns:
@@ -235,7 +236,7 @@ def crop_order(features: NDArray[Any]) -> CropOrder:
 
 
 def _overlap(first: NDArray[np.float64], second: NDArray[np.float64], axis: int) -> float:
-    """The correlation of two crops' features (C, h, w), the second further along an axis: the best of all distances."""
+    """Correlate the features (C, h, w) of two crops, the second moved along an axis; the best of all distances."""
     first, second = (np.moveaxis(one, 1 + axis, 0) for one in (first, second))
     size = len(first)
     found = [0.0]
@@ -248,7 +249,7 @@ def _overlap(first: NDArray[np.float64], second: NDArray[np.float64], axis: int)
 
 
 def exchanged(found: Answers) -> Answers:
-    """The answers with crops 1 and 2, and 6 and 7, exchanged. What holds no crops, or not ten, stays."""
+    """Exchange crops 1 and 2, and 6 and 7. Arrays that do not hold ten crops stay."""
     order = list(EXCHANGED)
     fields = {
         name: array[order]
@@ -295,7 +296,7 @@ def _maps(
 
 
 def _top(reference: Answers) -> NDArray[np.int64] | None:
-    """The classes that the reference's maps are of."""
+    """Return the classes of the reference's maps."""
     from camrt.matlab import top_classes
 
     if reference.top is not None:
@@ -336,7 +337,7 @@ def _verdict(worst: float, largest: float, cosine: float, common: tuple[int, int
 
 
 def _common(ours: NDArray[Any], reference: NDArray[Any]) -> tuple[int, int]:
-    """How many of the best classes of the mean scores are the same, in any order."""
+    """Count the best classes of the mean scores that are the same, in any order."""
     from camrt.matlab import top_classes
 
     top = min(TOP, ours.shape[-1])
@@ -348,7 +349,7 @@ def _common(ours: NDArray[Any], reference: NDArray[Any]) -> tuple[int, int]:
 
 
 def released(folder: Path, image: int = 1) -> Answers:
-    """What was released with the original demo: the network's answers on its image, and its classifier.
+    """Read the outputs and the classifier that were released with the original demo.
 
     Args:
         folder: Where data_net.mat and data_img1.mat lie.
@@ -440,13 +441,14 @@ def answers(
     from onnx import TensorProto, helper
 
     from camrt.graph.head import find_head
-    from camrt.graph.view import GraphView, metadata_of
+    from camrt.graph.opening import open_model
+    from camrt.graph.view import metadata_of
     from camrt.session import Session
 
     facts = metadata_of(model)
-    is_named = "camrt.features" in facts
+    is_named = metadata.FEATURES in facts
     try:
-        head = find_head(GraphView(model), facts.get("camrt.features"), facts.get("camrt.classifier"))
+        head = find_head(open_model(model), facts.get(metadata.FEATURES), facts.get(metadata.CLASSIFIER))
     except CamrtError:
         if is_named:
             raise
@@ -465,7 +467,7 @@ def answers(
 
 
 def crops_of(image: NDArray[np.uint8], mean: NDArray[Any], crop: int) -> NDArray[np.float32]:
-    """The ten crops of an image, as `demo.m` makes them.
+    """Cut the ten crops of an image, as `demo.m` does.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -538,6 +540,6 @@ def classifier(
     model = convert(read_net(parse_prototxt(prototxt, f"{name}.prototxt"), caffemodel))
     facts = {entry.key: entry.value for entry in model.metadata_props}
     if features and linear:
-        facts |= {"camrt.features": features, "camrt.classifier": linear}
+        facts |= {metadata.FEATURES: features, metadata.CLASSIFIER: linear}
     helper.set_model_props(model, facts)
     return model

@@ -1,4 +1,4 @@
-"""The command `convert`: what `scripts/convert.py` and `camrt convert` run."""
+"""The command `convert`, run by `scripts/convert.py` and `camrt convert`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,7 +42,7 @@ Exit status: 0, 1 (the conversion or the verification failed) or 2 (usage).
 
 @dataclass(frozen=True)
 class _Task:
-    """What the command line asks for."""
+    """What to convert, and where to."""
 
     description: str | Path  # a prototxt's or caffemodel's path, or the text of a named model's prototxt
     weights: Path | None
@@ -101,12 +102,12 @@ def convert(
         wanted = [name for group in outputs or [] for name in group.split(",") if name] or None
         say(f"converting {_described(task)}")
         with Provenance(task.files, _memory()) as provenance:  # hashes beside everything that follows
-            from converters import conversion, registry
+            from converters import registry
 
             for file in plugin or []:
                 registry.load_plugin(file)
             net = _read(task, phase, level, stage or [])
-            converted = conversion.build(net, outputs=wanted, opset=opset, input_shapes=shapes)
+            converted = _built(net, shapes, outputs=wanted, opset=opset)
             for note in converted.notes:
                 warnings.warn(note, ConversionWarning, stacklevel=1)
             size = _write(task, converted, provenance)
@@ -132,46 +133,19 @@ def _task(source: str, caffemodel: Path | None, weights: Path | None, output: Pa
 
 
 def _named(name: str, weights: Path | None, output: Path | None) -> _Task:
-    from converters import zoo
+    from converters import metadata, zoo
 
     try:
         model = zoo.find(name)
     except ConversionError as error:
         raise typer.BadParameter(str(error)) from None
-    preprocessing = model.preprocessing
-    properties = {
-        "camrt.name": model.name,
-        "camrt.source": model.source,
-        "camrt.preprocess": json.dumps(
-            {
-                "size": preprocessing.size,
-                "crop": preprocessing.crop,
-                "mean": preprocessing.mean,
-                "mean_image": preprocessing.mean_image,
-                "scale": preprocessing.scale,
-                "channels": preprocessing.channels,
-                "layout": preprocessing.layout,
-            }
-        ),
-    }
-    if model.features and model.classifier:
-        properties |= {"camrt.features": model.features, "camrt.classifier": model.classifier}
-    if model.protocol:
-        properties["camrt.protocol"] = model.protocol
-    labels = zoo.labels(model)
-    if labels:
-        properties["camrt.labels"] = json.dumps(labels, ensure_ascii=False)
-    else:
-        say(
-            f"note: the names of the {model.labels} classes are not in the cache, so the model does not carry them; "
-            "scripts/download_models.sh --reference brings them"
-        )
+    properties = metadata.of_named(model, note=lambda text: say(f"note: {text}"))
     file = zoo.weights(model, weights)
     return _Task(model.prototxt(), file, output or Path(f"{model.name}.onnx"), model.name, properties)
 
 
 def _memory() -> Path:
-    """Where digests are remembered."""
+    """The file that caches checksums."""
     from converters import zoo
 
     return zoo.cache_folder() / "digests.json"
@@ -207,6 +181,41 @@ def _read(task: _Task, phase: str, level: int, stages: list[str]) -> Net:
     if isinstance(description, str):
         description = parse_prototxt(description, f"{task.name}.prototxt")
     return read_net(description, task.weights, phase=phase, level=level, stages=stages)
+
+
+def _built(net: Net, shapes: Mapping[str, Sequence[int]], **options: Any) -> Converted:
+    """Build the graph, with the options of `conversion.build`. If the given shapes are the reason, an error says so.
+
+    A shape that does not fit shows late, as weights of another shape or a kernel larger than its image.
+    """
+    from converters import conversion
+
+    try:
+        return conversion.build(net, input_shapes=shapes, **options)
+    except ConversionError as error:
+        declared = {data.name: data.shape for data in net.inputs}
+        changed = [name for name, sizes in shapes.items() if declared.get(name, sizes) != sizes]
+        if not changed or not declared.keys() >= shapes.keys():
+            raise
+        given = " and ".join(_as_option(name, shapes[name]) for name in changed)
+        if None in (declared[name] for name in changed):
+            hint = f"The description does not say the input's shape: it was --input-shape {given}"
+            raise error.with_hint(hint) from None
+        try:
+            conversion.build(net, **options)
+        except ConversionError:
+            raise error from None  # it fails either way
+        takes = " and ".join(_as_option(name, declared[name] or ()) for name in changed)
+        where = f"layer {error.layer}: " if error.layer else ""
+        raise ConversionError(
+            f"--input-shape {given} does not fit the network, which takes {takes} by its description: "
+            f"{where}{error.message}",
+            file=error.file,
+        ) from None
+
+
+def _as_option(name: str, shape: Sequence[int]) -> str:
+    return f"{name}={','.join(map(str, shape))}"
 
 
 def _write(task: _Task, converted: Converted, provenance: Provenance) -> int:

@@ -167,7 +167,8 @@ def _wanted(net: Net, outputs: Sequence[str] | None) -> tuple[str, ...]:
         tensor = name if name in written else net.tensors.get(name, name)
         if tensor not in written:
             near = difflib.get_close_matches(name, written, n=3, cutoff=0.5)
-            hint = f"did you mean {', '.join(near)}?" if near else "see the prototxt's tops"
+            last = list(dict.fromkeys(top for layer in net.layers[-8:] for top in layer.tops))[-8:]
+            hint = f"did you mean {', '.join(near)}?" if near else f"the last ones are {', '.join(last)}"
             if any(tensor == data.name for data in net.inputs):
                 hint = "it is an input"
             raise ConversionError(f"found the output {name!r}, expected a blob that a layer writes: {hint}")

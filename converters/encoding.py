@@ -1,4 +1,4 @@
-"""What both kinds of files are written with: Protocol Buffers' framing, and files that appear whole or not at all."""
+"""Write Protocol Buffers' framing, and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STALE_S = 3600  # a file that is being written changes far more often than that
 
 
 def varint(value: int) -> bytes:
-    """A number as Protocol Buffers writes it: seven bits a byte, the lowest first."""
+    """Encode a number as Protocol Buffers does: seven bits per byte, the lowest first."""
     encoded = bytearray()
     while value > 127:
         encoded.append(value & 127 | 128)
@@ -26,32 +26,41 @@ def varint(value: int) -> bytes:
 
 
 def length_delimited(field: int, length: int) -> bytes:
-    """The tag and length that stand before a field of ``length`` bytes."""
+    """Encode the tag and length that precede a field of ``length`` bytes."""
     return varint(field << 3 | 2) + varint(length)
 
 
 def contents(array: np.ndarray) -> memoryview:
-    """An array's bytes, without a copy where it is contiguous."""
+    """Return an array's bytes, without a copy if it is contiguous."""
     return np.ascontiguousarray(array).data.cast("B")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes the place of ``path`` when the block ends without an exception, and vanishes otherwise.
+    """Write a new file that replaces ``path`` when the block ends, and is removed if the block raises.
 
-    A process that is killed outright leaves its draft: see `sweep`.
+    Missing folders are made, and removed again if the block raises. A process that is killed outright leaves its draft:
+    see `sweep`.
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    is_whole = False
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("xb") as stream:
             yield stream
         os.replace(draft, path)  # noqa: PTH105 - atomic, and says so
+        is_whole = True
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):  # a file stands where a folder should be
+            draft.unlink(missing_ok=True)
+        for folder in () if is_whole else missing:  # the innermost first
+            with contextlib.suppress(OSError):  # not made, or something else lies in it by now
+                folder.rmdir()
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove the drafts that killed processes left, once they are an hour old.
+    """Remove the drafts of killed processes that are at least an hour old.
 
     It looks at the whole folder: to be called once a run, not once a file.
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 
 MAX_MESSAGE = 4000  # characters; a message of ours has a few hundred
 MAX_NAME = 500  # of a layer
 MAX_PATH = 4096  # of a file: what Linux takes
-MAX_DETAILS, MAX_DETAIL = 100, 2000  # lines, and characters of each
+MAX_DETAILS, DETAILS_SIZE = 40, 10_000  # lines, and characters of all of them
+
+RUNTIME_GPU = "onnxruntime-gpu[cuda,cudnn]"  # ONNX Runtime for NVIDIA GPUs, in place of onnxruntime
 
 # Modules that have another name than the package that installs them.
 _PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless<5", "google": "protobuf", "yaml": "pyyaml"}
@@ -56,7 +56,13 @@ def install(*modules: str) -> str:
     """
     packages = [_PACKAGES.get(module, module) for module in modules]
     command = [sys.executable or "python", "-m", "pip", "install", *packages]
-    return subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
+    if os.name == "nt":
+        import subprocess
+
+        return subprocess.list2cmdline(command)
+    import shlex
+
+    return shlex.join(command)
 
 
 class ConversionError(Exception):
@@ -91,6 +97,12 @@ class ConversionError(Exception):
         """The same error, with the file named if it was not."""
         return ConversionError(self.message, layer=self.layer, file=self.file or file, details=self.details)
 
+    def with_hint(self, hint: str) -> ConversionError:
+        """The same error, with a further line; an empty one changes nothing."""
+        if not hint or hint in self.details:
+            return self
+        return ConversionError(self.message, layer=self.layer, file=self.file, details=(*self.details, hint))
+
 
 def detail_lines(details: Sequence[str]) -> list[str]:
     """The further lines of an error, as they are shown: the last one always, and as many others as fit."""
@@ -98,7 +110,7 @@ def detail_lines(details: Sequence[str]) -> list[str]:
     if len(shown) > MAX_DETAILS:
         left = len(shown) - MAX_DETAILS
         shown[MAX_DETAILS - 1 : -1] = [f"  ... and {left:,} more"]
-    return [printable(line, MAX_DETAIL) for line in shown]
+    return [printable(line, min(DETAILS_SIZE // len(shown), MAX_MESSAGE)) for line in shown]
 
 
 class ConversionWarning(UserWarning):

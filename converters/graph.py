@@ -63,6 +63,7 @@ class Graph:
     inputs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _layer: Layer | None = None
+    _tops: frozenset[str] = frozenset()  # of the current layer
     _node_names: set[str] = field(default_factory=set)
     _reserved: set[str] = field(default_factory=set)
     _by_memory: dict[tuple[object, ...], str] = field(default_factory=dict)
@@ -254,7 +255,7 @@ class Graph:
     def _node_name(self, op: str, outputs: Iterable[str]) -> str:
         """The layer's own name for the node that writes its top, ``<layer>/<op>`` for its helpers."""
         layer = self._layer
-        is_main = layer is not None and bool(set(outputs).intersection(layer.tops))
+        is_main = not self._tops.isdisjoint(outputs)
         wanted = (layer.name if is_main else f"{layer.name}/{op}") if layer else op
         name = wanted
         while name in self._node_names:
@@ -270,6 +271,7 @@ class Graph:
     def begin_layer(self, layer: Layer) -> None:
         """What is added from now on belongs to this layer."""
         self._layer = layer
+        self._tops = frozenset(layer.tops)  # looked up for every node, and a Split may have thousands
 
     def reserve(self, names: Iterable[str]) -> None:
         """Keep names for blobs, so that no helper tensor takes one before its layer comes."""

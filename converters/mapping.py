@@ -1,4 +1,4 @@
-"""Files as memory maps: one map a file, however many read it.
+"""Memory maps of files: one map per file, however many read it.
 
 A large caffemodel is read and hashed at the same time; with a map each, its pages would be counted twice.
 """
@@ -16,7 +16,7 @@ _lock = threading.Lock()
 
 
 def mapped(stream: IO[bytes]) -> mmap.mmap:
-    """The whole of an open file as a read-only map, which lives as long as someone holds it.
+    """Map a whole open file read-only. The map lives as long as someone holds it.
 
     Raises:
         OSError: The file cannot be mapped.

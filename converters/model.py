@@ -1,4 +1,4 @@
-"""A finished graph -> an ONNX model, in memory or on disk.
+"""Turn a finished graph into an ONNX model, in memory or on disk.
 
 On disk the model is written tensor by tensor: Protocol Buffers merges messages that stand one after another, so a model
 without weights, followed by one `ModelProto{graph{initializer}}` fragment a tensor, is the whole model. Weights go from
@@ -31,7 +31,7 @@ _GRAPH_FIELD, _INITIALIZER_FIELD, _RAW_DATA_FIELD = 7, 5, 9  # of ModelProto, Gr
 
 @dataclass(frozen=True)
 class Draft:
-    """A finished graph and what the model says beside it.
+    """A finished graph and its outputs.
 
     Attributes:
         graph: Nodes, shapes, initializers.
@@ -42,7 +42,7 @@ class Draft:
     outputs: tuple[str, ...]
 
     def header(self) -> onnx.ModelProto:
-        """The model without its large initializers."""
+        """Return the model without its large initializers."""
         graph, names = self.graph, self.graph.axis_names()
 
         def info(name: str) -> onnx.ValueInfoProto:
@@ -66,11 +66,11 @@ class Draft:
         return model
 
     def large(self) -> Iterator[tuple[str, np.ndarray]]:
-        """The initializers that the header leaves out."""
+        """Yield the initializers that the header leaves out."""
         return ((name, array) for name, array in self.graph.initializers.items() if array.nbytes > SMALL)
 
     def checked_header(self) -> onnx.ModelProto:
-        """The header, after onnx's checker with strict shape inference has passed it.
+        """Return the header, once onnx's checker with strict shape inference has accepted it.
 
         Raises:
             ConversionError: The checker refuses the model.
@@ -89,7 +89,7 @@ class Draft:
 
 
 def in_memory(draft: Draft, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """The whole model as a message.
+    """Return the whole model as a message.
 
     Raises:
         ConversionError: onnx's checker refuses it.
@@ -113,7 +113,8 @@ def write(
 
     Args:
         draft: The model.
-        path: Where to. Weights beyond ``limit`` go to ``<path>.data`` beside it, in ONNX's external format.
+        path: Where to; missing folders are made. Weights beyond ``limit`` go to ``<path>.data`` beside it, in ONNX's
+            external format.
         metadata: Gives its metadata_props; asked last, as they may still be in the making when the writing begins.
         limit: The largest model in bytes that is written as one file.
         advance: Told of the bytes of each tensor once it is written.
@@ -137,12 +138,13 @@ def write(
 
 
 def save(model: onnx.ModelProto, path: Path, *, limit: int = MAX_MODEL) -> int:
-    """Write a model that is a message already, in the way of `write`.
+    """Write a model that is already a message, as `write` does.
 
     Args:
         model: Its weights are in the message; it is not changed, and not copied. It may be larger than Protocol Buffers
             serializes.
-        path: Where to. Weights beyond ``limit`` go to ``<path>.data`` beside it, in ONNX's external format.
+        path: Where to; missing folders are made. Weights beyond ``limit`` go to ``<path>.data`` beside it, in ONNX's
+            external format.
         limit: The largest model in bytes that is written as one file.
 
     Returns:
@@ -157,7 +159,7 @@ def save(model: onnx.ModelProto, path: Path, *, limit: int = MAX_MODEL) -> int:
 
 
 def split(model: onnx.ModelProto, small: int = SMALL) -> tuple[onnx.ModelProto, list[TensorProto]]:
-    """A model without its large initializers, and these: the model's own messages, which are not copied.
+    """Split a model into one without large initializers, and these: the model's own messages, not copied.
 
     Args:
         model: Not changed.
@@ -183,7 +185,7 @@ def split(model: onnx.ModelProto, small: int = SMALL) -> tuple[onnx.ModelProto, 
 
 @dataclass(frozen=True)
 class _Large:
-    """An initializer that is written apart from the header.
+    """An initializer that is written separately from the header.
 
     Attributes:
         head: Name, shape and type.
@@ -213,9 +215,8 @@ class _Large:
 
 
 def _check_place(path: Path) -> None:
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
-        raise ConversionError(f"{what}, expected the name of a file in a folder that exists", file=str(path))
+    if path.is_dir():
+        raise ConversionError("is a folder, expected the name of a file", file=str(path))
 
 
 def _write(
@@ -250,7 +251,7 @@ def _write(
 
 
 def _write_fragment(stream: IO[bytes], one: _Large) -> None:
-    """One initializer as a `ModelProto{graph{initializer}}` of its own, its data straight from where it lies."""
+    """Write an initializer as a `ModelProto{graph{initializer}}` of its own, without copying its data."""
     data = one.data()
     tensor = one.head.SerializeToString() + length_delimited(_RAW_DATA_FIELD, data.nbytes)
     initializer = length_delimited(_INITIALIZER_FIELD, len(tensor) + data.nbytes) + tensor
@@ -289,7 +290,7 @@ def _merge(source: Any, target: Any, *, but: str) -> None:
 
 
 def bytes_of(tensor: TensorProto) -> int:
-    """The size of a tensor's numbers; a message's own ByteSize serializes it. 0 for texts."""
+    """Return the size of a tensor's values in bytes, without serializing it as ByteSize does. 0 for strings."""
     if tensor.data_type in (TensorProto.UNDEFINED, TensorProto.STRING):
         return 0
     return math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
@@ -302,7 +303,7 @@ def _tensor(name: str, array: np.ndarray) -> TensorProto:
 
 
 def _fill(tensor: TensorProto, name: str, array: np.ndarray) -> None:
-    """Fill a tensor where it stands: Protocol Buffers would copy one that was made elsewhere."""
+    """Fill a tensor in place: Protocol Buffers would copy one that was made elsewhere."""
     tensor.name = name
     tensor.dims.extend(array.shape)
     tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
@@ -310,7 +311,7 @@ def _fill(tensor: TensorProto, name: str, array: np.ndarray) -> None:
 
 
 def node_proto(node: Node) -> onnx.NodeProto:
-    """A node as ONNX writes it.
+    """Return a node as an ONNX message.
 
     Raises:
         ValueError: An attribute that ONNX cannot hold.

@@ -412,6 +412,7 @@ class _Naming:
             if count > 1:
                 raise ConversionError(f"found the input {name!r} {count} times, expected it once")
         self.taken.update(top for draft in deployed.layers for top in draft.tops)
+        self.numbers: Counter[str] = Counter()
         # blob -> what wrote each version: None for an input, else the layer's index
         self.writers: dict[str, list[int | None]] = {data.name: [None] for data in deployed.inputs}
         read: set[tuple[str, int]] = set()
@@ -479,10 +480,11 @@ class _Naming:
     def _free(self, *candidates: str) -> str:
         """The first candidate that no blob has; the last one is numbered if need be."""
         name = next((candidate for candidate in candidates if not self.taken[candidate]), None)
-        count = 2
-        while name is None:
-            numbered = f"{candidates[-1]}.{count}"
-            name, count = (None if self.taken[numbered] else numbered), count + 1
+        last = candidates[-1]
+        while name is None:  # thousands of layers may share a name: go on from the number that came last
+            self.numbers[last] += 1
+            numbered = f"{last}.{self.numbers[last] + 1}"
+            name = None if self.taken[numbered] else numbered
         self.taken[name] += 1
         return name
 

@@ -1,7 +1,7 @@
-"""Where a model came from: the names of its files and their SHA-256.
+"""Record which files a model comes from, with their SHA-256.
 
-Hashing 500 MB takes longer than converting them, so it runs in a thread beside everything else; the command line begins
-it before it has imported the rest. And it remembers: a file of the same size, inode and times is not hashed again.
+Hashing 500 MB takes longer than converting them, so it runs in a thread of its own, which the command line starts
+before it imports the rest. Checksums are cached: a file of the same size, inode and times is not hashed again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from converters.errors import printable
 from converters.mapping import mapped
 
 _CHUNK = 64 << 20  # bytes hashed at a time: so that it stops soon, and seldom waits for the interpreter
@@ -25,7 +26,7 @@ _MOST_REMEMBERED = 500
 
 
 class _Hashing:
-    """The SHA-256 of a file, under way in a thread."""
+    """The SHA-256 of a file, being computed in a thread."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -36,7 +37,7 @@ class _Hashing:
         self._thread.start()
 
     def result(self) -> str | None:
-        """The digest, when it is known; None where the file cannot be read or the hashing was stopped."""
+        """Wait for the digest; None if the file cannot be read or the hashing was stopped."""
         self._thread.join()
         return self.digest
 
@@ -60,7 +61,7 @@ _begun: dict[str, _Hashing] = {}
 
 
 def begin(files: Iterable[str]) -> None:
-    """Begin to hash those of the names that are large files; `Provenance` picks the result up."""
+    """Start hashing the large files among the names; `Provenance` picks up the results."""
     for file in files:
         with contextlib.suppress(OSError, ValueError):
             if os.path.isfile(file) and os.path.getsize(file) >= _LARGE and file not in _begun:  # noqa: PTH113, PTH202
@@ -68,7 +69,7 @@ def begin(files: Iterable[str]) -> None:
 
 
 class Provenance:
-    """The metadata of a conversion's files. Hashing begins at once, beside the block; leaving the block stops it.
+    """The metadata of a conversion's files. Hashing starts at once, in threads; leaving the block stops it.
 
     Args:
         files: The files, the description first. One that cannot be read is named without a digest.
@@ -120,7 +121,7 @@ class Provenance:
 
 
 def _identity(file: str) -> list[int] | None:
-    """What changes when a file does: as git tells whether it must look again. None for small files and none."""
+    """Return what changes when a file does, as git's index has it. None for small and missing files."""
     try:
         status = os.stat(file)  # noqa: PTH116
     except OSError:
@@ -141,7 +142,7 @@ def _recall(memory: Path | None) -> dict[str, list[int | str]]:
 
 
 def _remember(memory: Path, learnt: dict[str, list[int | str]]) -> None:
-    """Add to the remembered digests, in one replacement. A failure costs time at the next run, nothing else."""
+    """Add to the cached digests, atomically. A failure costs time at the next run, nothing else."""
     known = _recall(memory)
     for file in learnt:
         known.pop(file, None)
@@ -152,5 +153,9 @@ def _remember(memory: Path, learnt: dict[str, list[int | str]]) -> None:
         draft.write_text(json.dumps(dict(list(known.items())[-_MOST_REMEMBERED:])), encoding="utf-8")
         draft.replace(memory)
     except OSError as error:
-        print(f"note: {memory} cannot be written ({error.strerror})", file=sys.stderr)
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there may be no folder, or a file in its place
+            draft.unlink(missing_ok=True)
+        note = (
+            f"note: {memory} cannot be written ({error.strerror or error}), so large files are hashed again next time"
+        )
+        print(printable(note), file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Files -> messages and weights.
+"""Read Caffe's files: networks as messages, weights as arrays.
 
-A prototxt is text or binary; weights are a `.caffemodel` (Protocol Buffers) or a `.caffemodel.h5` (HDF5). What a file
-is, its first bytes say, not its name.
+A prototxt is text or binary; weights are a `.caffemodel` (Protocol Buffers) or a `.caffemodel.h5` (HDF5). The first
+bytes of a file tell what it is, not its name.
 """
 
 from __future__ import annotations
@@ -73,14 +73,24 @@ class Weights:
     model: wire.ModelRecord | None = None
 
     def network(self) -> Network:
-        """The network that a caffemodel carries.
+        """Return the network that a caffemodel carries.
 
         Raises:
             ConversionError: The file carries no network.
         """
         message = self.model.network(self.file) if self.model else caffe_pb2.NetParameter()
         if not message.layer and not message.layers:
-            raise ConversionError("carries no network, only weights: give its prototxt too", file=self.file)
+            raise ConversionError(
+                "carries no network, only weights: give its prototxt first, as deploy.prototxt net.caffemodel",
+                file=self.file,
+            )
+        if not (any(layer.top for layer in message.layer) or any(layer.top for layer in message.layers)):
+            names = ", ".join([*list(self.layers)[:4], *["..."] * (len(self.layers) > 4)])
+            raise ConversionError(
+                f"holds the weights of {len(self.layers)} layers ({names}) but not how the layers are connected: give "
+                "its prototxt first, as deploy.prototxt net.caffemodel",
+                file=self.file,
+            )
         return Network(upgrade(message, self.file), (), self.file)
 
 
@@ -140,7 +150,7 @@ def read_weights(path: PathLike) -> Weights:
 
 
 def holds_weights(path: PathLike) -> bool:
-    """Whether a file is binary, as a caffemodel is, and not a text prototxt.
+    """Return whether a file is binary, like a caffemodel, and not a text prototxt.
 
     Raises:
         ConversionError: Not readable.
@@ -164,7 +174,7 @@ def _collect(layers: Iterator[tuple[str, tuple[np.ndarray, ...]]], file: str) ->
 
 
 def _contents(file: str) -> memoryview:
-    """The file as a read-only memory map."""
+    """Return the file as a read-only memory map."""
     path = Path(file)
     try:
         if path.exists() and not path.is_file():  # opening a pipe would wait for ever
@@ -203,7 +213,7 @@ def _upgraded_path(field: UnknownField) -> UnknownField:
 
 
 def _hdf5_layers(file: str) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
-    """Caffe's layout: /data/<layer>/<index>. A slash in a layer's name makes a group within a group."""
+    """Read Caffe's layout, /data/<layer>/<index>. A slash in a layer's name makes a group within a group."""
     try:
         import h5py
     except ImportError:
@@ -240,7 +250,7 @@ def _hdf5_layers(file: str) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
 
 
 def _refuse_hdf5_link(link: object, path: str, file: str) -> None:
-    """A link may lead out of the file. Caffe writes hard links only.
+    """Refuse soft and external links, which may lead to other files. Caffe writes hard links only.
 
     Raises:
         ConversionError: It is a soft or an external link.
@@ -254,7 +264,7 @@ def _refuse_hdf5_link(link: object, path: str, file: str) -> None:
 
 
 def _refuse_foreign_storage(dataset: Any, layer: str, file: str) -> None:
-    """The numbers must be in the file itself: HDF5 would read them from any file that the dataset names.
+    """Refuse datasets whose values are in other files: HDF5 would read any file that the dataset names.
 
     Raises:
         ConversionError: External storage, a virtual dataset, or something else than numbers.

@@ -1,7 +1,7 @@
-"""What the command lines share: lines on stderr, an exit status for each way to end, progress bars.
+"""What the command lines share: messages on stderr, exit statuses, progress bars.
 
-Everything that is printed here is made `converters.errors.printable`: names of files and text out of files may hold
-what a terminal would obey.
+Everything printed here passes `converters.errors.printable`, as file names and text from files may contain control
+sequences.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from converters.errors import ConversionError, ConversionWarning, install, printable
+from converters.errors import RUNTIME_GPU, ConversionError, ConversionWarning, install, printable
 
 INTERRUPTED = 128 + signal.SIGINT  # the exit status after Ctrl-C, as in a shell
 _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or that of the copy of click in newer versions of typer
@@ -34,7 +34,7 @@ def say_error(error: BaseException) -> None:
     say(f"error: {first}", *details)
 
 
-def show(*lines: str) -> None:
+def echo(*lines: str) -> None:
     """Print lines of the result on stdout: as they are in a pipe, with control characters escaped on a terminal."""
     is_terminal = sys.stdout.isatty()
     for line in lines:
@@ -42,7 +42,7 @@ def show(*lines: str) -> None:
 
 
 def table(rows: Mapping[str, Sequence[str] | str]) -> Any:
-    """A table of names and values for `rich`, a line a value, with control characters escaped.
+    """Return a `rich` table of names and values, one value per line, with control characters escaped.
 
     Args:
         rows: Name -> its value, or several, one below the other.
@@ -57,17 +57,17 @@ def table(rows: Mapping[str, Sequence[str] | str]) -> Any:
 
 
 def amount(size: int) -> str:
-    """A number of bytes, for people."""
+    """Format a number of bytes for people."""
     return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"
 
 
 @contextlib.contextmanager
 def reporting(*errors: type[Exception], interrupted: str | Callable[[], str] = "nothing was written") -> Iterator[None]:
-    """Errors and warnings as lines on stderr; an exit status for each way to end.
+    """Print errors and warnings on stderr, and exit with a status that tells how the run ended.
 
     Args:
-        errors: What else than a ConversionError is the user's to mend: its text is shown, without a traceback.
-        interrupted: What is true after Ctrl-C, as a text or as what gives the text by then.
+        errors: Exceptions that are shown without a traceback, like ConversionError.
+        interrupted: What to say after Ctrl-C: a text, or a function that returns one.
 
     Raises:
         typer.Exit: 1 after an error, 130 after Ctrl-C.
@@ -75,7 +75,7 @@ def reporting(*errors: type[Exception], interrupted: str | Callable[[], str] = "
     """
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        say(f"{'warning' if issubclass(category, ConversionWarning) else category.__name__}: {message}")
+        say(f"{'warning' if issubclass(category, UserWarning) else category.__name__}: {message}")
 
     def stop(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)
@@ -109,7 +109,7 @@ def _missing(error: ModuleNotFoundError) -> str:
     module = (error.name or "").partition(".")[0]
     if not module:
         return str(error)
-    gpu = f", or for NVIDIA GPUs {install('onnxruntime-gpu[cuda,cudnn]')}" if module == "onnxruntime" else ""
+    gpu = f", or for NVIDIA GPUs {install(RUNTIME_GPU)}" if module == "onnxruntime" else ""
     return f"{module} is not installed: {install(module)}{gpu}"
 
 
@@ -138,7 +138,7 @@ def run(application: typer.Typer, prog_name: str) -> NoReturn:
 
 @contextlib.contextmanager
 def bar(title: str, total: int, *, bytes_: bool = True) -> Iterator[Callable[[int], Any]]:
-    """A progress bar on stderr if that is a terminal, for work of ``total`` bytes or pieces; nothing for 0.
+    """Show a progress bar on stderr if it is a terminal and ``total`` is not 0.
 
     Args:
         title: What is being done.

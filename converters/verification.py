@@ -1,4 +1,4 @@
-"""A second opinion on a converted model: OpenCV 4's importer of Caffe networks, on random input."""
+"""Compare a converted model with OpenCV 4's importer of Caffe networks, on random input."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Report:
-    """All outputs compared, or the reason why there was nothing to compare with.
+    """The comparison of all outputs, or the reason why there is none.
 
     Attributes:
         comparisons: One an output.
@@ -115,7 +115,7 @@ def _random_inputs(net: Net) -> dict[str, np.ndarray]:
 def _opencv(
     net: Net, description: str | Path, weights: Path | None, inputs: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """OpenCV's answers by tensor.
+    """Return OpenCV's outputs by tensor.
 
     Raises:
         ConversionError: There is no OpenCV that can give them; the text says why.

@@ -30,7 +30,7 @@ _UNPACKED_FLOAT = _BLOB_DATA << 3 | _FIXED32
 
 
 class Malformed(ValueError):
-    """Bytes that are no Protocol Buffers message."""
+    """The bytes are not a Protocol Buffers message."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ModelRecord:
     encoded: bytes
 
     def network(self, file: str) -> caffe_pb2.NetParameter:
-        """The network that the caffemodel carries, without weights.
+        """Return the network that the caffemodel carries, without weights.
 
         Raises:
             ConversionError: A layer's message does not parse.
@@ -74,7 +74,7 @@ class ModelRecord:
 
 
 def _check_names(net: caffe_pb2.NetParameter) -> None:
-    """Names must be text: where bytes are no UTF-8, Protocol Buffers hands them out as bytes, or fails.
+    """Check that names are text: Protocol Buffers returns invalid UTF-8 as bytes, or fails.
 
     Raises:
         ValueError: They are not.
@@ -138,7 +138,7 @@ def _layer(walk: Walk, start: int, end: int, *, is_v1: bool) -> LayerRecord:
 
 
 def _blob(walk: Walk, start: int, end: int) -> Array:
-    """A BlobProto as an array of its shape."""
+    """Return a BlobProto as an array of its shape."""
     legacy: dict[int, int] = {}  # num, channels, height, width
     shape: list[int] = []  # a single number has no axes, and Caffe writes no shape for it
     chunks: list[Array] = []
@@ -193,7 +193,7 @@ def _signed(value: int) -> int:
 
 
 class Walk:
-    """Steps over the fields of encoded messages, and counts them."""
+    """A walk over the fields of encoded messages, which counts them."""
 
     def __init__(self, data: Buffer) -> None:
         self.data = data
@@ -201,7 +201,7 @@ class Walk:
         self.run_end = 0  # where the last run of unpacked floats ended
 
     def varint(self, position: int, end: int) -> tuple[int, int]:
-        """The varint at ``position``, and where it ends."""
+        """Return the varint at ``position``, and where it ends."""
         result = shift = 0
         while position < end:
             byte = self.data[position]
@@ -215,7 +215,7 @@ class Walk:
         raise Malformed(f"found the end in the middle of a number at byte {position:,}")
 
     def fields(self, position: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
-        """(field number, wire type, begin of the field, begin of its value, end) for each field of a message."""
+        """Yield (field number, wire type, start of the field, start of its value, end) for each field of a message."""
         while position < end:
             self.count += 1
             if self.count > MAX_FIELDS:
@@ -241,7 +241,7 @@ class Walk:
             position = self.run_end
 
     def unpacked_floats(self, begin: int, end: int) -> Array:
-        """The run of unpacked floats (tag, four bytes, tag, four bytes ...) from ``begin`` on, as a copy.
+        """Copy the run of unpacked floats (tag, four bytes, tag, four bytes ...) that starts at ``begin``.
 
         The walk then goes on after the run.
         """

@@ -28,7 +28,7 @@ def write_caffemodel(
     """Write weights as a `.caffemodel`, layer by layer: only one layer's arrays need exist at a time.
 
     Args:
-        path: The file. One that is there is replaced once the new one is whole.
+        path: The file. One that is there is replaced once the new one is whole; missing folders are made.
         layers: Layer name -> its blobs, in Caffe's order; anything that NumPy turns into float32.
         types: Layer name -> its type, where it is to be written too. Caffe matches by name.
         name: The network's name.

@@ -1,7 +1,7 @@
-"""The named models: what is known of each, its network, and where its weights are.
+"""Named models: their networks, preprocessing and weights.
 
-The facts are in ``models/registry.toml`` and ``models/reference.toml``; this module reads them. Files that are
-downloaded go into one cache folder: ``$CAMRT_HOME``, or else the user's cache folder for ``camrt``. It holds
+This module reads ``models/registry.toml`` and ``models/reference.toml``. Downloaded files go into one cache folder:
+``$CAMRT_HOME``, or else the user's cache folder for ``camrt``. It holds
 
 * ``weights/``: the released ``.caffemodel`` files,
 * ``reference/``: the data files of the original demo,
@@ -16,19 +16,12 @@ Example:
 
 from __future__ import annotations
 
-import argparse
 import functools
-import hashlib
 import json
 import os
-import shutil
-import signal
-import sys
-import tempfile
-import time
 import tomllib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -36,13 +29,12 @@ from string import Template
 from types import MappingProxyType
 from typing import Any, Literal
 
+from converters.download import Expected, download, sha256_of
 from converters.errors import ConversionError, ConversionWarning
 
-ATTEMPTS = 3
-PAUSE_S = 2  # before the second attempt; twice that before the third
-TIMEOUT_S = 30  # without a byte
-FINAL_STATUS = (401, 403, 404, 410, 451)  # asking again does not help
-STALE_S = 3600  # a download that lives writes far more often than that
+# A released file may hold more than the network that camrt knows: the further heads of its training. In
+# bvlc_googlenet.caffemodel that is nearly as much again.
+MOST_WEIGHTS = 3  # times the bytes of the network's parameters
 LOCK_NAME = "models.lock"
 
 
@@ -51,7 +43,7 @@ LOCK_NAME = "models.lock"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a network wants of an image: resize, subtract the mean, cut, scale, in this order.
+    """How an image becomes the input of a network: resize, subtract the mean, crop, scale, in this order.
 
     Attributes:
         size: The side in pixels of the square that the image is resized to.
@@ -90,13 +82,13 @@ class WeightsFile:
 
     @property
     def file_name(self) -> str:
-        """The name of the file, with which it lies in the cache."""
+        """The name of the file in the cache."""
         return (self.bundled or self.urls[0]).rpartition("/")[2]
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """A network that is put together from a table of ``models/``.
+    """A network that is assembled from a table of ``models/``.
 
     Attributes:
         table: The table's file name.
@@ -113,7 +105,7 @@ class Assembly:
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A released network that is known by name.
+    """A released network with a name.
 
     Attributes:
         name: Its name.
@@ -147,7 +139,7 @@ class NamedModel:
     protocol: str | None = None
 
     def prototxt(self) -> str:
-        """Returns the text of its deploy prototxt."""
+        """Return the text of its deploy prototxt."""
         if isinstance(self.network, Assembly):
             return _assemble(self.network)
         return (models_folder() / self.network).read_text(encoding="utf-8")
@@ -172,7 +164,7 @@ class ReferenceFile:
 
 @functools.cache
 def models() -> Mapping[str, NamedModel]:
-    """Returns every named model by its name (aliases left out), in the order of the registry."""
+    """Return every named model by its name (aliases left out), in the order of the registry."""
     registry = _toml("registry.toml")
     families = registry["families"]
     found: dict[str, NamedModel] = {}
@@ -183,7 +175,7 @@ def models() -> Mapping[str, NamedModel]:
 
 
 def find(name: str) -> NamedModel:
-    """Returns the model of that name or alias.
+    """Return the model of that name or alias.
 
     Args:
         name: A name of ``models()`` or one of their aliases.
@@ -204,7 +196,7 @@ def find(name: str) -> NamedModel:
 
 @functools.cache
 def reference_files() -> Mapping[str, ReferenceFile]:
-    """Returns the data files of the original demo by their path in the cache's ``reference`` folder."""
+    """Return the data files of the original demo by their path in the cache's ``reference`` folder."""
     table = _toml("reference.toml")
     files = {}
     for facts in table["files"]:
@@ -214,7 +206,7 @@ def reference_files() -> Mapping[str, ReferenceFile]:
 
 
 def models_folder() -> Path:
-    """Returns the folder of the registry and the prototxts: beside this file when installed, else the checkout's."""
+    """Return the folder of the registry and the prototxts: beside this file when installed, else the checkout's."""
     here = Path(__file__).resolve().parent
     installed = here / "models"
     return installed if installed.is_dir() else here.parent / "models"
@@ -239,7 +231,7 @@ def _named_model(name: str, facts: Mapping[str, Any]) -> NamedModel:
 
 
 def _assemble(assembly: Assembly) -> str:
-    """Puts a prototxt together: the stem, the modules up to the last one, the head."""
+    """Assemble a prototxt: the stem, the modules up to the last one, the head."""
     table = _toml(assembly.table)
     text, bottom = [table["stem"]], table["stem_top"]
     for module, widths in table["modules"].items():
@@ -259,7 +251,7 @@ def _assemble(assembly: Assembly) -> str:
 
 
 def cache_folder() -> Path:
-    """Returns the folder of downloaded files: ``$CAMRT_HOME``, or else the user's cache folder for ``camrt``."""
+    """Return the folder of downloaded files: ``$CAMRT_HOME``, or else the user's cache folder for ``camrt``."""
     home = os.environ.get("CAMRT_HOME")
     if home:
         return Path(home).expanduser().absolute()
@@ -269,16 +261,17 @@ def cache_folder() -> Path:
 
 
 def weights(model: NamedModel, file: Path | None = None, *, cache: Path | None = None, progress: bool = True) -> Path:
-    """Finds the weights of a named model, and downloads them if need be.
+    """Find the weights of a named model, and download them if necessary.
 
     Args:
         model: The model.
         file: A file to take in place of the cache's. Nothing is downloaded then.
         cache: The cache folder, if not ``cache_folder()``.
-        progress: Whether a download draws a bar on stderr.
+        progress: Whether a download shows a bar on stderr.
 
     Returns:
-        The path of a file that is not truncated. Its checksum is verified once, when it is downloaded.
+        The path of a file that is not truncated. A download is checked once, before it is kept: its size, its checksum
+        if one was published, and the layers and shapes of the network.
 
     Raises:
         ConversionError: The file is missing or truncated, or cannot be downloaded; the text says how to go on.
@@ -294,9 +287,7 @@ def weights(model: NamedModel, file: Path | None = None, *, cache: Path | None =
         return _whole(model, path)
     released = model.weights
     try:
-        digest = _download(
-            released.urls, path, at_least=released.least_bytes, sha256=released.sha256, progress=progress
-        )
+        digest = download(released.urls, path, _weights_of(model), progress=progress)
     except ConversionError as error:
         raise ConversionError(
             f"the weights of {model.name} cannot be downloaded: {error}. "
@@ -308,7 +299,7 @@ def weights(model: NamedModel, file: Path | None = None, *, cache: Path | None =
 
 
 def weights_path(model: NamedModel, *, cache: Path | None = None) -> Path:
-    """Returns where the model's weights lie in the cache, whether or not they are there; or where they came with camrt.
+    """Return the path of the model's weights, whether or not they have been downloaded.
 
     Args:
         model: The model.
@@ -320,7 +311,7 @@ def weights_path(model: NamedModel, *, cache: Path | None = None) -> Path:
 
 
 def labels(model: NamedModel, *, cache: Path | None = None) -> list[str] | None:
-    """Returns the names of the model's classes, in the order of its scores.
+    """Return the names of the model's classes, in the order of its scores.
 
     They are among the reference files, which ``download_reference`` brings, or come with camrt.
 
@@ -342,12 +333,12 @@ def labels(model: NamedModel, *, cache: Path | None = None) -> list[str] | None:
 
 
 def download_reference(names: Iterable[str] | None = None, *, cache: Path | None = None, progress: bool = True) -> Path:
-    """Downloads the data files of the original demo; those that are there and intact stay.
+    """Download the data files of the original demo that are missing or damaged.
 
     Args:
         names: Keys of ``reference_files()``; all of them if left out.
         cache: The cache folder, if not ``cache_folder()``.
-        progress: Whether a download draws a bar on stderr.
+        progress: Whether a download shows a bar on stderr.
 
     Returns:
         The cache's ``reference`` folder.
@@ -359,10 +350,10 @@ def download_reference(names: Iterable[str] | None = None, *, cache: Path | None
     for name in reference_files() if names is None else names:
         wanted = reference_files()[name]
         path = folder / wanted.path
-        if path.exists() and _sha256(path) == wanted.sha256:
+        if path.exists() and sha256_of(path) == wanted.sha256:
             continue
         try:
-            _download([wanted.url], path, at_least=wanted.size, sha256=wanted.sha256, progress=progress)
+            download([wanted.url], path, Expected(wanted.size, wanted.size, wanted.sha256), progress=progress)
         except ConversionError as error:
             source = _toml("reference.toml")["source"]
             raise ConversionError(
@@ -372,7 +363,7 @@ def download_reference(names: Iterable[str] | None = None, *, cache: Path | None
 
 
 def _whole(model: NamedModel, path: Path) -> Path:
-    """Returns the path if it is a file of at least the size that the model's parameters need."""
+    """Return the path if it is a file of at least the size that the model's parameters need."""
     if not path.is_file():
         raise ConversionError(f"there is no such file (it should hold the weights of {model.name})", file=str(path))
     size, least = path.stat().st_size, model.weights.least_bytes
@@ -405,213 +396,40 @@ def _read_labels(path: Path) -> list[str] | None:
 # ------------------------------------------------------------------------------------------------- downloading
 
 
-def _download(urls: Sequence[str], path: Path, *, at_least: int, sha256: str | None, progress: bool) -> str:
-    """Downloads the first of the URLs that answers to ``path``, which only ever holds a whole file.
+def _weights_of(model: NamedModel) -> Expected:
+    """Return what the weights of a model must be: a caffemodel with the layers and shapes of its network."""
 
-    The file grows in a folder of its own and is moved when it is whole and checked, so that two processes do not
-    disturb each other and one that is killed leaves nothing that is taken for the file.
+    def check(file: Path) -> None:
+        from converters.conversion import build
+        from converters.net import read_net
+        from converters.reader import parse_prototxt
 
-    Returns:
-        The file's SHA-256, in hex.
+        with warnings.catch_warnings(action="ignore", category=ConversionWarning):  # converting says them
+            build(read_net(parse_prototxt(model.prototxt(), f"{model.name}.prototxt"), file))
 
-    Raises:
-        ConversionError: None of them gave the file; the text says why, for each.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{path.name}.", suffix=".part", dir=path.parent, ignore_cleanup_errors=True
-        ) as folder:
-            part = Path(folder) / path.name
-            _fetch(urls, part, at_least=at_least, progress=progress)
-            digest = _sha256(part)
-            if sha256 is not None and digest != sha256:
-                raise ConversionError(
-                    f"{urls[0]} is not the file that was expected: its SHA-256 is {digest}, not {sha256}"
-                )
-            part.replace(path)
-            return digest
-    except OSError as error:
-        raise ConversionError(
-            f"{path.parent} cannot be written ({error.strerror or error}). Choose another cache folder with CAMRT_HOME"
-        ) from error
-
-
-def _fetch(urls: Sequence[str], part: Path, *, at_least: int, progress: bool) -> None:
-    """Downloads the first of the URLs that answers with enough bytes, each of them tried several times."""
-    reasons = []
-    for url in urls:
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(PAUSE_S * attempt)
-            reason, is_final = _attempt(url, part, at_least=at_least, progress=progress)
-            if reason is None:
-                return
-            if is_final:
-                break
-        reasons.append(f"{url}: {reason}")
-    raise ConversionError("; ".join(reasons))
-
-
-def _attempt(url: str, part: Path, *, at_least: int, progress: bool) -> tuple[str | None, bool]:
-    """Downloads once. Returns why it failed, or None, and whether it would fail again."""
-    try:
-        import pooch
-        import requests
-    except ImportError as error:
-        raise ConversionError(f"downloading needs {error.name}: pip install {error.name}") from error
-    bar = _Bar(part.name) if progress else None
-    try:
-        pooch.HTTPDownloader(progressbar=bar or False, chunk_size=1 << 16, timeout=TIMEOUT_S)(url, str(part), None)
-    except requests.HTTPError as error:
-        if error.response is None:
-            return str(error), False
-        status, words = error.response.status_code, error.response.reason
-        return f"the server answers {status} {words}", status in FINAL_STATUS
-    except requests.Timeout:
-        return f"no answer within {TIMEOUT_S} s", False
-    except requests.RequestException as error:
-        return _innermost(error), False
-    finally:
-        if bar:
-            bar.close()
-    size = part.stat().st_size
-    if size < at_least:
-        return f"the file there is truncated: {size:,} bytes came, at least {at_least:,} were expected", False
-    return None, False
-
-
-def _innermost(error: BaseException) -> str:
-    """What went wrong at the bottom of a chain of network errors, whose outer texts repeat the URL."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return f"{type(error).__name__}: {error}"
-
-
-def _sweep(folder: Path) -> None:
-    """Removes what downloads left that were killed."""
-    for leftover in folder.glob(".*.part"):
-        times = [entry.stat().st_mtime for entry in (leftover, *leftover.glob("*"))]
-        if time.time() - max(times) > STALE_S:
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    released = model.weights
+    return Expected(released.least_bytes, MOST_WEIGHTS * released.least_bytes + (1 << 20), released.sha256, check)
 
 
 def _remember(lock: Path, name: str, digest: str) -> None:
-    """Notes the file's checksum at its first download; warns when a later one differs.
+    """Note the file's checksum at its first download; warn when a later one differs.
 
     Lines are only ever appended, in one write each: two processes lose nothing, and the first line of a file counts.
     """
-    lines = lock.read_text(encoding="utf-8").splitlines() if lock.exists() else []
-    first: dict[str, str] = {}
-    for line in lines:
-        seen, _, file_name = line.partition("  ")
-        first.setdefault(file_name, seen)
-    if name not in first:
-        with lock.open("a", encoding="utf-8") as file:
-            file.write(f"{digest}  {name}\n")
-    elif first[name] != digest:
+    try:
+        lines = lock.read_text(encoding="utf-8").splitlines() if lock.exists() else []
+        first = {file_name: seen for seen, _, file_name in (line.partition("  ") for line in reversed(lines))}
+        if name not in first:
+            with lock.open("a", encoding="utf-8") as file:
+                file.write(f"{digest}  {name}\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = f"{lock} cannot be written or read ({error}), so a later change of {name} will not be noticed"
+        warnings.warn(reason, ConversionWarning, stacklevel=3)
+        return
+    if first.get(name, digest) != digest:
         warnings.warn(
             f"{name} is not the file that was downloaded first: its SHA-256 was {first[name]} and is now {digest}. "
             f"The new file is kept. If you trust it, remove the line from {lock}",
             ConversionWarning,
             stacklevel=3,
         )
-
-
-class _Bar:
-    """What pooch asks of a progress bar, drawn by rich on stderr."""
-
-    def __init__(self, title: str) -> None:
-        from rich import progress
-        from rich.console import Console
-
-        columns = progress.DownloadColumn(), progress.TransferSpeedColumn(), progress.TimeRemainingColumn()
-        self._drawing = progress.Progress(
-            progress.TextColumn("{task.description}"), progress.BarColumn(), *columns, console=Console(stderr=True)
-        )
-        self._task = self._drawing.add_task(title, total=None)
-
-    @property
-    def total(self) -> float | None:
-        return self._drawing.tasks[0].total
-
-    @total.setter
-    def total(self, total: int) -> None:
-        self._drawing.update(self._task, total=total or None)
-        self._drawing.start()  # not before the server answered
-
-    def update(self, count: int) -> None:
-        self._drawing.advance(self._task, count)
-
-    def reset(self) -> None:
-        self._drawing.update(self._task, completed=0)
-
-    def close(self) -> None:
-        if self._drawing.live.is_started:
-            self._drawing.stop()
-
-
-# ------------------------------------------------------------------------------------------------- command line
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Downloads named models: ``python -m converters.zoo [NAME...] [--reference]``.
-
-    Args:
-        arguments: The command line, if not that of the process.
-
-    Returns:
-        0, or 1 if something could not be downloaded. A wrong command line exits with status 2.
-    """
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    try:
-        chosen = [find(name) for name in options.names]
-    except ConversionError as error:
-        parser.error(str(error))
-    if not chosen and not options.reference:
-        print(f"{parser.format_usage()}\n{_listing()}")
-        return 0
-    failures = 0
-    for what in [*chosen, *(["reference"] if options.reference else [])]:
-        try:
-            print(weights(what) if isinstance(what, NamedModel) else download_reference())
-        except ConversionError as error:
-            print(f"error: {error}", file=sys.stderr)
-            failures += 1
-    return 1 if failures else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="download_models.sh",
-        description="Download the weights of named models into the cache folder. Without a name, list the models.",
-        epilog="The cache folder is $CAMRT_HOME, or else the user's cache folder for camrt. "
-        "Exit status: 0, 1 (something could not be downloaded) or 2 (usage).",
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a model, by its name or an alias")
-    parser.add_argument("--reference", action="store_true", help="the data files of the original demo too")
-    return parser
-
-
-def _listing() -> str:
-    lines = [f"Models (cache folder {cache_folder()}):"]
-    for model in models().values():
-        names = ", ".join((model.name, *model.aliases))
-        size = f"{model.weights.least_bytes / 1e6:,.0f} MB or more"
-        state = "with camrt" if model.weights.bundled else "downloaded" if weights_path(model).exists() else size
-        lines.append(f"  {names:<42} {model.trained_on:<38} {state}")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    # A polite kill unwinds the stack, which removes the unfinished file.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    sys.exit(main())

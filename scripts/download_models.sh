@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Downloads the weights of named models, and with --reference the original demo's data files.
+# Downloads the weights of named models, and with --reference the original demo's data files: `camrt download`, from a
+# checkout. Without arguments it lists the models.
 #
-#   scripts/download_models.sh                          list the models
+#   scripts/download_models.sh                          list the models: camrt models
 #   scripts/download_models.sh vgg16CAM googlenetCAM
 #   scripts/download_models.sh --reference
 #
@@ -14,8 +15,9 @@ python=$root/.venv/bin/python
 [ -x "$python" ] || python=$(command -v python3) || { echo "error: python3 is not installed" >&2; exit 1; }
 
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-if ! missing=$("$python" -c 'import converters.zoo, platformdirs, pooch, rich' 2>&1); then
+if ! missing=$("$python" -c 'import camrt.cli, platformdirs, requests, rich' 2>&1); then
     echo "error: camrt is not set up for $python (${missing##*$'\n'}). Run: make demo" >&2
     exit 1
 fi
-exec "$python" -m converters.zoo "$@"
+[ $# -gt 0 ] || exec "$python" -m camrt models
+exec "$python" -m camrt download "$@"

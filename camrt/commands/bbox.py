@@ -1,4 +1,4 @@
-"""`camrt bbox`: boxes around what stands out in a heatmap."""
+"""The command `camrt bbox`: boxes around what stands out in a heatmap."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from camrt.commands.options import STATUS, THRESHOLDS, Json, Thresholds, is_same_file
+from camrt.commands.options import STATUS, Json, Thresholds, check_picture, is_same_file
 from camrt.commands.output import reporting, write_picture
 from camrt.errors import CamrtError
+from camrt.localize import THRESHOLDS
 from camrt.results import json_line, write
 from converters.terminal import say
 
@@ -31,7 +32,7 @@ The text is the original's: x y width height of each box in pixels, all on one l
 
 
 def bbox(
-    heatmap: Annotated[Path, typer.Argument(help="A grey image: a map at the size of its image.")],
+    heatmap: Annotated[Path, typer.Argument(help="A gray image: a map at the size of its image.")],
     out: Annotated[
         Path | None, typer.Argument(metavar="[OUT.txt]", help="The text to write; by default it is printed.")
     ] = None,
@@ -41,6 +42,7 @@ def bbox(
     as_json: Json = False,
 ) -> None:
     """Find boxes around what stands out in a heatmap, as the original's bboxgenerator."""
+    check_picture(picture, "--picture")
     targets = [*([out] if out else []), *([picture] if image else [])]
     for target in targets:
         if any(is_same_file(target, source) for source in (heatmap, image)):
@@ -72,7 +74,7 @@ def bbox(
 def _boxes_drawn(
     image: NDArray[np.uint8], heatmap: NDArray[np.uint8], boxes: NDArray[np.int64], file: Path
 ) -> NDArray[np.uint8]:
-    """The image with red boxes, and beside it the map in colours."""
+    """The image with red boxes, and beside it the map in colors."""
     from camrt import matlab, render
 
     if image.shape != heatmap.shape:

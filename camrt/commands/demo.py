@@ -1,22 +1,35 @@
-"""`camrt demo`: what demo.m shows; and lenetCAM, which needs no download."""
+"""The command `camrt demo`: what demo.m shows; and lenetCAM, which needs no download."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from camrt.batch import ENDINGS
-from camrt.commands.options import STATUS, Json, Provider, check_model, is_same_file, named
-from camrt.commands.output import reporting, write_picture
+from camrt.batch import ENDINGS, MAX_SIDE
+from camrt.commands.options import (
+    STATUS,
+    Json,
+    MaxPixels,
+    PresetName,
+    Provider,
+    Weights,
+    check_model,
+    check_picture,
+    is_same_file,
+    named,
+)
+from camrt.commands.output import printable_path, reporting, write_picture
 from camrt.commands.reference import ReferenceDir, categories, hint_of_download, reference_folder
 from camrt.errors import CamrtError
 from camrt.loading import LENET, is_name
 from camrt.results import json_line
+from converters.errors import printable
 from converters.terminal import say
 
 if TYPE_CHECKING:
@@ -24,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from camrt.explanation import Explanation
+    from camrt.images import ImageLike
 
 _SMALL, _SHOWN = 200, 400  # pixels: maps below that side are shown enlarged, to about this side
 
@@ -48,22 +62,29 @@ def demo(
     image: Annotated[
         Path | None, typer.Argument(metavar="[IMAGE]", help="By default the original's img1.jpg, or a digit.")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")] = Path("result.png"),
+    weights: Weights = None,
+    preprocess: PresetName = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write: .png, .jpg or .jpeg.")] = Path(
+        "result.png"
+    ),
     cached: Annotated[
         int | None,
         typer.Option(min=1, max=2, help="Take the features that were released of image 1 or 2; no network runs."),
     ] = None,
     reference_dir: ReferenceDir = None,
+    max_pixels: MaxPixels = None,
     provider: Provider = None,
     as_json: Json = False,
 ) -> None:
     """Show what demo.m shows: the five best classes, and a picture of where the network sees them."""
-    if cached is not None and (model != LENET or image is not None):
+    if cached is not None and (model != LENET or image is not None or weights is not None):
         raise typer.BadParameter(
             "goes without a model and an image: the features are of the original's", param_hint="--cached"
         )
     if image is None and Path(model).suffix.lower() in ENDINGS:
         raise typer.BadParameter(f"the model comes first: camrt demo {LENET} {model}", param_hint="MODEL")
+    check_model(model, weights)
+    check_picture(output, "--output")
     if is_same_file(output, image):
         raise typer.BadParameter(f"{output} is the image", param_hint="--output")
     began = time.perf_counter()
@@ -71,22 +92,34 @@ def demo(
         if cached is not None:
             facts, picture = _cached_demo(reference_folder(reference_dir), cached)
         else:
-            facts, picture = _network_demo(model, image, reference_folder(reference_dir), provider)
+            explain = functools.partial(
+                _explained,
+                model,
+                weights=weights,
+                preprocess=preprocess.value if preprocess else None,
+                providers=provider,
+                max_pixels=max_pixels,
+            )
+            facts, picture = _network_demo(model, image, reference_folder(reference_dir), explain)
         line = "".join(f" --top{rank}:{one['label']}" for rank, one in enumerate(facts["top"], 1))
         write_picture(output, picture)
         facts |= {"line": line, "picture": str(output.absolute()), "seconds": round(time.perf_counter() - began, 3)}
-        print(json_line(facts) if as_json else f"{line}\n{facts['picture']}")
+        print(json_line(facts) if as_json else f"{printable(line)}\n{printable_path(output.absolute())}")
+
+
+def _explained(name: str, image: ImageLike, *, max_pixels: int | None, **arguments: Any) -> Explanation:
+    from camrt.explainer import Explainer
+    from camrt.images import MAX_PIXELS
+
+    return Explainer(name, max_side=MAX_SIDE, max_pixels=max_pixels or MAX_PIXELS, **arguments)(image)
 
 
 def _network_demo(
-    name: str, image: Path | None, reference: Path, provider: str | None
+    name: str, image: Path | None, reference: Path, explain: Callable[[ImageLike], Explanation]
 ) -> tuple[dict[str, Any], NDArray[np.uint8]]:
     if name == LENET:
         say(f"{LENET}: a small network that finds a digit among clutter; converted from Caffe's files and explained")
-    check_model(name)
-    from camrt.explainer import Explainer
-
-    found = Explainer(name, providers=provider)(_demo_image(name, image, reference))
+    found = explain(_demo_image(name, image, reference))
     labels = _labels(name, found, reference)
     top = [{**one, "label": label} for one, label in zip(found.as_dict()["top"], labels, strict=True)]
     facts = {"model": name, "image": found.source, "top": top}
@@ -97,13 +130,16 @@ def _network_demo(
 
 def _enlarged(found: Explanation) -> NDArray[np.uint8]:
     """The picture of a small image: the image and the best class, with its boxes, large enough to look at."""
+    import numpy as np
+
     from camrt import images, render
 
     height, width = found.image.shape[:2]
     times = max(1, round(_SHOWN / max(height, width)))
     large = images.resize(found.image, (times * height, times * width))
     shown = dataclasses.replace(found, image=large)
-    return render.row([large, render.draw_boxes(shown.overlay(0), times * found.boxes(0))])
+    boxes = np.rint(found.boxes(0) * (len(large) / found.original_size[0]))
+    return render.row([large, render.draw_boxes(shown.overlay(0), boxes)])
 
 
 def _demo_image(name: str, image: Path | None, reference: Path) -> Any:

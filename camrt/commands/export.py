@@ -1,9 +1,11 @@
-"""`camrt export`: an explainer of a classifier."""
+"""The command `camrt export`: an explainer of a classifier."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,26 +14,18 @@ import typer
 from camrt.commands.options import (
     STATUS,
     Json,
-    Layer,
-    Method,
-    Protocol,
-    Scores,
-    Settings,
-    Target,
-    Top,
-    check_choice,
-    check_method,
+    MapOptions,
+    PresetName,
+    Weights,
     check_model,
-    check_protocol,
+    expanded,
     is_same_file,
-    one_or_several,
-    settings_of,
 )
 from camrt.commands.output import reporting, show
 from camrt.errors import CamrtError
 from camrt.loading import Request, explainer_graph, known_preprocess
 from camrt.results import json_line
-from converters.terminal import amount
+from converters.terminal import amount, table
 
 if TYPE_CHECKING:
     import onnx
@@ -62,58 +56,113 @@ The result takes the image as it is (N x size x size x 3, uint8, RGB) and gives 
 """
 
 
+class Channels(StrEnum):
+    """The order of the channels."""
+
+    RGB = "RGB"
+    BGR = "BGR"
+
+
+@dataclass(frozen=True)
+class PreprocessOptions:
+    """How the network wants its images: a preset, and what differs from it."""
+
+    preprocess: PresetName = None
+    size: Annotated[int | None, typer.Option(min=1, help="The side in pixels that images are resized to.")] = None
+    crop: Annotated[int | None, typer.Option(min=1, help="The side in pixels of the network's input.")] = None
+    mean: Annotated[
+        str | None, typer.Option(metavar="M|M,M,M", help="Subtracted from each channel, on the scale 0 to 255.")
+    ] = None
+    scale: Annotated[str | None, typer.Option(metavar="S|S,S,S", help="What the difference is multiplied by.")] = None
+    channels: Annotated[Channels | None, typer.Option(help="The order of the channels.")] = None
+
+    def preprocessing(self, model: str) -> Preprocess | None:
+        """Return what the options say, over the preset's or the model's own; None where they say nothing.
+
+        Args:
+            model: The name or path of the model.
+
+        Raises:
+            typer.BadParameter: An option is wrong, or they do not say enough.
+            CamrtError: The values do not fit together, or the model's own cannot be read.
+        """
+        from camrt.preprocess import PRESETS, Preprocess
+
+        changes = self._changes()
+        if self.preprocess is None and self.crop is None and not changes:
+            return None
+        base = PRESETS[self.preprocess.value] if self.preprocess else known_preprocess(model)
+        if base is None:
+            if self.crop is None or "mean" not in changes or self.channels is None:
+                raise typer.BadParameter(
+                    "the model does not say how it wants its images: give --preprocess caffe or torchvision, or at "
+                    "least --crop, --mean and --channels"
+                )
+            base = Preprocess(size=max(self.size or 0, self.crop), crop=self.crop, mean=changes["mean"])
+        if self.crop is not None:
+            base = base.cropped(self.crop)
+        if changes.keys() & {"size", "mean", "channels"}:
+            changes["mean_image"] = None
+        return dataclasses.replace(base, **changes)
+
+    def check(self) -> None:
+        """Check what can be checked before anything is loaded.
+
+        Raises:
+            typer.BadParameter: The mean or the scale has another form.
+        """
+        self._changes()
+
+    def _changes(self) -> dict[str, Any]:
+        given = {
+            "size": self.size,
+            "mean": _three(self.mean, "--mean"),
+            "scale": _three(self.scale, "--scale"),
+            "channels": self.channels.value if self.channels else None,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def _three(text: str | None, flag: str) -> tuple[float, float, float] | None:
+    """A number for all channels, or one for each."""
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 3):
+        raise typer.BadParameter(f"found {text!r}, expected a number, or three with commas between", param_hint=flag)
+    first, second, third = numbers if len(numbers) == 3 else numbers * 3
+    return first, second, third
+
+
+@expanded
 def export(
     model: Annotated[str, typer.Argument(help="A named model, or a classifier (.onnx).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model to write.")] = Path("explainer.onnx"),
-    method: Method = None,
-    protocol: Protocol = None,
-    top: Top = None,
-    target: Target = None,
-    layer: Layer = None,
-    scores: Scores = None,
-    settings: Settings = None,
+    weights: Weights = None,
+    *,
+    what: MapOptions,
     features: Annotated[str | None, typer.Option(metavar="TENSOR", help="The same as --layer.")] = None,
-    classifier: Annotated[
-        str | None, typer.Option(metavar="NODE", help="The linear layer behind the features, for cam.")
-    ] = None,
-    preprocess: Annotated[
-        str | None, typer.Option(metavar="caffe|torchvision", help="What the network wants of an image.")
-    ] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="The side in pixels that images are resized to.")] = None,
-    crop: Annotated[int | None, typer.Option(min=1, help="The side in pixels of the network's input.")] = None,
-    mean: Annotated[
-        str | None, typer.Option(metavar="M|M,M,M", help="Subtracted from each channel, on the scale 0 to 255.")
-    ] = None,
-    scale: Annotated[
-        str | None, typer.Option(metavar="S|S,S,S", help="What the difference is multiplied with.")
-    ] = None,
-    channels: Annotated[str | None, typer.Option(metavar="RGB|BGR", help="The order of the channels.")] = None,
+    wants: PreprocessOptions,
     labels: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Names of the classes: a line each, or a JSON list.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Make an explainer of a classifier: one ONNX graph from the image to scores and heatmaps."""
-    check_method(method)
-    check_protocol(protocol)
-    check_model(model)
-    chosen = settings_of(settings)
-    if preprocess is not None:
-        check_choice(preprocess, ("caffe", "torchvision"), "--preprocess")
-    if channels is not None:
-        check_choice(channels, ("RGB", "BGR"), "--channels")
-    means, scales = _three(mean, "--mean"), _three(scale, "--scale")
+    check_model(model, weights)
+    asked = what.as_arguments()
+    wants.check()
     if is_same_file(output, Path(model)):
         raise typer.BadParameter(f"{output} is the model to export", param_hint="--output")
     with reporting():
         from camrt.graph.explain import describe
 
         request = Request(
-            method, protocol, top, features, classifier,
-            preprocess=_preprocess(model, preprocess, size, crop, means, scales, channels),
-            target=one_or_several(target), layer=one_or_several(layer), scores=scores, settings=chosen,
-            labels=_labels(labels),
-        )  # fmt: skip
+            **asked, features=features, weights=weights, preprocess=wants.preprocessing(model), labels=_labels(labels)
+        )
         explainer = explainer_graph(model, request)
         if isinstance(explainer, Path):
             raise CamrtError("is an explainer already, expected a classifier", file=model)
@@ -128,60 +177,17 @@ def export(
         if as_json:
             print(json_line(facts))
             return
-        from rich.table import Table
-
-        table = Table(show_header=False, box=None, pad_edge=False)
-        table.add_row("model", facts["output"])
-        for name, text in _of_method(facts):
-            table.add_row(name, text)
-        table.add_row("inputs", "\n".join(facts["inputs"]))
-        table.add_row("outputs", "\n".join(facts["outputs"]))
-        table.add_row("size", amount(written))
-        show(table)
-
-
-def _three(text: str | None, flag: str) -> tuple[float, float, float] | None:
-    if text is None:
-        return None
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 3):
-        raise typer.BadParameter(f"found {text!r}, expected a number, or three with commas between", param_hint=flag)
-    first, second, third = numbers if len(numbers) == 3 else numbers * 3
-    return first, second, third
-
-
-def _preprocess(
-    model: str,
-    preset: str | None,
-    size: int | None,
-    crop: int | None,
-    mean: tuple[float, float, float] | None,
-    scale: tuple[float, float, float] | None,
-    channels: str | None,
-) -> Preprocess | None:
-    """What the flags say, over the preset's or the model's own; None where they say nothing."""
-    from camrt.preprocess import PRESETS, Preprocess
-
-    if (preset, size, crop, mean, scale, channels) == (None,) * 6:
-        return None
-    base = PRESETS[preset] if preset else known_preprocess(model)
-    if base is None:
-        if crop is None or mean is None or channels is None:
-            raise typer.BadParameter(
-                "the model does not say what it wants of an image: give --preprocess caffe or torchvision, or at least "
-                "--crop, --mean and --channels"
+        show(
+            table(
+                {
+                    "model": facts["output"],
+                    **dict(_of_method(facts)),
+                    "inputs": facts["inputs"],
+                    "outputs": facts["outputs"],
+                    "size": amount(written),
+                }
             )
-        base = Preprocess(size=max(size or 0, crop), crop=crop, mean=mean)
-    if crop is not None:
-        base = base.cropped(crop)
-    changes: dict[str, Any] = {"size": size, "mean": mean, "scale": scale, "channels": channels}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    if changes.keys() & {"size", "mean", "channels"}:
-        changes["mean_image"] = None
-    return dataclasses.replace(base, **changes)
+        )
 
 
 def _of_method(facts: dict[str, Any]) -> list[tuple[str, str]]:

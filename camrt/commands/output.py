@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ def reporting(interrupted: str | Callable[[], str] = "nothing was written") -> I
     logger.setLevel(logging.INFO)
     try:
         with reporting_errors(CamrtError, interrupted=interrupted):
+            # Pillow's own limit, which does not count here: `camrt.images` has one limit, and names it.
+            warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
             yield
     finally:
         logger.setLevel(before)

@@ -1,4 +1,4 @@
-"""`camrt validate`: a network's answers beside the original's."""
+"""The command `camrt validate`: a network's answers beside the original's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from camrt.commands.options import Json, Provider, named
+from camrt.commands.options import Json, Provider, Weights, named
 from camrt.commands.output import reporting, show
 from camrt.commands.reference import ReferenceDir, hint_of_download, reference_folder
 from camrt.errors import CamrtError
@@ -38,7 +38,7 @@ Exit status: 0 (the same or close), 1 (something differs, or nothing could be co
 
 def validate(
     name: Annotated[str, typer.Argument(help="A named model.")],
-    weights: Annotated[Path | None, typer.Option(help="Its weights, in place of the cache and the download.")] = None,
+    weights: Weights = None,
     reference: Annotated[
         Path | None, typer.Option(metavar="FILE.npz|FILE.mat", help="Answers to compare with.")
     ] = None,

@@ -54,9 +54,9 @@ class Builder:
         return list(outputs)
 
     def constant(self, values: object, hint: str = "constant", dtype: Any = np.float32) -> str:
-        """Add an initializer; returns its name."""
+        """Add an initializer of the shape of ``values`` (a number: without axes); returns its name."""
         name = self.name(hint)
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(values, dtype), name))
+        self.initializers.append(numpy_helper.from_array(np.asarray(values, dtype, order="C"), name))
         return name
 
     def shape(self, *sizes: int) -> str:

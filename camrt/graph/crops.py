@@ -1,90 +1,23 @@
-"""What a network sees of an image: crops and mirror images, as nodes; and where their maps belong."""
+"""The way back from crops: pasting their maps where the crops were, as nodes. `camrt.preprocess` cuts them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from camrt.errors import CamrtError
 from camrt.graph.builder import Builder
-from camrt.graph.resample import enlargement
+from camrt.matlab import imresize
+from camrt.preprocess import Crop as Crop
 from camrt.preprocess import Preprocess
+from camrt.preprocess import crops_of as crops_of
 
-
-@dataclass(frozen=True)
-class Crop:
-    """A square of the image, perhaps mirrored.
-
-    Attributes:
-        y: Its first row.
-        x: Its first column.
-        side: Its height and width in pixels.
-        mirrored: Whether left and right are exchanged.
-    """
-
-    y: int
-    x: int
-    side: int
-    mirrored: bool
-
-
-def crops_of(protocol: str, size: int, side: int) -> list[Crop]:
-    """The crops of a protocol.
-
-    Args:
-        protocol: ``"ten-crop"``: corners and centre, then the same mirrored, in the order of the original's
-            prepare_image.m; ``"center"``: the centre; ``"full"``: the whole image and its mirror image.
-        size: The image's side in pixels.
-        side: A crop's side in pixels; for ``"full"`` the image's.
-
-    Raises:
-        CamrtError: No such protocol.
-    """
-    last = size - side
-    # The original keeps images width first, so its outer loop runs over columns.
-    corners = [(y, x) for x in (0, last) for y in (0, last)]
-    centre = ((last + 1) // 2, (last + 1) // 2)  # as floor(indices(2) / 2) + 1 gives it, which counts from one
-    squares = {"ten-crop": [*corners, centre], "center": [centre], "full": [(0, 0)]}
-    if protocol not in squares:
-        raise CamrtError(f"found the protocol {protocol!r}, expected one of {', '.join(squares)}")
-    mirrored = (False,) if protocol == "center" else (False, True)
-    return [Crop(y, x, side, mirror) for mirror in mirrored for y, x in squares[protocol]]
-
-
-def cut(builder: Builder, image: str, crops: Sequence[Crop], preprocess: Preprocess, output: str) -> None:
-    """Nodes that make the network's input of images.
-
-    Args:
-        builder: Where the nodes go.
-        image: (N, S, S, 3) uint8 RGB.
-        crops: What to cut.
-        preprocess: Mean, scale and order of the channels.
-        output: The tensor that is written: (N * crops, 3, side, side) float32; the crops of an image follow each other.
-    """
-    planes = builder.node("Transpose", [builder.node("Cast", [image], to=1)], perm=[0, 3, 1, 2])
-    if preprocess.channels == "BGR":
-        planes = builder.flip(planes, 1)
-    mean = preprocess.mean_image
-    if mean is None:
-        mean = np.reshape(preprocess.mean, (3, 1, 1))
-    planes = builder.node("Sub", [planes, builder.constant(mean, "mean")])
-    if preprocess.scale != (1.0, 1.0, 1.0):
-        planes = builder.node("Mul", [planes, builder.constant(np.reshape(preprocess.scale, (3, 1, 1)), "scale")])
-    side = crops[0].side
-    upright = [crop for crop in crops if not crop.mirrored]
-    squares = [
-        builder.unsqueeze(builder.slice(planes, (c.y, c.x), (c.y + side, c.x + side), (2, 3)), 1) for c in upright
-    ]
-    stacked = squares[0] if len(squares) == 1 else builder.node("Concat", squares, axis=1)
-    if len(upright) < len(crops):  # the mirror images are those of all squares, in the same order
-        stacked = builder.node("Concat", [stacked, builder.flip(stacked, 4)], axis=1)
-    builder.node("Reshape", [stacked, builder.shape(-1, 3, side, side)], output)
+_LONGEST = 4096  # rows or columns of a map that is enlarged
 
 
 def black(preprocess: Preprocess, crops: Sequence[Crop]) -> np.ndarray:
-    """What the network gets of a black image.
+    """Compute what the network gets for a black image.
 
     Returns:
         (1, 3, 1, 1) float32; with a mean image (crops, 3, side, side).
@@ -109,10 +42,11 @@ def merge(
     *,
     rectified: bool = False,
 ) -> str:
-    """Nodes that enlarge the crops' maps, lay each where its crop was, and add their magnitudes.
+    """Add nodes that enlarge the maps of crops, paste each where its crop was, and add their magnitudes.
 
-    After the original's mergeTenCrop.m, which adds the three equal channels of an enlarged map: so each counts three
-    times. Enlarging (bicubic), mirroring and placing are linear along each axis, so they are two matrices a crop.
+    This follows the original's mergeTenCrop.m, which adds the three equal channels of an enlarged map, so each map
+    counts three times. Enlarging (bicubic), mirroring and pasting are linear along each axis, so each crop takes two
+    matrices.
 
     Args:
         builder: Where the nodes go.
@@ -122,10 +56,10 @@ def merge(
         height: The maps' height.
         width: The maps' width.
         output: The tensor that is written: (N, top, size, size) float32.
-        rectified: The maps have no negative values: those that the enlarging makes are cut off, and not added.
+        rectified: Whether the maps have no negative values. Those that the bicubic enlarging makes are then clipped.
     """
-    rows = np.stack([_placed(enlargement(height, c.side), c.y, size) for c in crops])
-    columns = np.stack([_placed(enlargement(width, c.side)[:: -1 if c.mirrored else 1], c.x, size) for c in crops])
+    rows = np.stack([_pasted(enlargement(height, c.side), c.y, size) for c in crops])
+    columns = np.stack([_pasted(enlargement(width, c.side)[:: -1 if c.mirrored else 1], c.x, size) for c in crops])
     times = 3 if len(crops) > 2 else 1
     # (size, h) x (h, w) x (w, size) for each crop and class
     wide = builder.node("MatMul", [maps, builder.constant(columns.transpose(0, 2, 1)[:, None], "columns")])
@@ -136,8 +70,8 @@ def merge(
     return builder.node("ReduceSum", [magnitude, builder.shape(1)], output, keepdims=0)
 
 
-def lay(builder: Builder, maps: str, crops: Sequence[Crop], size: int, output: str) -> None:
-    """Nodes that lay maps of the crops' size where their crops were, and add them.
+def paste(builder: Builder, maps: str, crops: Sequence[Crop], size: int, output: str) -> None:
+    """Add nodes that paste maps of the crops' size where their crops were, and add them.
 
     Args:
         builder: Where the nodes go.
@@ -146,17 +80,36 @@ def lay(builder: Builder, maps: str, crops: Sequence[Crop], size: int, output: s
         size: The image's side in pixels.
         output: The tensor that is written: (N, top, size, size) float32.
     """
-    placed = []
+    pasted = []
     for number, crop in enumerate(crops):
         one = builder.node("Squeeze", [builder.slice(maps, [number], [number + 1], [1]), builder.shape(1)])
         one = builder.flip(one, 3) if crop.mirrored else one
         below, right = size - crop.y - crop.side, size - crop.x - crop.side
-        placed.append(builder.node("Pad", [one, builder.shape(0, 0, crop.y, crop.x, 0, 0, below, right)]))
-    builder.node("Sum", placed, output)
+        pasted.append(builder.node("Pad", [one, builder.shape(0, 0, crop.y, crop.x, 0, 0, below, right)]))
+    builder.node("Sum", pasted, output)
 
 
-def _placed(matrix: np.ndarray, start: int, size: int) -> np.ndarray:
-    """The rows of a matrix at their place among ``size`` rows, zeros elsewhere."""
-    placed = np.zeros((size, matrix.shape[1]))
-    placed[start : start + matrix.shape[0]] = matrix
-    return placed
+def _pasted(matrix: np.ndarray, start: int, size: int) -> np.ndarray:
+    """The rows of a matrix from row ``start`` on among ``size`` rows, zeros elsewhere."""
+    pasted = np.zeros((size, matrix.shape[1]))
+    pasted[start : start + matrix.shape[0]] = matrix
+    return pasted
+
+
+def enlargement(size: int, larger: int) -> np.ndarray:
+    """The matrix that resizes a column as MATLAB's imresize does: ``enlargement(h, H) @ column``.
+
+    Args:
+        size: The column's length.
+        larger: The length that it is resized to.
+
+    Returns:
+        (larger, size) float64.
+
+    Raises:
+        CamrtError: ``size`` is beyond that of any features.
+    """
+    if size > _LONGEST:
+        raise CamrtError(f"found maps of {size} rows or columns, expected at most {_LONGEST}: name a later layer")
+    # imresize is linear: applied to the columns of the identity, it gives its matrix.
+    return np.asarray(imresize(np.eye(size), (larger, size), method="bicubic"))

@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
-import onnx.inliner
 from onnx import TensorProto, helper
 
 from camrt.errors import CamrtError
 from camrt.graph.batch import with_free_batch
-from camrt.graph.builder import Builder
-from camrt.graph.crops import crops_of, cut, lay, merge
+from camrt.graph.builder import PREFIX, Builder
+from camrt.graph.crops import merge, paste
 from camrt.graph.head import Head, find_head
-from camrt.graph.layers import Grid, grid_of, last_features, named_tensor
+from camrt.graph.layers import FeatureMap, dependents, feature_map_of, last_features, named_tensor
 from camrt.graph.methods import METHODS, Method, find
-from camrt.graph.methods.scene import GRADIENT, Layer, Pass, Scene
-from camrt.graph.opset import upgraded
-from camrt.graph.rename import without_clashes
-from camrt.graph.repeat import repeated
+from camrt.graph.methods.scene import Layer, Pass, Scene
+from camrt.graph.opening import ModelLike, check_model, naming, open_model
+from camrt.graph.rewrite import repeated, tensor_names
 from camrt.graph.scores import Scores, find_scores
 from camrt.graph.targets import SUM, Target, Targets, targets_of
-from camrt.graph.view import GraphView, labels_of, metadata_of, opset_of, shape_of, skeleton
-from camrt.preprocess import KEY, Preprocess, preprocess_of
+from camrt.graph.view import GraphView, captured, labels_of, metadata_of, needed_for, shape_of
+from camrt.preprocess import Preprocess, add_network_input, crops_of, preprocess_of
+from converters import metadata as keys
 
 IMAGE, TARGET, SCORES, CLASSES, HEATMAPS = "image", "target", "scores", "classes", "heatmaps"
 MAPS = "camrt/maps"  # inside the graph: the map of each crop and class before enlarging, (N, crops, top, h, w)
-LABELS = "camrt.labels"
 AGAIN = "camrt/again"  # what the names of the network's second run begin with
+RESERVED = (
+    IMAGE,
+    TARGET,
+    SCORES,
+    CLASSES,
+    HEATMAPS,
+    f"{PREFIX}/",
+)  # names that the network's own tensors must not have
 _log = logging.getLogger(__name__)
 
 
 def explain_graph(
-    model: onnx.ModelProto,
+    model: ModelLike,
     method: str = "cam",
     protocol: str | None = None,
     top: int | None = None,
@@ -53,7 +58,7 @@ def explain_graph(
     """Make an explainer of a classifier: the maps, and what they are made of, as part of the graph.
 
     Args:
-        model: A classifier: one image input (N, 3, h, w) float32, scores (N, K). Not changed.
+        model: A classifier or the path of one: one image input (N, 3, h, w) float32, scores (N, K). Not changed.
         method: One of `camrt.graph.methods.METHODS`; ``"cam"`` needs global average pooling and one linear layer at the
             end, the others any classifier.
         protocol: ``"ten-crop"``, as the original: the scores of ten crops averaged, their maps added; ``"center"``: one
@@ -91,56 +96,74 @@ def explain_graph(
     """
     entry = find(method)
     chosen = entry.checked(settings or {})
-    metadata = metadata_of(model)
-    protocol = protocol or metadata.get("camrt.protocol") or entry.protocol
-    if "camrt.explainer" in metadata:
-        raise CamrtError("the model is an explainer already, expected a classifier")
-    wanted = preprocess_of(preprocess, metadata)
-    reserved = (IMAGE, TARGET, SCORES, CLASSES, HEATMAPS, MAPS, GRADIENT)
-    model = upgraded(model)
-    if model.functions and entry.kind != "head":
-        model = onnx.inliner.inline_local_functions(model)  # their nodes are to be looked at, and differentiated
-    model, renamed = without_clashes(model, reserved)
-    view = GraphView(model)
-    asked = _Asked(
-        layers=tuple(named_tensor(view, renamed.get(each, each)) for each in _names_of(layer, features)),
-        features=renamed.get(metadata.get("camrt.features", ""), metadata.get("camrt.features")),
-        classifier=renamed.get(classifier or "", classifier or metadata.get("camrt.classifier")),
-        scores=renamed.get(scores or "", scores),
-        is_sum=target == SUM,
-    )
-    seen = _look(view, entry, asked)
-    metadata = _labelled(metadata, labels, seen.scores, asked)
-    targets = targets_of(target, top, entry.top, labels_of(metadata), None if target == SUM else seen.scores)
-    image, side = _image_input(view, wanted, protocol)
-    crops = crops_of(protocol, wanted.size, side)
-    network = with_free_batch(view, image, (3, side, side), seen.scores.output)
-    second = _second_run(network, image, side, seen.scores.logits) if entry.again else None
-    view = GraphView(network)
-    grids = _grids(view, entry, asked, seen, image)
+    with naming(model):
+        opened = open_model(model, RESERVED)
+        renamed, metadata = opened.renamed, opened.metadata
+        if keys.EXPLAINER in metadata:
+            raise CamrtError("the model is an explainer already, expected a classifier")
+        protocol = protocol or metadata.get(keys.PROTOCOL) or entry.protocol
+        wanted = preprocess_of(preprocess, metadata)
+        asked = _Asked(
+            layers=tuple(named_tensor(opened, renamed.get(each, each)) for each in _names_of(layer, features)),
+            features=renamed.get(metadata.get(keys.FEATURES, ""), metadata.get(keys.FEATURES)),
+            classifier=renamed.get(classifier or "", classifier or metadata.get(keys.CLASSIFIER)),
+            scores=renamed.get(scores or "", scores),
+            is_sum=target == SUM,
+        )
+        seen = _look(opened, entry, asked)
+        metadata = _labelled(metadata, labels, seen.scores, asked)
+        targets = targets_of(target, top, entry.top, labels_of(metadata), None if target == SUM else seen.scores)
+        facts = {"method": method, "protocol": protocol, "top": targets.count, "size": wanted.size, "resize": "square"}
+        result, found = _explainer(opened, entry, chosen, asked, seen, targets, wanted, protocol)
+        facts |= _facts(entry, seen, targets, found, chosen)
+        metadata.pop(keys.MEAN_IMAGE, None)  # which is in the graph now
+        metadata |= {keys.PREPROCESS: wanted.as_json(), keys.EXPLAINER: keys.explainer_text(facts)}
+        helper.set_model_props(result, metadata)
+        check_model(result, "the explainer")
+        return result
 
-    builder = Builder(opset_of(model), _taken(network))
-    for name in reserved:
+
+def _explainer(
+    opened: GraphView,
+    entry: Method,
+    settings: Mapping[str, Any],
+    asked: _Asked,
+    seen: _Seen,
+    targets: Targets,
+    preprocess: Preprocess,
+    protocol: str,
+) -> tuple[onnx.ModelProto, list[FeatureMap]]:
+    """The explainer without metadata, and the features that its maps are made of."""
+    scores = seen.scores
+    image, side = _image_input(opened, preprocess, protocol)
+    crops = crops_of(protocol, preprocess.size, side)
+    network = with_free_batch(opened, image, (3, side, side), scores.output)
+    view = GraphView(network)
+    if scores.logits not in dependents(view, image):
+        raise CamrtError(f"found the scores {scores.logits!r}, which do not depend on the input {image!r}")
+    feature_maps = _feature_maps(view, entry, asked, seen, image)
+
+    second = None
+    if entry.again:
+        second = _second_run(network, image, side, scores.logits)
+        view = GraphView(network)
+    builder = Builder(view.opset, tensor_names(network.graph))
+    for name in RESERVED:
         builder.claim(name)
-    cut(builder, IMAGE, crops, wanted, image)
+    add_network_input(builder, IMAGE, crops, preprocess, image)
     before, builder.nodes = builder.nodes, []
-    merged = _merged_scores(builder, seen.scores, len(crops), is_sum=targets.kind == "sum", add_softmax=scores is None)
+    is_sum, add_softmax = targets.kind == "sum", asked.scores is None
+    merged = _merged_scores(builder, scores, len(crops), is_sum=is_sum, add_softmax=add_softmax)
     classes = targets.tensor(builder, merged, TARGET, CLASSES)
     scene = Scene(
-        builder, view, Pass(image, seen.scores.logits), second, crops, side, wanted, seen.scores, targets, classes,
-        grids, seen.head,
+        builder, view, Pass(image, scores.logits), second, crops, side, preprocess, scores, targets, classes,
+        feature_maps, seen.head,
     )  # fmt: skip
-    _heatmaps(scene, entry, chosen, wanted.size)
-
-    count = 1 if targets.kind == "sum" else seen.scores.classes
-    needed = view.needed_for([seen.scores.output, seen.scores.logits, *(grid.tensor for grid in grids)])
+    _heatmaps(scene, entry, settings, preprocess.size)
+    needed = view.needed_for([scores.output, scores.logits, *(one.tensor for one in feature_maps)])
     result = _assembled(network, [*before, *needed, *builder.nodes], builder)
-    _open(result.graph, wanted.size, targets, count)
-    facts = {"method": method, "protocol": protocol, "top": targets.count, "size": wanted.size}
-    facts |= {"resize": "square", **_facts(entry, seen, targets, grids, chosen)}
-    helper.set_model_props(result, {**metadata, KEY: wanted.as_json(), "camrt.explainer": json.dumps(facts)})
-    _check(result)
-    return result
+    _declare(result.graph, preprocess.size, targets, 1 if is_sum else scores.classes)
+    return result, feature_maps
 
 
 # ------------------------------------------------------------------------------------------------ what is looked at
@@ -188,8 +211,8 @@ def _labelled(metadata: dict[str, str], labels: Sequence[str] | None, scores: Sc
     elif known is None:
         return metadata
     elif len(known) != scores.classes:  # those of another output
-        return {key: value for key, value in metadata.items() if key != LABELS}
-    return {**metadata, LABELS: json.dumps([str(label) for label in known], ensure_ascii=False)}
+        return {key: value for key, value in metadata.items() if key != keys.LABELS}
+    return {**metadata, keys.LABELS: keys.labels_text(known)}
 
 
 def _names_of(layer: str | Sequence[str] | None, features: str | None) -> tuple[str, ...]:
@@ -224,7 +247,7 @@ def _look(view: GraphView, entry: Method, asked: _Asked) -> _Seen:
     return _Seen(found, head if head.scores == found.output else None)
 
 
-def _grids(view: GraphView, entry: Method, asked: _Asked, seen: _Seen, image: str) -> list[Grid]:
+def _feature_maps(view: GraphView, entry: Method, asked: _Asked, seen: _Seen, image: str) -> list[FeatureMap]:
     """The layers that the method looks at, and says so."""
     if not entry.layered:
         if asked.layers:
@@ -232,31 +255,31 @@ def _grids(view: GraphView, entry: Method, asked: _Asked, seen: _Seen, image: st
         _log.info("%s of %s by the image", entry.title, seen.scores.describe())
         return []
     if asked.layers:
-        grids = [grid_of(view, tensor) for tensor in asked.layers]
+        feature_maps = [feature_map_of(view, tensor) for tensor in asked.layers]
     elif entry.kind == "head" and seen.head is not None:
-        grids = [grid_of(view, seen.head.features)]
+        feature_maps = [feature_map_of(view, seen.head.features)]
     elif asked.features in view.producers:
-        grids = [grid_of(view, asked.features or "")]
+        feature_maps = [feature_map_of(view, asked.features or "")]
     elif seen.head is not None:
-        grids = [grid_of(view, seen.head.features)]
+        feature_maps = [feature_map_of(view, seen.head.features)]
     else:
-        grids = [last_features(view, image, seen.scores.logits)]
+        feature_maps = [last_features(view, image, seen.scores.logits)]
     if entry.kind != "head":
         chosen = "" if asked.layers else "no layer was named; the last with places is taken: "
-        listed = ", ".join(grid.describe() for grid in grids)
+        listed = ", ".join(one.describe() for one in feature_maps)
         _log.info("%s of %s; %slayer %s", entry.title, seen.scores.describe(), chosen, listed)
-    return grids
+    return feature_maps
 
 
 def _facts(
-    entry: Method, seen: _Seen, targets: Targets, grids: Sequence[Grid], settings: Mapping[str, Any]
+    entry: Method, seen: _Seen, targets: Targets, feature_maps: Sequence[FeatureMap], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the metadata say of the method."""
     facts: dict[str, Any] = {}
     if entry.kind == "head" and seen.head is not None:
         facts |= {"features": seen.head.features, "classifier": seen.head.classifier}
     else:
-        facts |= {"layer": [grid.tensor for grid in grids], "scores": seen.scores.logits}
+        facts |= {"layer": [one.tensor for one in feature_maps], "scores": seen.scores.logits}
     if entry.kind != "head" or targets.kind != "top":
         facts["target"] = targets.fact
     return facts | ({"settings": dict(settings)} if settings else {})
@@ -277,7 +300,7 @@ def _image_input(view: GraphView, preprocess: Preprocess, protocol: str) -> tupl
         if isinstance(size, int) and size != preprocess.crop:
             raise CamrtError(
                 f"found the input {value.name!r} of {shape[2]} x {shape[3]} and a crop of {preprocess.crop}, "
-                f"expected the same: give --crop {size}"
+                f"expected the same: camrt export --crop {size} (camrt.Preprocess)"
             )
     return value.name, preprocess.crop
 
@@ -287,7 +310,7 @@ def _image_input(view: GraphView, preprocess: Preprocess, protocol: str) -> tupl
 
 def _second_run(network: onnx.ModelProto, image: str, side: int, logits: str) -> Pass:
     """Add the network's nodes once more, for other images; they read the same weights."""
-    nodes, names = repeated(GraphView(network).needed_for([logits]), AGAIN, [image])
+    nodes, names = repeated(needed_for(network.graph, [logits]), AGAIN, [image])
     network.graph.input.append(_info(names[image], TensorProto.FLOAT, "batch", 3, side, side))
     network.graph.node.extend(nodes)
     return Pass(names[image], names[logits], nodes)
@@ -313,7 +336,7 @@ def _heatmaps(scene: Scene, entry: Method, settings: Mapping[str, Any], size: in
     builder = scene.builder
     if entry.kind == "pixels":
         builder.node("Identity", [entry.maps(scene, **settings)], MAPS)
-        return lay(builder, MAPS, scene.crops, size, HEATMAPS)
+        return paste(builder, MAPS, scene.crops, size, HEATMAPS)
     merged = []
     for layer in scene.layers:
         maps = _map(layer, entry, settings, named=len(scene.layers) == 1)
@@ -347,7 +370,7 @@ def _assembled(network: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], builde
     """The network with these nodes in place of its own, and without inputs and outputs yet. Its weights stay put."""
     graph = network.graph
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    used = set(_read(kept))
+    used = {name for node in kept for name in (*node.input, *captured(node))}
     for part in (graph.node, graph.input, graph.output, graph.value_info):
         del part[:]
     for index in reversed([i for i, tensor in enumerate(graph.initializer) if tensor.name not in used]):
@@ -360,7 +383,7 @@ def _assembled(network: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], builde
     return network
 
 
-def _open(graph: onnx.GraphProto, size: int, targets: Targets, scores: int) -> None:
+def _declare(graph: onnx.GraphProto, size: int, targets: Targets, scores: int) -> None:
     """The inputs and outputs of an explainer."""
     graph.input.append(_info(IMAGE, TensorProto.UINT8, "N", size, size, 3))
     if targets.kind == "input":
@@ -370,31 +393,8 @@ def _open(graph: onnx.GraphProto, size: int, targets: Targets, scores: int) -> N
     graph.output.append(_info(HEATMAPS, TensorProto.FLOAT, "N", targets.count, size, size))
 
 
-def _read(nodes: Sequence[onnx.NodeProto]) -> list[str]:
-    """What nodes read, and their bodies."""
-    names = [name for node in nodes for name in node.input]
-    for node in nodes:
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                names += _read(body.node)
-                names += [value.name for value in body.output]
-    return names
-
-
-def _taken(model: onnx.ModelProto) -> set[str]:
-    names = {name for node in model.graph.node for name in (node.name, *node.input, *node.output)}
-    return names | {tensor.name for tensor in model.graph.initializer}
-
-
 def _info(name: str, kind: int, *shape: int | str) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, list(shape))
-
-
-def _check(model: onnx.ModelProto) -> None:
-    try:
-        onnx.checker.check_model(skeleton(model), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise CamrtError(f"onnx's checker refuses the explainer: {error}") from error
 
 
 def describe(model: onnx.ModelProto) -> Mapping[str, object]:
@@ -403,11 +403,15 @@ def describe(model: onnx.ModelProto) -> Mapping[str, object]:
     Raises:
         CamrtError: The model is no explainer.
     """
-    text = metadata_of(model).get("camrt.explainer")
-    if text is None:
-        raise CamrtError("the model is no explainer graph (no metadata camrt.explainer), expected one of camrt export")
-    facts = json.loads(text)
-    return facts if isinstance(facts, dict) else {}
+    try:
+        facts = keys.explainer_of(metadata_of(model))
+    except ValueError as error:
+        raise CamrtError(f"found the metadata {keys.EXPLAINER}, which cannot be used ({error})") from None
+    if facts is None:
+        raise CamrtError(
+            f"the model is no explainer graph (no metadata {keys.EXPLAINER}), expected one of camrt export"
+        )
+    return facts
 
 
 __all__ = ["METHODS", "describe", "explain_graph"]

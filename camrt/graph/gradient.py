@@ -15,17 +15,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-import onnx.inliner
 from onnx import TensorProto, helper, numpy_helper
 
 from camrt.errors import CamrtError
 from camrt.graph.builder import Builder
-from camrt.graph.opset import upgraded
+from camrt.graph.opening import ModelLike, check_model, naming, open_model
 from camrt.graph.rules import modifiers, registry
 from camrt.graph.rules.registry import rule
 from camrt.graph.sizes import Sizes
 from camrt.graph.step import Step, describe
-from camrt.graph.view import GraphView, captured, opset_of, skeleton
+from camrt.graph.view import GraphView, captured
 
 __all__ = ["Step", "backpropagate", "differentiate", "rule"]
 
@@ -33,7 +32,7 @@ PREFIX = "gradient/"
 
 
 def differentiate(
-    model: onnx.ModelProto,
+    model: ModelLike,
     output: str,
     wrt: str | Sequence[str],
     seed: np.ndarray | str | None = None,
@@ -43,7 +42,7 @@ def differentiate(
     """Add the gradient of an output to a model.
 
     Args:
-        model: A model. Not changed. Below opset 13 the result is one of opset 17.
+        model: A model or the path of one. Not changed. Below opset 13 the result is one of opset 17.
         output: The tensor that is differentiated: an output of the model, or any other floating-point tensor.
         wrt: The tensors that it is differentiated by: inputs, any others, initializers.
         seed: What the output is multiplied by before it is summed: None for ones, so that the sum of all its elements
@@ -67,11 +66,22 @@ def differentiate(
     names = [wrt] if isinstance(wrt, str) else list(dict.fromkeys(wrt))
     if not names:
         raise CamrtError("found no tensor to differentiate by, expected one or more")
-    _check(model, "the model")
-    result = _copied(model)
-    view = GraphView(result)
+    with naming(model):
+        return _differentiated(model, output, names, seed, relu)
+
+
+def _differentiated(
+    model: ModelLike, output: str, names: Sequence[str], seed: np.ndarray | str | None, relu: str | None
+) -> onnx.ModelProto:
+    view = open_model(model)
+    check_model(view.model, "the model")
+    if view.model is model:  # nothing had to be rewritten: the caller's own
+        copy = onnx.ModelProto()
+        copy.CopyFrom(view.model)
+        view = GraphView(copy)
+    result = view.model
     _expect_known(view, [output, *names])
-    builder = Builder(opset_of(result), _names(result))
+    builder = Builder(view.opset, _names(result))
     sizes = Sizes(view)
     if not sizes.is_float(output):
         raise CamrtError(f"found the output {output!r} of {_type_name(sizes, output)}, expected floating-point numbers")
@@ -91,7 +101,7 @@ def differentiate(
             raise CamrtError(f"found a tensor {title!r}, which the model has already: it is the name of the new output")
         graph.node.append(helper.make_node("Identity", [found[name]], [title], builder.name("node/Identity")))
         graph.output.append(_described(view, sizes, name, title))
-    _check(result, "the model with its gradients")
+    check_model(result, "the model with its gradients")
     return result
 
 
@@ -379,17 +389,6 @@ def _info(sizes: Sizes, tensor: str, title: str, kind: int) -> onnx.ValueInfoPro
     return helper.make_tensor_value_info(title, kind, list(sizes.named(tensor)))
 
 
-def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the model, in an operator set that our nodes exist in, and with its own functions written out."""
-    copy = upgraded(model)
-    if copy.functions:
-        copy = onnx.inliner.inline_local_functions(copy)
-    if copy is model:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-    return copy
-
-
 def _names(model: onnx.ModelProto) -> set[str]:
     graph = model.graph
     names = {name for node in graph.node for name in (node.name, *node.input, *node.output)}
@@ -399,10 +398,3 @@ def _names(model: onnx.ModelProto) -> set[str]:
 
 def _type_name(sizes: Sizes, tensor: str) -> str:
     return f"type {TensorProto.DataType.Name(sizes.dtype(tensor)).lower()}"
-
-
-def _check(model: onnx.ModelProto, what: str) -> None:
-    try:
-        onnx.checker.check_model(skeleton(model), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise CamrtError(f"onnx's checker refuses {what}: {error}") from error

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from camrt.errors import CamrtError
-from camrt.graph.view import GraphView, attributes_of
+from camrt.graph.view import GraphView, attributes_of, described, operator_of, quoted
 
 # What may stand between the scores and the linear layer, and between that and the pooling, without changing the sum.
 _AFTER = {
@@ -34,7 +34,7 @@ _AFTER = {
 }
 _BETWEEN = {"Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast"}
 _PROBABILITIES = {"Softmax", "Sigmoid"}
-_HINT = "name the features and the classifier yourself (--features TENSOR --classifier NODE), or use --method gradcam"
+_HINT = "name the features and the classifier yourself (--layer TENSOR --classifier NODE), or use --method gradcam"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,9 @@ def find_head(view: GraphView, features: str | None = None, classifier: str | No
         CamrtError: There is none; the text says why, for each output, and what to do.
     """
     if features is not None and features not in view.producers:
-        raise CamrtError(f"found the features {features!r}, expected a tensor of the model: {_few(view.producers)}")
+        raise CamrtError(
+            f"found the features {quoted(features)}, expected a tensor of the model: {_few(view.producers)}"
+        )
     reasons = {}
     for output in reversed(view.outputs):
         try:
@@ -104,19 +106,19 @@ def _head_of(view: GraphView, output: str, features: str | None, classifier: str
     if node is None:
         raise _NoHead("it does not depend on a layer")
     if classifier is not None and not _is_named(view, node, classifier):
-        raise _NoHead(f"it ends in {_shown(node)}, not in {classifier!r}")
+        raise _NoHead(f"it ends in {described(node)}, not in {quoted(classifier)}")
     if _is_global_pooling(view, node):
         return _convolution_then_pooling(view, output, node, features, activation)
     weights, initializer, source = _linear(view, node)
     _, pooling = _back(view, source, _BETWEEN)
     if features is not None:
         found = features
-        pooling = pooling if pooling is not None and pooling.input[0] == features else None
+        pooling = pooling if pooling is not None and features in pooling.input[:1] else None
     elif pooling is not None and _is_global_pooling(view, pooling):
         found = pooling.input[0]
     else:
-        before = _shown(pooling) if pooling is not None else "the input"
-        raise _NoHead(f"before its linear layer {_shown(node)} stands {before}, expected a global average pooling")
+        before = described(pooling) if pooling is not None else "the input"
+        raise _NoHead(f"before its linear layer {described(node)} stands {before}, expected a global average pooling")
     return _checked(view, Head(found, weights, initializer, _name(node), output, pooling, activation))
 
 
@@ -125,13 +127,18 @@ def _convolution_then_pooling(
 ) -> Head:
     """SqueezeNet and NIN: the last convolution already gives one map a class."""
     _, node = _back(view, pooling.input[0], {"Relu", "Identity", "Dropout", "Clip"})
-    if node is None or node.op_type != "Conv":
+    if node is None or operator_of(node) != "Conv":
         raise _NoHead(
-            f"before its pooling stands {_shown(node) if node is not None else 'the input'}, not a convolution"
+            f"before its pooling stands {described(node) if node is not None else 'the input'}, not a convolution"
         )
     kernel = view.constant(node.input[1])
-    if kernel is None or any(size != 1 for size in kernel.shape[2:]) or attributes_of(node).get("group", 1) != 1:
-        raise _NoHead(f"its last convolution {_shown(node)} is no 1x1 convolution of one group")
+    if (
+        kernel is None
+        or kernel.ndim < 3
+        or any(size != 1 for size in kernel.shape[2:])
+        or attributes_of(node).get("group", 1) != 1
+    ):
+        raise _NoHead(f"its last convolution {described(node)} is no 1x1 convolution of one group")
     weights = kernel.reshape(kernel.shape[:2]).astype(np.float32)
     head = Head(features or node.input[0], weights, None, _name(node), output, pooling, activation)
     return _checked(view, head)
@@ -156,7 +163,7 @@ def _checked(view: GraphView, head: Head) -> Head:
 def _back(view: GraphView, tensor: str, through: Iterable[str]) -> tuple[list[str], onnx.NodeProto | None]:
     """The operators of these kinds that were passed on the way back from a tensor, and the first node of another."""
     passed: list[str] = []
-    while (node := view.producers.get(tensor)) is not None and node.op_type in through:
+    while (node := view.producers.get(tensor)) is not None and operator_of(node) in through:
         passed.append(node.op_type)
         tensor = node.input[0]
     return passed, node
@@ -164,17 +171,15 @@ def _back(view: GraphView, tensor: str, through: Iterable[str]) -> tuple[list[st
 
 def _is_global_pooling(view: GraphView, node: onnx.NodeProto) -> bool:
     """Whether a node takes the mean of each map: by its kind, its axes, or a window that covers the map."""
-    if node.op_type == "GlobalAveragePool":
+    if operator_of(node) == "GlobalAveragePool":
         return True
     shape = view.shapes.get(node.input[0])
     if shape is None or len(shape) != 4:
         return False
-    if node.op_type == "ReduceMean":
-        axes = attributes_of(node).get("axes")
-        if axes is None and len(node.input) > 1:
-            axes = view.constant(node.input[1])
-        return axes is not None and sorted(int(axis) % 4 for axis in axes) == [2, 3]
-    if node.op_type == "AveragePool":
+    if operator_of(node) == "ReduceMean":
+        axes = view.axes_of(node)
+        return axes is not None and sorted(axis % 4 for axis in axes) == [2, 3]
+    if operator_of(node) == "AveragePool":
         attributes = attributes_of(node)
         return tuple(attributes.get("kernel_shape", ())) == shape[2:] and not any(attributes.get("pads", ()))
     return False
@@ -182,25 +187,25 @@ def _is_global_pooling(view: GraphView, node: onnx.NodeProto) -> bool:
 
 def _linear(view: GraphView, node: onnx.NodeProto) -> tuple[np.ndarray, str | None, str]:
     """The weights (K, C) of a linear layer, the initializer that holds them so, and the tensor that it reads."""
-    if node.op_type in ("Add", "Sub"):  # the bias of a MatMul
+    if operator_of(node) in ("Add", "Sub"):  # the bias of a MatMul
         inner = [view.producers[name] for name in node.input if name in view.producers and view.constant(name) is None]
-        if len(inner) == 1 and inner[0].op_type == "MatMul":
+        if len(inner) == 1 and operator_of(inner[0]) == "MatMul":
             node = inner[0]
-    if node.op_type not in ("Gemm", "MatMul", "Conv"):
+    if operator_of(node) not in ("Gemm", "MatMul", "Conv"):
         raise _NoHead(
-            f"it ends in {_shown(node)}, expected a linear layer (Gemm, MatMul, 1x1 Conv) or a global pooling"
+            f"it ends in {described(node)}, expected a linear layer (Gemm, MatMul, 1x1 Conv) or a global pooling"
         )
     values = view.constant(node.input[1])
     if values is None:
-        raise _NoHead(f"the weights of {_shown(node)} are computed, expected constants")
+        raise _NoHead(f"the weights of {described(node)} are computed, expected constants")
     attributes = attributes_of(node)
     is_rows = node.op_type == "Conv" or bool(attributes.get("transB", 0))
     if node.op_type == "Conv":
-        if any(size != 1 for size in values.shape[2:]) or attributes.get("group", 1) != 1:
-            raise _NoHead(f"{_shown(node)} is no 1x1 convolution of one group")
+        if values.ndim < 3 or any(size != 1 for size in values.shape[2:]) or attributes.get("group", 1) != 1:
+            raise _NoHead(f"{described(node)} is no 1x1 convolution of one group")
         values = values.reshape(values.shape[:2])
     if values.ndim != 2:
-        raise _NoHead(f"the weights of {_shown(node)} have {values.ndim} axes, expected 2")
+        raise _NoHead(f"the weights of {described(node)} have {values.ndim} axes, expected 2")
     initializer = node.input[1] if is_rows and node.op_type == "Gemm" and node.input[1] in view.initializers else None
     weights = (values if is_rows else values.T).astype(np.float32, copy=False)
     return weights, initializer if values.dtype == np.float32 else None, node.input[0]
@@ -217,10 +222,6 @@ def _is_named(view: GraphView, node: onnx.NodeProto, name: str) -> bool:
 
 def _name(node: onnx.NodeProto) -> str:
     return node.name or node.output[0]
-
-
-def _shown(node: onnx.NodeProto) -> str:
-    return f"{_name(node)!r} ({node.op_type})"
 
 
 def _few(names: Iterable[str], most: int = 6) -> str:

@@ -3,47 +3,81 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import onnx
+import numpy as np
 
 from camrt.classes import alike
 from camrt.errors import CamrtError
+from camrt.graph.builder import Builder
+from camrt.graph.layout import channels_of
 from camrt.graph.scores import FLOATS, check_tensor, few, shown
 from camrt.graph.sizes import Sizes
-from camrt.graph.view import GraphView, Shape, attributes_of
+from camrt.graph.view import GraphView, Shape, captured, operator_of, quoted
 
 # The features that a method weighs are those before the last pooling: finer, and "the last convolutional layer" of
 # Selvaraju et al. (2017, section 3).
 _POOLING = {"MaxPool", "AveragePool", "LpPool", "Dropout", "Identity"}
 _ATTENTION = {"Softmax", "Attention"}
-_LEADING = (0, 1, 2, 5)  # tokens before those of the image: none, a class token, DeiT's two, DINOv2's with registers
+# Tokens before those of the image: none, a class token, DeiT's two, DINOv2's with registers.
+_PREFIX_TOKENS = (0, 1, 2, 5)
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Features, and the places that they stand at.
+class FeatureMap:
+    """Features at positions of the image.
 
     Attributes:
-        tensor: (N, channels, height, width); or (N, tokens, channels), as transformers have them.
-        channels: How many features a place has.
-        height: Rows of places.
-        width: Columns of places.
-        leading: How many tokens stand before those of places; None where there are no tokens but four axes.
+        tensor: (N, channels, height, width), or (N, height, width, channels); or (N, tokens, channels), as
+            transformers have them.
+        channels: How many features a position has.
+        height: Rows of positions.
+        width: Columns of positions.
+        channels_axis: The axis of the channels.
+        num_prefix_tokens: How many tokens stand before those of the positions, such as a class token; None where the
+            tensor has four axes.
     """
 
     tensor: str
     channels: int
     height: int
     width: int
-    leading: int | None = None
+    channels_axis: int = 1
+    num_prefix_tokens: int | None = None
+
+    @property
+    def positions(self) -> int:
+        """How many numbers a map has."""
+        return self.height * self.width
 
     def describe(self) -> str:
         """The layer in a phrase."""
-        tokens = "" if self.leading is None else f", tokens less the first {self.leading}"
-        return f"{self.tensor!r} ({self.channels} maps of {self.height} x {self.width}{tokens})"
+        tokens = "" if self.num_prefix_tokens is None else f", tokens without the first {self.num_prefix_tokens}"
+        last = ", channels last" if self.num_prefix_tokens is None and self.channels_axis == 3 else ""
+        return f"{self.tensor!r} ({self.channels} maps of {self.height} x {self.width}{tokens}{last})"
+
+    def planes(self, builder: Builder, tensor: str, *outer: int) -> str:
+        """Bring a tensor of this form to one row of positions for each channel.
+
+        Args:
+            builder: Where the nodes go.
+            tensor: The features, or gradients of their shape.
+            outer: What the first axis becomes.
+
+        Returns:
+            (*outer, channels, positions).
+        """
+        rank = 4
+        if self.num_prefix_tokens is not None:
+            rank, tokens = 3, 3 - self.channels_axis
+            if self.num_prefix_tokens:
+                tensor = builder.slice(tensor, [self.num_prefix_tokens], [np.iinfo(np.int64).max], [tokens])
+        if self.channels_axis != 1:
+            others = [axis for axis in range(1, rank) if axis != self.channels_axis]
+            tensor = builder.node("Transpose", [tensor], perm=[0, self.channels_axis, *others])
+        return builder.reshape(tensor, *outer, self.channels, self.positions)
 
 
 class _Shapes:
@@ -73,35 +107,38 @@ def named_tensor(view: GraphView, name: str, role: str = "layer") -> str:
         outputs = {node.name: node.output[0] for node in view.model.graph.node if node.name and node.output}
         if name not in outputs:
             near = alike(name, [*view.producers, *outputs]) or f": {few(view.producers)}"
-            raise CamrtError(f"found the {role} {name!r}, expected a tensor of the model, or a node{near}")
+            raise CamrtError(f"found the {role} {quoted(name)}, expected a tensor of the model, or a node{near}")
         name = outputs[name]
     check_tensor(view, name, role)
     return name
 
 
-def grid_of(view: GraphView, tensor: str) -> Grid:
-    """The places of a layer.
+def feature_map_of(view: GraphView, tensor: str) -> FeatureMap:
+    """Find the channels and positions of a layer.
 
     Args:
         view: A model whose input has a fixed size but for the batch.
         tensor: The layer.
 
     Raises:
-        CamrtError: It has no places, as all behind the pooling; or their number is not known.
+        CamrtError: It has no positions, as everything behind the pooling, or their number is not known; or the axis of
+            its channels cannot be told.
     """
-    shape = _Shapes(view).of(tensor)
-    grid = _grid(tensor, shape)
-    if grid is not None:
-        return grid
+    shapes = _Shapes(view)
+    shape = shapes.of(tensor)
+    found = _feature_map(view, tensor, shapes)
+    if found is not None:
+        return found
     if shape is not None and len(shape) == 4 and not all(isinstance(size, int) for size in shape[1:]):
         raise CamrtError(f"the size of the features {tensor!r} cannot be inferred, found {shown(shape)}")
     raise CamrtError(
-        f"found the layer {tensor!r} of shape {shown(shape)}, expected N x channels x height x width, or N x tokens x "
-        "channels with a square of tokens: a tensor behind the pooling has no places left to map"
+        f"found the layer {tensor!r} of shape {shown(shape)}, expected N x channels x height x width, N x height x "
+        "width x channels, or N x tokens x channels with a square of tokens: a tensor behind the pooling has no "
+        "positions left to map"
     )
 
 
-def last_features(view: GraphView, image: str, logits: str) -> Grid:
+def last_features(view: GraphView, image: str, logits: str) -> FeatureMap:
     """The last features with places that everything goes through on its way from the image to the scores.
 
     Poolings are passed, so that the features before them are taken. Of a transformer with a class token they are those
@@ -119,58 +156,68 @@ def last_features(view: GraphView, image: str, logits: str) -> Grid:
     """
     shapes = _Shapes(view)
     for tensor, passed in _bottlenecks(view, image, logits):
-        grid = _grid(tensor, shapes.of(tensor))
-        if tensor in (logits, image) or grid is None or (grid.leading and not passed & _ATTENTION):
+        found = None if tensor in (logits, image) else _feature_map(view, tensor, shapes)
+        if found is None or (found.num_prefix_tokens and not passed & _ATTENTION):
             continue
-        while grid.leading is None and (node := view.producers.get(tensor)) and node.op_type in _POOLING:
+        while (
+            found.num_prefix_tokens is None and (node := view.producers.get(tensor)) and operator_of(node) in _POOLING
+        ):
             tensor = node.input[0]
-            grid = _grid(tensor, shapes.of(tensor)) or grid
-        normalized = [node.output[0] for node in view.consumers[tensor] if node.op_type == "LayerNormalization"]
-        if grid.leading is not None and passed & _ATTENTION and normalized:
-            return _grid(normalized[0], shapes.of(normalized[0])) or grid
-        return grid
+            found = _feature_map(view, tensor, shapes) or found
+        normalized = [node.output[0] for node in view.consumers[tensor] if operator_of(node) == "LayerNormalization"]
+        if found.num_prefix_tokens is not None and passed & _ATTENTION and normalized:
+            return _feature_map(view, normalized[0], shapes) or found
+        return found
     raise CamrtError(
         f"the model has no features with places that all of the image goes through on its way to {logits!r}: name the "
         "layer yourself (--layer)"
     )
 
 
-def check_no_control_flow(node: onnx.NodeProto) -> None:
-    """A node must not have a body.
+def _feature_map(view: GraphView, tensor: str, shapes: _Shapes) -> FeatureMap | None:
+    """The channels and positions of a tensor; None where it has none.
 
     Raises:
-        CamrtError: It has.
+        CamrtError: The axis of the channels cannot be told.
     """
-    if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
-        raise CamrtError(
-            f"found control flow on the way to the scores ({node.name or node.output[0]!r}, {node.op_type}), expected "
-            "a plain graph: it has no gradient here, nor can it be run twice. Export the model without it, or use "
-            "--method cam or eigencam"
-        )
-
-
-def _grid(tensor: str, shape: Shape | None) -> Grid | None:
-    """The places of a tensor; None where it has none."""
-    if shape is None:
+    shape = shapes.of(tensor)
+    if shape is None or len(shape) not in (3, 4) or not all(isinstance(size, int) for size in shape[1:]):
         return None
     sizes = [size for size in shape[1:] if isinstance(size, int)]
-    if len(sizes) != len(shape) - 1:
+    readings = {axis: _read(tensor, sizes, axis) for axis in range(1, len(shape))}
+    if sum(size > 1 for size in sizes) < 2 or not any(readings.values()):
         return None
-    if len(sizes) == 3:
-        channels, height, width = sizes
-        return Grid(tensor, channels, height, width) if height * width > 1 else None
-    if len(sizes) == 2:
-        tokens, channels = sizes
-        for leading in _LEADING:
-            side = math.isqrt(max(0, tokens - leading))
-            if side > 1 and side * side == tokens - leading:
-                return Grid(tensor, channels, side, side, leading)
+    told = channels_of(view, tensor, shapes.of)
+    if len(told) == 1:
+        return readings[told[0].axis]
+    candidates = [one.axis for one in told] or [1, len(shape) - 1]
+    if all(readings[axis] is None for axis in candidates):
+        return None
+    listed = [f"axis {axis}, of {sizes[axis - 1]}" for axis in candidates]
+    if told:
+        listed = [f"{text}, by {one.source}" for text, one in zip(listed, told, strict=True)]
+    raise CamrtError(
+        f"the axis of the channels of {tensor!r} of shape {shown(shape)} cannot be told: it may be "
+        f"{' or '.join(listed)}. Name another layer (--layer), such as the output of a convolution"
+    )
+
+
+def _read(tensor: str, sizes: Sequence[int], axis: int) -> FeatureMap | None:
+    """A tensor of these sizes behind the batch, read with the channels on an axis; None where it has one position."""
+    channels, others = sizes[axis - 1], [size for number, size in enumerate(sizes, 1) if number != axis]
+    if len(others) == 2:
+        height, width = others
+        return FeatureMap(tensor, channels, height, width, axis) if height * width > 1 else None
+    for prefix in _PREFIX_TOKENS:
+        side = math.isqrt(max(0, others[0] - prefix))
+        if side > 1 and side * side == others[0] - prefix:
+            return FeatureMap(tensor, channels, side, side, axis, prefix)
     return None
 
 
 def _bottlenecks(view: GraphView, image: str, logits: str) -> Iterator[tuple[str, set[str]]]:
     """Tensors that all of the image goes through, the last first; and the operators that stand behind them."""
-    depends = _reached(view, image)
+    depends = dependents(view, image)
     live, passed = {logits}, set[str]()
     for node in reversed(view.needed_for([logits])):
         if not live.intersection(node.output):
@@ -178,25 +225,16 @@ def _bottlenecks(view: GraphView, image: str, logits: str) -> Iterator[tuple[str
         if len(live) == 1:
             yield next(iter(live)), set(passed)
         live.difference_update(node.output)
-        passed.add(node.op_type)
+        passed.add(operator_of(node))
         live.update(name for name in node.input if name in depends and view.types.get(name) in FLOATS)
     if len(live) == 1:
         yield next(iter(live)), passed
 
 
-def _reached(view: GraphView, tensor: str) -> set[str]:
+def dependents(view: GraphView, tensor: str) -> set[str]:
     """A tensor and all that depends on it."""
     reached = {tensor}
     for node in view.model.graph.node:
-        if not reached.isdisjoint(_read(node)):
+        if not reached.isdisjoint([*node.input, *captured(node)]):
             reached.update(node.output)
     return reached
-
-
-def _read(node: onnx.NodeProto) -> Iterable[str]:
-    """What a node reads, and what its bodies do."""
-    yield from node.input
-    for value in attributes_of(node).values():
-        if isinstance(value, onnx.GraphProto):
-            for inner in value.node:
-                yield from _read(inner)

@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from camrt.classes import alike
 from camrt.errors import CamrtError
-from camrt.graph.view import GraphView, Shape, attributes_of
+from camrt.graph.view import GraphView, Shape, attributes_of, operator_of, quoted
 
 # What may stand between an activation at the end and the output, and changes neither the scores nor their order.
 _SHAPING = {"Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast"}
@@ -88,7 +88,7 @@ def check_tensor(view: GraphView, tensor: str, role: str) -> None:
     """
     if tensor not in view.producers:
         raise CamrtError(
-            f"found the {role} {tensor!r}, expected a tensor of the model"
+            f"found the {role} {quoted(tensor)}, expected a tensor of the model"
             f"{alike(tensor, list(view.producers)) or ': ' + few(view.producers)}"
         )
     kind = view.types.get(tensor, TensorProto.FLOAT)
@@ -115,9 +115,9 @@ def shown(shape: Shape | None) -> str:
 def _behind(view: GraphView, output: str, classes: int) -> Scores:
     """The scores with what stands before their activation."""
     tensor = output
-    while (node := view.producers.get(tensor)) is not None and node.op_type in _SHAPING:
+    while (node := view.producers.get(tensor)) is not None and operator_of(node) in _SHAPING:
         tensor = node.input[0]
-    if node is None or node.op_type not in _ACTIVATIONS or not _over_classes(view, tensor, attributes_of(node)):
+    if node is None or operator_of(node) not in _ACTIVATIONS or not _over_classes(view, tensor, attributes_of(node)):
         return Scores(output, output, "", classes)
     return Scores(output, node.input[0], node.op_type, classes)
 

@@ -1,21 +1,24 @@
-"""Reading an ONNX graph: who makes a tensor, who reads it, its shape, its constant value."""
+"""Reading an ONNX graph: producers and consumers of tensors, their shapes, their constant values."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from camrt.errors import CamrtError
-from converters.model import split
+from converters import metadata as keys
+from converters.model import bytes_of, split
 
 Shape = tuple[int | str | None, ...]
+_LONGEST = 600  # characters of a foreign error that become part of ours: onnx prints whole nodes
+_LONG = 100_000  # numbers of a vector whose values onnx's shape inference would follow
+_STANDARD = ("", "ai.onnx")
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -25,16 +28,15 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 def metadata_of(model: onnx.ModelProto) -> dict[str, str]:
     """The model's metadata_props."""
-    return {entry.key: entry.value for entry in model.metadata_props}
+    return keys.of_model(model)
 
 
 def labels_of(metadata: Mapping[str, str]) -> list[str] | None:
-    """The names of the classes that a model's metadata hold; None where they hold none that can be read."""
+    """The names of the classes in a model's metadata; None if there are none that can be read."""
     try:
-        labels = json.loads(metadata.get("camrt.labels", ""))
+        return keys.labels_of(metadata)
     except ValueError:
         return None
-    return [str(label) for label in labels] if isinstance(labels, list) else None
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
@@ -42,8 +44,45 @@ def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
     return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
 
 
+def operator_of(node: onnx.NodeProto) -> str:
+    """The name of a standard operator; of another one with its domain, so that it is not taken for a standard one."""
+    return node.op_type if node.domain in _STANDARD else f"{node.domain}.{node.op_type}"
+
+
+def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The bodies of a control-flow node: what If, Loop and Scan run."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def captured(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors that the bodies of control flow read, those from outside among them."""
+    for body in bodies(node):
+        yield from (value.name for value in body.output)
+        for inner in body.node:
+            yield from inner.input
+            yield from captured(inner)
+
+
+def described(node: onnx.NodeProto) -> str:
+    """A node for people: its name, or its output's, and its operator."""
+    return f"{node.name or next(iter(node.output), '')!r} ({operator_of(node)})"
+
+
+def shortened(error: Exception) -> str:
+    """The text of a foreign error on one line, cut where it is long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its large initializers as inputs: all that shape inference and the checker need, and small."""
+    """The model with its large weights as inputs: small, and enough for shape inference and the checker.
+
+    Args:
+        model: Not changed. Its weights are not copied.
+    """
     light, large = split(model)
     names = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in light.graph.input if value.name not in names]  # old models list weights there, too
@@ -54,23 +93,72 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     return light
 
 
-class GraphView:
-    """An index of a model's main graph. The model is not changed and must not change under it."""
+def infer_shapes(model: onnx.ModelProto, *, strict: bool = False) -> onnx.ModelProto:
+    """Run onnx's shape inference, which follows the values of shapes as far as that is feasible.
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    Args:
+        model: A model without large weights (`skeleton`).
+        strict: Whether a contradiction is an error.
+    """
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=strict, strict_mode=strict)
+    values = (*inferred.graph.input, *inferred.graph.value_info)
+    if any(_is_long_vector(value.type.tensor_type) for value in values):
+        return inferred  # onnx would follow each of its numbers, for minutes
+    return onnx.shape_inference.infer_shapes(model, check_type=strict, strict_mode=strict, data_prop=True)
+
+
+def _is_long_vector(kind: onnx.TypeProto.Tensor) -> bool:
+    return len(kind.shape.dim) == 1 and kind.shape.dim[0].dim_value > _LONG
+
+
+def quoted(name: str) -> str:
+    """A name for people, in quotes, and cut where it is long."""
+    return repr(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}...")
+
+
+class GraphView:
+    """An index of a model's main graph. The model is not changed and must not change under it.
+
+    Args:
+        model: A model whose nodes are in topological order. `camrt.graph.open_model` makes one of any model.
+        renamed: Tensors that were renamed when the model was opened: old name -> new name.
+
+    Raises:
+        CamrtError: The nodes are not in topological order, or there is a cycle.
+    """
+
+    def __init__(self, model: onnx.ModelProto, renamed: Mapping[str, str] | None = None) -> None:
         self.model = model
+        self.renamed = dict(renamed or {})
         self.producers: dict[str, onnx.NodeProto] = {}
         self.consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in model.graph.node:
-            self.producers.update((name, node) for name in node.output if name)
-            for name in node.input:
-                self.consumers[name].append(node)
         self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self.outputs = [value.name for value in model.graph.output]
+        for node in model.graph.node:
+            for name in node.input:
+                self.consumers[name].append(node)
+            for name in node.output:
+                if name in self.consumers and name:
+                    raise CamrtError(
+                        f"found the tensor {name!r}, which is read before {described(node)} makes it, expected nodes "
+                        "in topological order: camrt.graph.open_model sorts them"
+                    )
+                if name:
+                    self.producers[name] = node
+
+    @property
+    def opset(self) -> int:
+        """The version of the standard operator set."""
+        return opset_of(self.model)
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """The model's metadata_props."""
+        return metadata_of(self.model)
 
     @cached_property
     def inputs(self) -> list[onnx.ValueInfoProto]:
-        """The model's inputs; initializers that old models list among them are left out."""
+        """The model's inputs, without the initializers that old models list among them."""
         return [value for value in self.model.graph.input if value.name not in self.initializers]
 
     @property
@@ -78,7 +166,7 @@ class GraphView:
         """Tensor -> its shape, as far as it can be inferred.
 
         Raises:
-            CamrtError: The model contradicts itself.
+            CamrtError: The shapes of the model contradict each other.
         """
         return self._inferred[0]
 
@@ -87,16 +175,16 @@ class GraphView:
         """Tensor -> its element type (`onnx.TensorProto.DataType`), as far as it can be inferred.
 
         Raises:
-            CamrtError: The model contradicts itself.
+            CamrtError: The shapes of the model contradict each other.
         """
         return self._inferred[1]
 
     @cached_property
     def _inferred(self) -> tuple[Mapping[str, Shape], Mapping[str, int]]:
         try:
-            inferred = onnx.shape_inference.infer_shapes(skeleton(self.model), data_prop=True).graph
-        except (onnx.shape_inference.InferenceError, ValueError) as error:
-            raise CamrtError(f"the shapes of the model cannot be inferred: {error}") from error
+            inferred = infer_shapes(skeleton(self.model)).graph
+        except Exception as error:  # onnx raises whatever its C++ does
+            raise CamrtError(f"the shapes of the model cannot be inferred: {shortened(error)}") from error
         shapes: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in self.initializers.values()}
         types = {tensor.name: tensor.data_type for tensor in self.initializers.values()}
         for value in (*inferred.input, *inferred.value_info, *inferred.output):
@@ -110,42 +198,103 @@ class GraphView:
         """The number of axes, where it is known."""
         return len(self.shapes[tensor]) if tensor in self.shapes else None
 
+    def is_constant(self, tensor: str) -> bool:
+        """Whether `constant` gives a tensor's value, without reading it."""
+        while (node := self.producers.get(tensor)) is not None and operator_of(node) in ("Identity", "Transpose"):
+            tensor = node.input[0]
+        return tensor in self.initializers or (node is not None and operator_of(node) == "Constant")
+
+    def axes_of(self, node: onnx.NodeProto) -> list[int] | None:
+        """The axes of a reduction: an attribute in older operator sets, an input since then; None if computed."""
+        axes = attributes_of(node).get("axes")
+        if axes is None and len(node.input) > 1:
+            axes = self.constant(node.input[1])
+        return None if axes is None else [int(axis) for axis in np.reshape(axes, -1)]
+
     def constant(self, tensor: str) -> np.ndarray | None:
-        """A tensor's value where it does not depend on the input: an initializer, a Constant, or one transposed."""
+        """A tensor's value where it does not depend on the input: an initializer, a Constant, or one transposed.
+
+        Raises:
+            CamrtError: The values do not fit the shape.
+        """
+        turned: list[Any] = []  # the Transpose nodes that were passed
+        while (node := self.producers.get(tensor)) is not None and operator_of(node) in ("Identity", "Transpose"):
+            if node.op_type == "Transpose":
+                turned.append(attributes_of(node).get("perm"))
+            tensor = node.input[0]
         if tensor in self.initializers:
-            return numpy_helper.to_array(self.initializers[tensor])
-        node = self.producers.get(tensor)
-        if node is None:
+            value = array_of(self.initializers[tensor], tensor)
+        elif node is not None and operator_of(node) == "Constant":
+            found = _value_of(node)
+            if found is None:
+                return None
+            value = found
+        else:
             return None
-        if node.op_type == "Constant":
-            value = attributes_of(node).get("value")
-            return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else None
-        if node.op_type == "Identity":
-            return self.constant(node.input[0])
-        if node.op_type == "Transpose":
-            inner = self.constant(node.input[0])
-            return None if inner is None else np.transpose(inner, attributes_of(node).get("perm"))
-        return None
+        for perm in reversed(turned):
+            if perm is not None and sorted(perm) != list(range(value.ndim)):
+                return None
+            value = np.transpose(value, perm)
+        return value
 
     def needed_for(self, outputs: Iterable[str]) -> list[onnx.NodeProto]:
         """The nodes that tensors depend on, in the graph's order."""
-        wanted = set(outputs)
-        needed = []
-        for node in reversed(self.model.graph.node):
-            if wanted.intersection(node.output):
-                wanted.update(node.input)
-                wanted.update(captured(node))
-                needed.append(node)
-        return needed[::-1]
+        return needed_for(self.model.graph, outputs)
 
 
-def captured(node: onnx.NodeProto) -> Iterable[str]:
-    """What the bodies of control flow read from outside."""
-    for attribute in node.attribute:
-        for body in (attribute.g, *attribute.graphs):
-            for inner in body.node:
-                yield from inner.input
-                yield from captured(inner)
+def needed_for(graph: onnx.GraphProto, outputs: Iterable[str]) -> list[onnx.NodeProto]:
+    """The nodes of a graph that tensors depend on, in the graph's order."""
+    wanted = set(outputs)
+    needed = []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            wanted.update(captured(node))
+            needed.append(node)
+    return needed[::-1]
+
+
+def _value_of(node: onnx.NodeProto) -> np.ndarray | None:
+    """The value of a Constant node; None where it is text or sparse."""
+    for name, value in attributes_of(node).items():
+        if name == "value":
+            return array_of(value, node.output[0])
+        if name in ("value_float", "value_floats"):
+            return np.asarray(value, np.float32)
+        if name in ("value_int", "value_ints"):
+            return np.asarray(value, np.int64)
+    return None
+
+
+def check_values(tensor: TensorProto) -> None:
+    """Check that a tensor holds as many values as its shape says.
+
+    Raises:
+        CamrtError: It holds more or fewer.
+    """
+    sized = TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1, TensorProto.STRING  # not whole bytes
+    if not tensor.HasField("raw_data") or tensor.data_type in sized:
+        array_of(tensor)
+    elif len(tensor.raw_data) != bytes_of(tensor):
+        raise CamrtError(
+            f"found the weights {tensor.name!r} of shape {tuple(tensor.dims)} with {len(tensor.raw_data)} bytes, "
+            f"expected {bytes_of(tensor)}"
+        )
+
+
+def array_of(tensor: TensorProto, name: str = "") -> np.ndarray:
+    """The values of an initializer or a constant.
+
+    Raises:
+        CamrtError: They do not fit the shape.
+    """
+    try:
+        return numpy_helper.to_array(tensor)
+    except Exception as error:  # the values are too few or too many: ValueError, TypeError, ...
+        raise CamrtError(
+            f"found the weights {name or tensor.name!r} of shape {tuple(tensor.dims)}, and values that do not fit it: "
+            f"{shortened(error)}"
+        ) from error
 
 
 def shape_of(value: onnx.ValueInfoProto) -> Shape:

@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from camrt.errors import CamrtError
+from converters.errors import install
 
 if TYPE_CHECKING:
     from camrt.train.networks import Blob, Network, network
@@ -58,7 +59,7 @@ def require_torch() -> None:
     except ImportError as error:
         if getattr(error, "name", None) not in (None, "torch"):
             raise
-        raise CamrtError("training needs PyTorch, which is not installed: pip install 'camrt[train]'") from None
+        raise CamrtError(f"training needs PyTorch, which is not installed: {install('torch', 'matplotlib')}") from None
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from camrt import Explainer, matlab
+from camrt import Explainer, Preprocess, matlab
 from camrt.cli import app
 from camrt.results import LINES
 from converters import zoo
@@ -457,6 +458,195 @@ def test_of_two_at_once_one_is_refused(many: int, model: Path, repository: Path)
     assert "another camrt explain writes into this folder" in err
     assert first.wait(60) == 0
     assert len(lines(Path("out"))) == many
+
+
+# ------------------------------------------------------------------------------------------------ what explain says
+
+
+def test_explain_prints_the_classes_and_the_pictures(model: Path) -> None:
+    """In a table for people, and in the JSON, of what was done now and of what was done before."""
+    (one,) = save_photos(Path("photos"), "a.png")
+    for _ in range(2):
+        status, out, _ = run("explain", one, "--model", model, "--out", "out")
+        assert status == 0
+        rows = [line for line in out.splitlines() if "_top" in line]
+        found = Explainer(str(model))(one)
+        for rank, row in enumerate(rows):
+            assert found.labels[rank] in row
+            assert f"{found.scores[rank]:.1%}" in row
+            assert row.rstrip().endswith(f"out/a_top{rank + 1}.png")
+        assert len(rows) == 2
+        assert rows[0].startswith("photos/a.png ")
+        facts = json.loads(run("explain", one, "--model", model, "--out", "out", "--json")[1])
+        (image,) = facts["images"]
+        assert image["source"] == "photos/a.png"
+        assert image["top"] == found.as_dict()["top"]
+        assert image["files"][0] == "a_top1.png"
+
+
+def test_of_many_images_the_first_and_a_count_are_printed(model: Path) -> None:
+    save_photos(Path("photos"), *(f"{number:02}.png" for number in range(13)))
+    status, out, _ = run("explain", "photos", "--model", model)
+    assert status == 0
+    rows = [line for line in out.splitlines() if "_top" in line]
+    assert [row.split()[0] for row in rows] == [f"photos/{number:02}.png" for number in range(10)]
+    assert "and 3 more" in out
+    assert "13 explained: explained/explanations.jsonl" in out
+
+
+def test_names_and_labels_do_not_reach_the_terminal_raw(model: Path) -> None:
+    evil = "a\x1b[31m\nerror: forged\x9b\u202e.png"
+    save_photos(Path("photos"), evil, "b.png")
+    Path(f"photos/{evil}.gif").write_text("no image")
+    status, out, err = run("explain", "photos", "--model", model)
+    assert status == 1
+    for text in (out, err):
+        assert not {"\x1b", "\x9b", "\u202e"} & set(text)
+        assert not [line for line in text.splitlines() if line.startswith("error: forged")]
+        assert "a\\x1b[31m\\nerror: forged" in text
+    out = run("explain", "photos", "--model", model, "--json")[1]
+    assert not {"\x1b", "\x9b", "\u202e"} & set(out)
+    assert {Path(one["source"]).name for one in json.loads(out)["images"]} == {evil, "b.png"}
+
+
+def test_a_gigantic_image_names_an_option_that_helps(model: Path) -> None:
+    save_photos(Path(), "a.png")
+    status, _, err = run("explain", "a.png", "--model", model, "--max-pixels", 1919)
+    assert status == 1
+    assert "found 48 x 40 = 1,920 pixels, expected at most 1,919. If you trust it, allow more with --max-pixels" in err
+    assert run("explain", "a.png", "--model", model, "--max-pixels", 1920)[0] == 0
+
+
+def test_an_animation_is_explained_by_its_first_frame(model: Path) -> None:
+    frames = [Image.fromarray(photo(40, 48, seed)) for seed in range(3)]
+    frames[0].save("a.png", save_all=True, append_images=frames[1:])
+    frames[0].save("b.png")
+    status, _, err = run("explain", "a.png", "b.png", "--model", model)
+    assert status == 0
+    assert err.count("warning: a.png: found several frames") == 1
+    one, other = lines(Path("explained"))
+    assert one["top"] == other["top"]
+
+
+@pytest.mark.parametrize(
+    "options", [["--provider", "tpu"], ["--layer", "nothing"], ["--method", "gradcam"], ["--preprocess", "caffe"]]
+)
+def test_wrong_options_leave_no_folder(options: list[str], model: Path) -> None:
+    save_photos(Path(), "a.png")
+    status, _, err = run("explain", "a.png", "--model", model, *options)
+    assert status == 1
+    assert "error: " in err
+    assert [path.name for path in Path().iterdir()] == ["a.png"]
+
+
+def test_the_largest_side_of_pictures(model: Path) -> None:
+    save_photos(Path(), "a.png")
+    for side, size in ((24, (24, 20)), (0, (48, 40)), (2048, (48, 40))):
+        assert run("explain", "a.png", "--model", model, "--max-side", side)[0] == 0
+        assert Image.open("explained/a_top1.png").size == size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--crf", "--crf-bilateral", "1", "2", "a.png"], "'--crf-bilateral': found 'a.png' among its numbers"),
+        (["a.png", "--crf-bilateral", "1", "2", "--crf"], "'--crf-bilateral': found '--crf' among its numbers"),
+        (["a.png", "--crf", "--crf-gaussian", "x", "2"], "'--crf-gaussian': found 'x' among its numbers"),
+        (["a.png", "--weights", "x.caffemodel", "--model", "net.onnx"], "net.onnx is a file with its own weights"),
+    ],
+)
+def test_wrong_numbers_and_weights_are_blamed_on_their_option(arguments: list[str], words: str) -> None:
+    status, _, err = run("explain", *arguments)
+    assert status == 2
+    assert words in " ".join(err.replace("│", " ").split())
+
+
+# ------------------------------------------------------------------------------------------------- the whole program
+
+
+def test_version(repository: Path) -> None:
+    from converters import __version__
+
+    assert run("--version") == (0, f"camrt {__version__}\n", "")
+    done = subprocess.run(command("--version"), env=environment(repository), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"camrt {__version__}\n")
+
+
+def test_what_an_error_advises_exists_on_the_command() -> None:
+    """Where a model is named, its weights can be given; where it may not say its preprocessing, that too."""
+    for name in ("explain", "demo", "export", "download", "validate", "convert"):
+        assert "--weights" in run(name, "--help")[1], name
+    for name in ("explain", "demo", "export"):
+        assert "--preprocess" in run(name, "--help")[1], name
+    for option in ("--layer", "--classifier", "--scores", "--max-pixels"):
+        assert option in run("explain", "--help")[1]
+
+
+def test_weights_of_a_named_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """As an option of each command; and copied into the cache once, so that none needs it any more."""
+    weights = tmp_path / "mine.caffemodel"
+    folder = tmp_path / "net"
+    folder.mkdir()
+    model = tiny.named(folder)
+    Path(model.weights.bundled or "").rename(weights)
+    released = zoo.WeightsFile(("http://nowhere/tinyCAM.caffemodel",), model.weights.least_bytes)
+    monkeypatch.setattr(zoo, "models", lambda: {tiny.NAME: dataclasses.replace(model, weights=released)})
+    monkeypatch.setattr(zoo, "download", lambda *_, **__: pytest.fail("asked the network"))
+    Image.fromarray(tiny.sample_image()).save("a.png")
+    options = ["--weights", weights, "--json"]
+    facts = json.loads(run("explain", "a.png", "--model", tiny.NAME, *options)[1])
+    assert facts["explained"] == 1
+    assert json.loads(run("explain", "a.png", "--model", tiny.NAME, *options)[1])["skipped"] == 1
+    assert run("export", tiny.NAME, *options)[0] == 0
+    assert (
+        json.loads(run("demo", tiny.NAME, "a.png", *options)[1])["top"][0]["class"]
+        == facts["images"][0]["top"][0]["class"]
+    )
+    assert run("download", tiny.NAME, "--weights", weights)[:2] == (0, f"{home / 'weights' / 'tinyCAM.caffemodel'}\n")
+    assert run("demo", tiny.NAME, "a.png")[0] == 0
+    for wrong in (["--weights", weights], ["lenetCAM", "--weights", weights], [tiny.NAME, "lenetCAM", *options[:2]]):
+        assert run("download", *wrong)[0] == 2
+    (home / "weights" / "tinyCAM.caffemodel").unlink()
+    status, _, err = run("download", tiny.NAME, "--weights", "missing.caffemodel")
+    assert (status, "missing.caffemodel" in err) == (1, True)
+
+
+def test_a_preset_for_a_model_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx.save(classifier("gemm"), "plain.onnx")
+    save_photos(Path(), "a.png")
+    for name in (["explain", "a.png", "--model", "plain.onnx"], ["demo", "plain.onnx", "a.png"]):
+        status, _, err = run(*name)
+        assert status == 1
+        assert "--preprocess caffe or torchvision" in err
+    presets = {"caffe": Preprocess(SIDE, SIDE, (104.0, 117.0, 123.0)), "torchvision": Preprocess(SIDE, SIDE, (1, 2, 3))}
+    monkeypatch.setattr("camrt.preprocess.PRESETS", presets)
+    for preset, preprocess in presets.items():
+        options = ["--preprocess", preset, "--top", 1, "--json"]
+        facts = json.loads(run("explain", "a.png", "--model", "plain.onnx", *options)[1])
+        expected = Explainer("plain.onnx", preprocess=preprocess, top=1)("a.png")
+        assert facts["explained"] == 1
+        assert facts["images"][0]["top"] == expected.as_dict()["top"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo", "-o", "x.xyz"],
+        ["demo", "-o", "picture"],
+        ["bbox", "map.png", "--image", "map.png", "--picture", "boxes.tiff"],
+    ],
+)
+def test_a_picture_is_of_a_format_that_is_written(arguments: list[str]) -> None:
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert "expected a name that ends in .png, .jpg, .jpeg" in " ".join(err.replace("│", " ").split())
+    assert list(Path().iterdir()) == []
+
+
+def test_a_picture_as_jpeg() -> None:
+    assert run("demo", "-o", "new/picture.jpg")[0] == 0
+    with Image.open("new/picture.jpg") as picture:
+        assert (picture.format, picture.size) == ("JPEG", (808, 400))
 
 
 # ------------------------------------------------------------------------------------------- models, downloads, export

@@ -14,10 +14,9 @@ import pytest
 from camrt import matlab
 from camrt.errors import CamrtError
 from camrt.graph import explain_graph
-from camrt.graph.crops import crops_of
 from camrt.graph.head import find_head
 from camrt.graph.view import GraphView
-from camrt.preprocess import PRESETS, Preprocess
+from camrt.preprocess import PRESETS, Preprocess, crops_of
 from tests.camrt.classifiers import CHANNELS, CLASSES, SIDE, WITH_HEAD, classifier
 
 SIZE = 20
@@ -236,7 +235,7 @@ def test_torchvision_preset_is_what_torchvision_does() -> None:
         ({"classifier": "conv"}, "not in 'conv'"),
         ({"preprocess": None}, "--preprocess caffe or torchvision"),
         ({"preprocess": "keras"}, "expected one of caffe, torchvision"),
-        ({"preprocess": PRESETS["caffe"]}, "give --crop 16"),
+        ({"preprocess": PRESETS["caffe"]}, "camrt export --crop 16"),
     ],
 )  # fmt: skip
 def test_wrong_arguments(change: dict[str, object], words: str) -> None:

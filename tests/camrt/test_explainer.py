@@ -369,7 +369,7 @@ def test_a_classifier_without_metadata_says_what_to_give(tmp_path: Path) -> None
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache without weights, and no way to download any."""
     monkeypatch.setenv("CAMRT_HOME", str(tmp_path))
-    monkeypatch.setattr(zoo, "_download", lambda *_, **__: pytest.fail("asked the network"))
+    monkeypatch.setattr(zoo, "download", lambda *_, **__: pytest.fail("asked the network"))
     return tmp_path
 
 
@@ -382,7 +382,7 @@ def test_weights_that_are_not_there(cache: Path, monkeypatch: pytest.MonkeyPatch
     def offline(*_: object, **__: object) -> str:
         raise ConversionError("no route to host")
 
-    monkeypatch.setattr(zoo, "_download", offline)
+    monkeypatch.setattr(zoo, "download", offline)
     with pytest.raises(ConversionError, match="the weights of googlenetCAM cannot be downloaded: no route to host"):
         Explainer("googlenetCAM")
 

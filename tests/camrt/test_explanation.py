@@ -282,3 +282,54 @@ def test_lines_of_threads_do_not_mix(tmp_path: Path) -> None:
         list(pool.map(lambda n: example(source=f"{n}.jpg").save(tmp_path, maps=None, overlays=False), range(60)))
     found = [json.loads(line)["source"] for line in (tmp_path / LINES).read_text(encoding="utf-8").splitlines()]
     assert sorted(found) == sorted(f"{n}.jpg" for n in range(60))
+
+
+# ------------------------------------------------------------------------------------------------------ large images
+
+
+def test_pictures_have_a_largest_side_and_boxes_the_images_pixels(tmp_path: Path) -> None:
+    """A third of the size: files are as those of the smaller image, boxes three times as large."""
+    image = photo(900, 600)
+    small = np.asarray(imresize(image, (300, 200)))
+    large, expected = example(image), example(small)
+    fitted = large.fitted(300)
+    np.testing.assert_array_equal(fitted.image, small)
+    assert (fitted.original_size, fitted.image.shape) == ((900, 600), (300, 200, 3))
+    assert large.fitted(900) is large
+    for i in range(3):
+        np.testing.assert_array_equal(fitted.overlay(i), expected.overlay(i))
+        np.testing.assert_array_equal(fitted.boxes(i), 3 * expected.boxes(i))
+        ours, full = fitted.boxes(i)[0], large.boxes(i)[0]
+        assert np.abs(ours - full).max() <= 15, "five of the smaller pixels: the generator's own margin"
+    facts = large.save(tmp_path / "small", max_side=300)
+    assert (facts["width"], facts["height"]) == (600, 900)
+    assert facts["top"][0]["boxes"] == fitted.boxes(0).tolist()
+    for name in facts["files"]:
+        assert Image.open(tmp_path / "small" / name).size == (200, 300)
+    assert Image.open(tmp_path / "small" / "cat_top1.png").tobytes() == expected.overlay(0).tobytes()
+    assert large.save(tmp_path / "large")["files"]
+    assert Image.open(tmp_path / "large" / "cat_top1.png").size == (600, 900)
+    assert pickle.loads(pickle.dumps(fitted)).original_size == (900, 600)
+
+
+def test_boxes_of_a_shrunk_image_are_drawn_where_they_were_found() -> None:
+    fitted = example(photo(900, 600)).fitted(300)
+    expected = render.draw_boxes(fitted.overlay(0), fitted.boxes(0) // 3)
+    np.testing.assert_array_equal(fitted.overlay(0, thresholds=THRESHOLDS), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1_000_001), (1_000_001, 1)])
+def test_an_image_that_is_one_line_can_be_written(height: int, width: int, tmp_path: Path) -> None:
+    """PNG takes a million pixels in a line."""
+    line = np.zeros((height, width, 3), np.uint8)
+    files = example(line).save(tmp_path)["files"]
+    assert Image.open(tmp_path / files[0]).size in ((2048, 1), (1, 2048))
+
+
+def test_a_name_that_leaves_no_room_for_endings_is_shortened(tmp_path: Path) -> None:
+    names = ["ü" * 122 + "a.jpg", "ü" * 122 + "b.jpg"]  # 249 bytes
+    files = [example(source=name).save(tmp_path)["files"] for name in names]
+    assert len({name for one in files for name in one}) == 12
+    for name in (name for one in files for name in one):
+        assert (tmp_path / name).exists()
+        assert name.startswith("üüüü")

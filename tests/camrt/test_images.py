@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from collections.abc import Callable
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from camrt import CamrtError, images
+from camrt import CamrtError, CamrtWarning, images
 from camrt.matlab import imresize
 from tests.tiny_models import photo
 
@@ -214,10 +216,6 @@ BAD: dict[str, tuple[bytes, str]] = {
         encoded(Image.fromarray(RGB)).replace(b"IDAT", b"IDAT\x00\x00\x00", 1),
         "broken or truncated",
     ),
-    "animated GIF": (frames("GIF"), "more than one frame"),
-    "animated PNG": (frames("PNG"), "more than one frame"),
-    "animated WebP": (frames("WEBP"), "more than one frame"),
-    "pages": (frames("TIFF"), "more than one frame"),
     "gigantic": (huge_png(9_000, 9_950), "is gigantic: found 9,000 x 9,950 = 89,550,000 pixels, expected at most 89,"),
     "a bomb": (huge_png(60_000, 60_000), "is gigantic"),
     "a bomb of the largest kind": (huge_png(2**31 - 1, 2**31 - 1), "is gigantic|broken"),
@@ -364,3 +362,72 @@ def test_resize_refuses() -> None:
             images.resize(image, size)
     with pytest.raises(TypeError, match="uint16"):
         images.resize(WIDE, (4, 4))
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_several_frames_the_first_is_taken_with_a_warning(format: str, tmp_path: Path) -> None:
+    options = {"lossless": True} if format == "WEBP" else {}
+    path = tmp_path / f"frames.{format}"
+    path.write_bytes(frames(format, **options))
+    with pytest.warns(CamrtWarning, match=rf"frames\.{format}: found several frames or pages; the first is taken"):
+        decoded = images.decode(path)
+    if format == "GIF":  # 256 colors
+        assert np.abs(decoded.astype(int) - RGB).mean() < np.abs(photo(12, 17, 1).astype(int) - RGB).mean() / 4
+    else:
+        np.testing.assert_array_equal(decoded, RGB)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", [(9_000, 9_950), (12_000, 10_000), (60_000, 60_000)])
+def test_one_limit_is_named_and_how_to_raise_it(size: tuple[int, int]) -> None:
+    """Pillow has two limits of its own, at 89 and 179 million pixels."""
+    with pytest.raises(CamrtError) as caught:
+        images.decode(huge_png(*size))
+    text = str(caught.value)
+    assert f"{size[0] * size[1]:,} pixels, expected at most 89,478,485. " in text
+    assert "178,956,970" not in text
+    assert "--max-pixels" in text
+    assert "PIL" not in text
+
+
+def test_a_limit_above_pillows_own_says_so() -> None:
+    with pytest.raises(CamrtError, match="3,600,000,000 pixels, which is more than Pillow decodes"):
+        images.decode(huge_png(60_000, 60_000), max_pixels=10**12)
+
+
+def test_loading_is_decoding_and_resizing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against decode, prepare and imresize, also where an image counts as large and is converted in parts."""
+    image = photo(300, 200)
+    data = encoded(Image.fromarray(image))
+    for large in (images._LARGE, 4000):
+        monkeypatch.setattr(images, "_LARGE", large)
+        np.testing.assert_array_equal(images.decode(data), image)
+        whole = images.load(data, 32)
+        np.testing.assert_array_equal(whole.image, image)
+        np.testing.assert_array_equal(whole.square, imresize(image, (32, 32)))
+        small = images.load(data, 32, max_side=30)
+        np.testing.assert_array_equal(small.image, imresize(image, (30, 20)))
+        np.testing.assert_array_equal(small.square, whole.square)
+        assert (small.size, whole.size) == ((300, 200), (300, 200))
+        assert not small.image.flags.writeable
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the memory in use")
+def test_memory_follows_the_limit_and_not_the_threads(repository: Path, tmp_path: Path) -> None:
+    """Three images of 17 megapixels from three threads: each takes 120 MB while it is decoded."""
+    path = tmp_path / "large.jpg"
+    Image.new("RGB", (5000, 3400), (90, 120, 30)).save(path)
+    code = (
+        "import resource, sys\nfrom concurrent.futures import ThreadPoolExecutor\nfrom camrt import images\n"
+        "images.load(sys.argv[2], 32, max_side=100)\n"  # what is imported on the way
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "with ThreadPoolExecutor(3) as pool:\n"
+        "    kept = list(pool.map(lambda n: images.load(sys.argv[1], 32, max_side=50), range(3)))\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
+    )
+    small = tmp_path / "small.png"
+    Image.fromarray(RGB).save(small)
+    arguments = [sys.executable, "-c", code, str(path), str(small)]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 200

@@ -194,9 +194,9 @@ def with_control_flow() -> onnx.ModelProto:
     [
         ("featuers", "found the layer 'featuers', expected a tensor of the model, or a node. Did you mean 'features'"),
         ("xyz", "found the layer 'xyz', expected a tensor of the model, or a node: conv, features, pooled"),
-        ("flat", "found the layer 'flat' of shape batch x 6, .* behind the pooling has no places left to map"),
-        ("pooled", "found the layer 'pooled' of shape batch x 6 x 1 x 1, .* no places left to map"),
-        ("logits", "no places left to map"),
+        ("flat", "found the layer 'flat' of shape batch x 6, .* behind the pooling has no positions left to map"),
+        ("pooled", "found the layer 'pooled' of shape batch x 6 x 1 x 1, .* no positions left to map"),
+        ("logits", "no positions left to map"),
         ("fc.weight", "found the layer 'fc.weight', expected a tensor of the model, or a node"),
         (["features", "flat"], "found the layer 'flat'"),
         ([], None),

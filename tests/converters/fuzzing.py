@@ -343,6 +343,8 @@ def _complaint(convert_it: Callable[[], object], outcomes: Counter[str]) -> str 
             convert_it()
     except ConversionError as error:
         outcomes["refused"] += 1
+        if not all(line.isprintable() for line in str(error).split("\n")):
+            return f"an error that a terminal would obey: {str(error)[:200]!r}"
         return f"an error of {len(str(error)):,} characters" if len(str(error)) > 20_000 else None
     except TookTooLong as error:
         outcomes["took too long"] += 1

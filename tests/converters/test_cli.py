@@ -18,6 +18,7 @@ import pytest
 
 from converters.conversion import weight_shapes
 from converters.net import read_net
+from converters.reader import read_weights
 from converters.writer import write_caffemodel
 
 NET = """
@@ -74,6 +75,57 @@ def test_default_output_lies_in_the_current_folder(net: tuple[Path, Path], tmp_p
     folder.mkdir()
     assert convert(*net, home=tmp_path, cwd=folder).returncode == 0
     assert [path.name for path in folder.iterdir()] == ["small.onnx"]
+
+
+def test_a_snapshot_is_converted_alone(net: tuple[Path, Path], tmp_path: Path) -> None:
+    """As Caffe writes one: the training network with its loss, in the file that holds the weights."""
+    from converters.schema import caffe_pb2
+    from converters.textformat import parse
+    from tests.caffe_files import caffemodel
+
+    loss = 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" phase: TRAIN }'
+    label = 'layer { name: "label" type: "Input" top: "label" input_param { shape { dim: 4 } } }'
+    message = caffe_pb2.NetParameter()
+    parse(label + NET.replace(NET.splitlines()[-1], loss), message, "net")
+    (tmp_path / "snapshot.caffemodel").write_bytes(caffemodel(message, read_weights(net[1]).layers))
+    done = convert("snapshot.caffemodel", "--json", home=tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["outputs"] == ["loss (N x 5)"]
+    image = np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32)
+    assert convert(*net, "-o", tmp_path / "deploy.onnx", home=tmp_path).returncode == 0
+    found, expected = (
+        onnxruntime.InferenceSession(tmp_path / name).run(None, {"data": image})[0]
+        for name in ("snapshot.onnx", "deploy.onnx")
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("options", [[], ["--outputs", "prob"]])
+def test_weights_that_are_not_connected_ask_for_a_prototxt(
+    options: list[str], net: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Layers with names, types and weights alone, as camrt's own training writes them."""
+    write_caffemodel(
+        tmp_path / "w.caffemodel", read_weights(net[1]).layers, types={"conv": "Convolution", "fc": "InnerProduct"}
+    )
+    done = convert("w.caffemodel", *options, home=tmp_path, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "w.caffemodel: holds the weights of 2 layers (conv, fc) but not how the layers are connected" in done.stderr
+    assert "give its prototxt first" in done.stderr
+    assert "--outputs" not in done.stderr
+
+
+def test_an_unknown_output_names_blobs_that_there_are(net: tuple[Path, Path], tmp_path: Path) -> None:
+    done = convert(*net, "--outputs", "zzz", home=tmp_path, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "conv, pool, fc, prob" in done.stderr
+
+
+def test_missing_folders_of_the_output_are_made(net: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "some" / "new" / "folder" / "out.onnx"
+    done = convert(*net, "-o", out, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in out.parent.iterdir()] == ["out.onnx"]
 
 
 def test_options_reach_the_model(net: tuple[Path, Path], tmp_path: Path) -> None:
@@ -173,7 +225,8 @@ def test_truncated_weights_of_a_named_model(tmp_path: Path) -> None:
         (["PROTOTXT", "CAFFEMODEL", "--plugin", "none.py"], 1, "none.py"),
         (["CAFFEMODEL", "PROTOTXT"], 1, "did the arguments change places"),
         (["PROTOTXT"], 1, "no weights"),
-        (["PROTOTXT", "CAFFEMODEL", "-o", "no/such/folder/out.onnx"], 1, "cannot be written"),
+        (["PROTOTXT", "CAFFEMODEL", "-o", "PROTOTXT/folder/out.onnx"], 1, "out.onnx: cannot be written"),
+        (["PROTOTXT", "CAFFEMODEL", "-o", "no/such/folder/out.onnx", "--outputs", "porb"], 1, "did you mean prob"),
         (["PROTOTXT", "CAFFEMODEL", "-o", "."], 1, "is a folder"),
             (["PROTOTXT", "CAFFEMODEL", "-o", "CAFFEMODEL"], 2, "is one of the files to convert"),
     ],
@@ -182,11 +235,43 @@ def test_errors(net: tuple[Path, Path], tmp_path: Path, arguments: list[str], st
     files = {"PROTOTXT": str(net[0]), "CAFFEMODEL": str(net[1])}
     folder = tmp_path / "work"
     folder.mkdir()
-    done = convert(*(files.get(argument, argument) for argument in arguments), home=tmp_path, cwd=folder)
+    given = (files[head] + argument[len(head) :] if (head := argument.partition("/")[0]) in files else argument
+             for argument in arguments)  # fmt: skip
+    done = convert(*given, home=tmp_path, cwd=folder)
     assert done.returncode == status, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(folder.iterdir()), "a failed conversion leaves nothing"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--input-shape", "data=1,3"],
+         "small.prototxt: --input-shape data=1,3 does not fit the network, which takes data=4,3,16,16"),
+        (["--input-shape", "data=1,4,16,16"], "--input-shape data=1,4,16,16 does not fit the network"),
+        (["--input-shape", "data=1,3,2,2"], "--input-shape data=1,3,2,2 does not fit the network"),
+        (["--input-shape", "data=1,3,32,32", "--outputs", "porb"], "did you mean prob, pool?"),
+    ],
+)  # fmt: skip
+def test_a_shape_that_does_not_fit_is_blamed(
+    options: list[str], words: str, net: tuple[Path, Path], tmp_path: Path
+) -> None:
+    done = convert(*net, *options, home=tmp_path, cwd=tmp_path)
+    assert done.returncode == 1
+    assert words in done.stderr
+    if "--outputs" in options:
+        assert "--input-shape" not in done.stderr
+    else:
+        assert "layer conv (Convolution): found" in done.stderr, "the reason is told too"
+
+
+def test_a_shape_that_the_description_does_not_say_is_told(net: tuple[Path, Path], tmp_path: Path) -> None:
+    lines = NET.strip().splitlines()
+    net[0].write_text("\n".join([lines[0], 'input: "data"', *lines[2:]]))
+    done = convert(*net, "--input-shape", "data=1,3", home=tmp_path, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("it was --input-shape data=1,3")
 
 
 def test_failed_conversion_keeps_the_old_file(net: tuple[Path, Path], tmp_path: Path) -> None:
@@ -217,6 +302,22 @@ def test_digest_is_remembered_and_forgotten_when_the_file_changes(tmp_path: Path
     memory.write_text("{ damaged")
     with Provenance([str(file)], memory) as provenance:
         assert provenance.properties()["caffe.sha256.large.bin"] == expected
+
+
+@pytest.mark.parametrize("home", ["a file", "a file/below", "/proc/self/none"])
+def test_memory_that_cannot_be_written_stops_no_conversion(home: str, tmp_path: Path) -> None:
+    """CAMRT_HOME is a file, lies below one, or where nothing can be written: a note, and the model with its digests."""
+    prototxt, caffemodel = tmp_path / "big.prototxt", tmp_path / "big.caffemodel"
+    prototxt.write_text(NET.replace("num_output: 5", "num_output: 600000"))
+    write_random(prototxt, caffemodel)
+    assert caffemodel.stat().st_size > 17 << 20
+    (tmp_path / "a file").write_text("")
+    done = convert(prototxt, caffemodel, "-o", tmp_path / "out.onnx", home=tmp_path / home)
+    assert done.returncode == 0, done.stderr
+    assert "note: " in done.stderr
+    assert "digests.json cannot be written" in done.stderr
+    properties = {prop.key: prop.value for prop in onnx.load(tmp_path / "out.onnx").metadata_props}
+    assert properties["caffe.sha256.big.caffemodel"] == hashlib.sha256(caffemodel.read_bytes()).hexdigest()
 
 
 def test_terminated_in_the_middle_leaves_nothing(tmp_path: Path) -> None:

@@ -508,9 +508,12 @@ def test_failed_writing_leaves_no_file(files: Files, target: Path) -> None:
     with pytest.raises(ConversionError, match="cannot be written: Input/output error"):
         writing.write(files.draft(), target, failing)
     assert not list(target.parent.iterdir())
+    with pytest.raises(ConversionError, match="cannot be written: Input/output error"):
+        writing.write(files.draft(), target.parent / "new" / "folder" / "net.onnx", failing)
+    assert not list(target.parent.iterdir()), "nor the folders that were made"
 
 
-@pytest.mark.parametrize("place", ["missing/net.onnx", "net.prototxt/net.onnx", "."])
+@pytest.mark.parametrize("place", ["net.prototxt/net.onnx", "net.prototxt/below/net.onnx", "."])
 def test_place_that_cannot_be_written(place: str, files: Files) -> None:
     before = sorted(files.folder.iterdir())
     with pytest.raises(ConversionError):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from camrt.errors import CamrtError
 from converters.errors import MAX_DETAILS, MAX_MESSAGE, ConversionError, ConversionWarning, install, printable
+from converters.terminal import echo
 from tests.caffe_files import weights_alone
 from tests.converters.test_cli import NET, write_random
 
@@ -62,7 +63,7 @@ def test_errors_are_fit_for_a_terminal(error: type[ConversionError] | type[Camrt
     long = str(error("m" * 10**7, file="f" * 10**6, details=["d" * 10**6, *map(str, range(10**5)), "last"]))
     assert len(long) < 20_000
     assert len(long.split("\n")) == MAX_DETAILS + 2
-    assert long.endswith("... and 99,902 more\nlast")
+    assert long.endswith("... and 99,962 more\nlast")
 
 
 def test_warnings_and_layers_are_fit_for_a_terminal() -> None:
@@ -77,6 +78,16 @@ def test_advice_on_installing_works_where_the_user_is() -> None:
     assert words[1:] == ["-m", "pip", "install", "h5py", "opencv-python-headless<5"]
     done = subprocess.run([words[0], "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == sys.prefix
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_results_are_escaped_on_a_terminal_and_raw_in_a_pipe(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a shell takes from `$(camrt download vgg16CAM)` is the path itself."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal, raising=False)
+    echo("a\x1b[31m\n.caffemodel")
+    assert capsys.readouterr().out == ("a\\x1b[31m\\n.caffemodel\n" if is_terminal else "a\x1b[31m\n.caffemodel\n")
 
 
 # ------------------------------------------------------------------------------------------------------- the commands

@@ -7,22 +7,25 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from converters import zoo
+from camrt.cli import app
+from converters import download, zoo
 from converters.errors import ConversionError, ConversionWarning
 from converters.reader import Network, parse_prototxt, read_prototxt
 from converters.schema import caffe_pb2
+from tests import caffe_files
+from tests.caffe_files import weights_alone
+from tests.web import Answer, Site, serve
 
 RELEASED = {
     "googlenetCAM": "deploy_googlenetCAM.prototxt",
@@ -31,7 +34,12 @@ RELEASED = {
     "alexnetplusCAM_imagenet": "deploy_alexnetplusCAM_imagenet.prototxt",
     "alexnetplusCAM_places205": "deploy_alexnetplusCAM_places205.prototxt",
 }
-CONTENT = bytes(range(256)) * 4000  # about 1 MB: more than one chunk
+NETWORK = caffe_files.input_layer("data", 1, 3, 32, 32) + caffe_files.layer(
+    "fc", "InnerProduct", "data", "fc", "inner_product_param { num_output: 80 }"
+)
+WEIGHTS = {"fc": [np.arange(80 * 3072, dtype=np.float32).reshape(80, 3072), np.arange(80, dtype=np.float32)]}
+LEAST = 4 * (80 * 3072 + 80)
+CONTENT = weights_alone(WEIGHTS)  # about 1 MB: more than one chunk
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -96,10 +104,8 @@ def test_reference_files_are_the_ones_in_the_reference_folder(reference: Path) -
         assert (len(content), hashlib.sha256(content).hexdigest()) == (file.size, file.sha256), name
 
 
-def test_import_takes_neither_pooch_nor_network() -> None:
-    code = (
-        "import sys; import converters.zoo; print(*({'pooch', 'requests', 'rich', 'platformdirs'} & set(sys.modules)))"
-    )
+def test_import_takes_no_network() -> None:
+    code = "import sys, converters.zoo; print(*({'requests', 'urllib3', 'rich', 'platformdirs'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=zoo_root())
     assert done.stdout.split() == []
 
@@ -131,7 +137,7 @@ def test_wheel_holds_every_module_and_the_models(repository: Path, tmp_path: Pat
 
 
 def test_bundled_weights_need_neither_cache_nor_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "_download", lambda *_, **__: pytest.fail("asked the network"))
+    monkeypatch.setattr(zoo, "download", lambda *_, **__: pytest.fail("asked the network"))
     model = zoo.find("lenetCAM")
     path = zoo.weights(model, cache=tmp_path)
     assert path == zoo.weights_path(model, cache=tmp_path) == zoo.models_folder() / "lenetCAM" / "lenetCAM.caffemodel"
@@ -155,61 +161,20 @@ def test_bundled_weights_that_are_missing_or_cut(tmp_path: Path, monkeypatch: py
 # ------------------------------------------------------------------------------------------------- downloading
 
 
-@dataclass
-class Site:
-    """A web site on this machine. Its answers are taken in turn; the last one stays."""
-
-    url: str
-    answers: list[Answer] = field(default_factory=list)
-    asked: int = 0
-
-    def next(self) -> Answer:
-        self.asked += 1
-        return self.answers[min(self.asked, len(self.answers)) - 1]
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int = 200
-    content: bytes = CONTENT
-    announced: int | None = None  # what Content-Length says, if not the truth
-    pause_s: float = 0  # between the first half and the second; less if the site is closed
-
-
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            answer = site.next()
-            self.send_response(answer.status)
-            self.send_header("Content-Length", str(answer.announced or len(answer.content)))
-            self.end_headers()
-            half = len(answer.content) // 2
-            try:
-                self.wfile.write(answer.content[:half])
-                self.wfile.flush()
-                time.sleep(answer.pause_s)
-                self.wfile.write(answer.content[half:])
-            except OSError:
-                pass  # the client was killed
-
-        def log_message(self, *_: object) -> None:
-            pass
-
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(zoo, "PAUSE_S", 0)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    site = Site(f"http://127.0.0.1:{server.server_port}/net.caffemodel", [Answer()])
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield site
-    server.shutdown()
-    server.server_close()
+    monkeypatch.setattr(download, "PAUSE_S", 0)
+    with serve(Answer(CONTENT)) as site:
+        yield site
 
 
 @pytest.fixture
-def model(site: Site) -> zoo.NamedModel:
-    released = zoo.WeightsFile((site.url,), least_bytes=len(CONTENT))
-    return replace(zoo.find("vgg16CAM"), weights=released)
+def model(site: Site, tmp_path_factory: pytest.TempPathFactory) -> zoo.NamedModel:
+    prototxt = tmp_path_factory.mktemp("network") / "deploy.prototxt"
+    prototxt.write_text(NETWORK)
+    released = zoo.WeightsFile((site.url,), least_bytes=LEAST)
+    return replace(zoo.find("vgg16CAM"), network=str(prototxt), weights=released)
 
 
 def test_download_lands_in_the_cache_once(site: Site, model: zoo.NamedModel, tmp_path: Path) -> None:
@@ -240,8 +205,8 @@ def test_missing_and_truncated_files_are_refused(model: zoo.NamedModel, tmp_path
     file = tmp_path / "mine.caffemodel"
     with pytest.raises(ConversionError, match=r"mine\.caffemodel: there is no such file"):
         zoo.weights(model, file)
-    file.write_bytes(CONTENT[:-1])
-    with pytest.raises(ConversionError, match=r"truncated: it has 1,023,999 bytes.*1,024,000"):
+    file.write_bytes(CONTENT[: LEAST - 1])
+    with pytest.raises(ConversionError, match=r"truncated: it has 983,359 bytes.*983,360"):
         zoo.weights(model, file)
 
 
@@ -256,28 +221,29 @@ def test_truncated_file_in_the_cache_is_not_used(site: Site, model: zoo.NamedMod
 @pytest.mark.parametrize(
     "broken",
     [
-        pytest.param(Answer(content=CONTENT[:1000]), id="truncated-on-the-server"),
-        pytest.param(Answer(content=CONTENT[:1000], announced=len(CONTENT)), id="cut-on-the-way"),
-        pytest.param(Answer(status=503), id="server-error"),
+        pytest.param(Answer(CONTENT[:1000]), id="truncated-on-the-server"),
+        pytest.param(Answer(CONTENT[:1000], headers={"Content-Length": str(len(CONTENT))}), id="cut-on-the-way"),
+        pytest.param(Answer(b"", 503), id="server-error"),
     ],
 )
 def test_download_is_tried_again(broken: Answer, site: Site, model: zoo.NamedModel, tmp_path: Path) -> None:
-    site.answers = [broken, Answer()]
+    site.answers = [broken, Answer(CONTENT)]
     assert zoo.weights(model, cache=tmp_path, progress=False).read_bytes() == CONTENT
     assert site.asked == 2
 
-    site.answers, site.asked = [broken], 0
+    site.answers = [broken]
+    site.requests.clear()
     shutil.rmtree(tmp_path / "weights")
     with pytest.raises(ConversionError, match=re.escape(site.url)):
         zoo.weights(model, cache=tmp_path, progress=False)
-    assert site.asked == zoo.ATTEMPTS
+    assert site.asked == download.ATTEMPTS
     assert list((tmp_path / "weights").iterdir()) == []
 
 
 def test_gone_file_is_asked_for_once_and_the_error_says_how_to_go_on(
     site: Site, model: zoo.NamedModel, tmp_path: Path
 ) -> None:
-    site.answers = [Answer(status=404)]
+    site.answers = [Answer(b"", 404)]
     place = re.escape(str(tmp_path / "weights" / "net.caffemodel"))
     with pytest.raises(ConversionError, match=rf"vgg16CAM.*404 Not Found.*--weights FILE or put it at {place}"):
         zoo.weights(model, cache=tmp_path, progress=False)
@@ -293,7 +259,7 @@ def test_gone_site(host: str, site: Site, model: zoo.NamedModel, tmp_path: Path)
 
 
 def test_second_url_stands_in_for_the_first(site: Site, model: zoo.NamedModel, tmp_path: Path) -> None:
-    site.answers = [Answer(status=404), Answer()]
+    site.answers = [Answer(b"", 404), Answer(CONTENT)]
     both = replace(model, weights=replace(model.weights, urls=(site.url, site.url)))
     assert zoo.weights(both, cache=tmp_path, progress=False).read_bytes() == CONTENT
 
@@ -316,12 +282,60 @@ def test_changed_download_is_said_aloud(site: Site, model: zoo.NamedModel, tmp_p
         zoo.weights(model, cache=tmp_path, progress=False)
 
     path.unlink()
-    changed = b"\0" + CONTENT
-    site.answers = [Answer(content=changed)]
+    changed = weights_alone({name: [-blob for blob in blobs] for name, blobs in WEIGHTS.items()})
+    site.answers = [Answer(changed)]
     with pytest.warns(ConversionWarning, match=f"was {DIGEST} and is now {hashlib.sha256(changed).hexdigest()}"):
         zoo.weights(model, cache=tmp_path, progress=False)
     assert path.read_bytes() == changed
     assert (tmp_path / "models.lock").read_text().count("net.caffemodel") == 1
+
+
+LOGIN = b"<!DOCTYPE html><html><body>Log in to the hotel's network</body></html>" + b" " * len(CONTENT)
+OTHER_SHAPES = weights_alone({"fc": [np.ones((3072, 80), np.float32), np.ones(80, np.float32)]})
+OTHER_LAYERS = weights_alone({"fc7": WEIGHTS["fc"]})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (LOGIN, "is an HTML or XML page"),
+        (OTHER_SHAPES, r"layer fc \(InnerProduct\): found shape 3072 x 80 for blob 0"),
+        (OTHER_LAYERS, "found no layer of the prototxt"),
+        (bytes(len(CONTENT)), "net.caffemodel"),
+    ],
+    ids=["login-page", "other-shapes", "other-layers", "zeros"],
+)
+def test_what_came_must_be_the_networks_weights(
+    wrong: bytes, said: str, site: Site, model: zoo.NamedModel, tmp_path: Path
+) -> None:
+    """It is large enough, and is refused before it is kept or its checksum is pinned; a mirror may still have it."""
+    site.answers = [Answer(wrong)]
+    with pytest.raises(ConversionError, match=rf"not the file that was expected: .*{said}"):
+        zoo.weights(model, cache=tmp_path, progress=False)
+    assert site.asked == 1
+    assert list((tmp_path / "weights").iterdir()) == []
+    assert not (tmp_path / "models.lock").exists()
+    site.answers = [Answer(wrong), Answer(CONTENT)]
+    site.requests.clear()
+    both = replace(model, weights=replace(model.weights, urls=(site.url, f"{site.url}?mirror")))
+    assert zoo.weights(both, cache=tmp_path, progress=False).read_bytes() == CONTENT
+
+
+def test_weights_of_further_heads_are_no_reason_to_refuse(site: Site, model: zoo.NamedModel, tmp_path: Path) -> None:
+    """As in bvlc_googlenet.caffemodel, which holds the heads of its training. There is a largest size all the same."""
+    site.answers = [Answer(weights_alone({**WEIGHTS, "loss1/fc": [np.ones(80 * 3072, np.float32)]}))]
+    with warnings.catch_warnings(action="error"):
+        zoo.weights(model, cache=tmp_path, progress=False)
+    zoo.weights_path(model, cache=tmp_path).unlink()
+    site.answers = [Answer(weights_alone({**WEIGHTS, "loss1/fc": [np.ones(9 * 80 * 3072, np.float32)]}))]
+    with pytest.raises(ConversionError, match="at most 3,998,656 were expected"):
+        zoo.weights(model, cache=tmp_path, progress=False)
+
+
+def test_checksums_that_cannot_be_noted_are_a_warning(site: Site, model: zoo.NamedModel, tmp_path: Path) -> None:
+    (tmp_path / "models.lock").mkdir()
+    with pytest.warns(ConversionWarning, match=r"models\.lock cannot be written or read"):
+        assert zoo.weights(model, cache=tmp_path, progress=False).read_bytes() == CONTENT
 
 
 def test_unwritable_cache_is_named(site: Site, model: zoo.NamedModel, tmp_path: Path) -> None:
@@ -335,7 +349,7 @@ def test_unwritable_cache_is_named(site: Site, model: zoo.NamedModel, tmp_path: 
 def test_killed_download_leaves_no_file(
     kill: signal.Signals, site: Site, model: zoo.NamedModel, tmp_path: Path
 ) -> None:
-    site.answers = [Answer(pause_s=5)]
+    site.answers = [Answer(CONTENT, pause_s=5)]
     child = downloader(model, tmp_path)
     wait_for(lambda: any(part.stat().st_size for part in tmp_path.glob("weights/.*.part/*")))
     child.send_signal(kill)
@@ -346,7 +360,7 @@ def test_killed_download_leaves_no_file(
     assert len(leftovers) == (kill == signal.SIGKILL)
 
     # The next download does not touch what may be another process's, but clears what has lain for an hour.
-    site.answers = [Answer()]
+    site.answers = [Answer(CONTENT)]
     for left in leftovers:
         for entry in (*left.iterdir(), left):
             os.utime(entry, (1, 1))
@@ -355,7 +369,7 @@ def test_killed_download_leaves_no_file(
 
 
 def test_two_downloads_at_once(site: Site, model: zoo.NamedModel, tmp_path: Path) -> None:
-    site.answers = [Answer(pause_s=0.3)]
+    site.answers = [Answer(CONTENT, pause_s=0.3)]
     children = [downloader(model, tmp_path) for _ in range(2)]
     assert [child.wait() for child in children] == [0, 0]
     assert zoo.weights_path(model, cache=tmp_path).read_bytes() == CONTENT
@@ -383,7 +397,7 @@ def test_reference_files_are_downloaded_and_repaired(
     assert (folder / name).read_bytes() == CONTENT
 
     (folder / name).unlink()
-    site.answers = [Answer(status=404)]
+    site.answers = [Answer(b"", 404)]
     with pytest.raises(ConversionError, match=r"img1\.jpg cannot be downloaded.*github\.com/metalbubble/CAM"):
         zoo.download_reference(cache=tmp_path, progress=False)
 
@@ -424,29 +438,22 @@ def test_damaged_labels_are_named(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- command line
 
 
-def test_command_line_lists_models(capsys: pytest.CaptureFixture[str]) -> None:
-    assert zoo.main([]) == 0
-    shown = capsys.readouterr().out
-    assert "usage:" in shown
-    assert all(name in shown for name in zoo.models())
-
-
 def test_command_line_status(
     site: Site,
     model: zoo.NamedModel,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("CAMRT_HOME", str(tmp_path))
     monkeypatch.setattr(zoo, "find", lambda _: model)
-    assert zoo.main(["vgg16CAM"]) == 0
-    assert capsys.readouterr().out.strip() == str(zoo.weights_path(model))
+    done = CliRunner().invoke(app, ["download", "vgg16CAM"])
+    assert (done.exit_code, done.stdout.strip()) == (0, str(zoo.weights_path(model)))
 
     zoo.weights_path(model).unlink()
-    site.answers = [Answer(status=404)]
-    assert zoo.main(["vgg16CAM"]) == 1
-    assert "--weights FILE" in capsys.readouterr().err
+    site.answers = [Answer(b"", 404)]
+    done = CliRunner().invoke(app, ["download", "vgg16CAM"])
+    assert done.exit_code == 1
+    assert "--weights FILE" in done.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a bash script")
@@ -456,7 +463,7 @@ def test_command_line_status(
         ([], 0, "googlenetCAM_places205"),
         (["--help"], 0, "CAMRT_HOME"),
         (["vgg16cam"], 2, "Did you mean 'vgg16CAM'"),
-        (["--nonsense"], 2, "usage:"),
+        (["--nonsense"], 2, "Usage:"),
     ],
 )
 def test_shell_script(arguments: list[str], status: int, said: str, repository: Path, tmp_path: Path) -> None:
@@ -531,7 +538,8 @@ def downloader(model: zoo.NamedModel, cache: Path) -> subprocess.Popen[bytes]:
         "import signal, sys; from dataclasses import replace; from pathlib import Path; from converters import zoo\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
         f"weights = zoo.WeightsFile({model.weights.urls!r}, {model.weights.least_bytes})\n"
-        f"zoo.weights(replace(zoo.find({model.name!r}), weights=weights), cache=Path({str(cache)!r}), progress=False)\n"
+        f"model = replace(zoo.find({model.name!r}), network={model.network!r}, weights=weights)\n"
+        f"zoo.weights(model, cache=Path({str(cache)!r}), progress=False)\n"
     )
     return subprocess.Popen([sys.executable, "-c", code], cwd=zoo_root())
 

@@ -7,10 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from camrt.errors import CamrtError
-from camrt.graph.crops import black
+from camrt.graph.crops import black, enlargement
 from camrt.graph.methods import find, method
 from camrt.graph.methods.scene import GRADIENT, Layer, Scene
-from camrt.graph.resample import enlargement
 
 _SEED = 2017  # of SmoothGrad's noise
 _SHIFT = 7919  # numbers that a sample's noise is further on in the row of all; a prime: rows of pixels never line up

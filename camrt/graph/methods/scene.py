@@ -18,8 +18,8 @@ from camrt.errors import CamrtError
 from camrt.graph.builder import Builder
 from camrt.graph.crops import Crop
 from camrt.graph.head import Head
-from camrt.graph.layers import Grid
-from camrt.graph.repeat import repeated
+from camrt.graph.layers import FeatureMap
+from camrt.graph.rewrite import repeated
 from camrt.graph.scores import Scores
 from camrt.graph.targets import Targets
 from camrt.graph.view import GraphView
@@ -72,7 +72,7 @@ class Scene:
     scores: Scores
     targets: Targets
     classes: str
-    grids: Sequence[Grid] = ()
+    grids: Sequence[FeatureMap] = ()
     head: Head | None = None
     _gradients: dict[str, str] = field(default_factory=dict)
     _runs: int = 0
@@ -211,7 +211,7 @@ class Layer:
     """
 
     scene: Scene
-    grid: Grid
+    grid: FeatureMap
 
     @property
     def builder(self) -> Builder:
@@ -226,7 +226,7 @@ class Layer:
     @property
     def places(self) -> int:
         """How many numbers a map has."""
-        return self.grid.height * self.grid.width
+        return self.grid.positions
 
     @cached_property
     def features(self) -> str:
@@ -266,10 +266,4 @@ class Layer:
 
     def _apart(self, tensor: str, classes: list[int]) -> str:
         """Axes of their own for images, crops and classes; channels before places."""
-        builder, grid, crops = self.builder, self.grid, len(self.scene.crops)
-        if grid.leading is None:
-            return builder.reshape(tensor, -1, crops, *classes, grid.channels, self.places)
-        if grid.leading:
-            tensor = builder.slice(tensor, [grid.leading], [np.iinfo(np.int64).max], [1])
-        planes = builder.node("Transpose", [tensor], perm=[0, 2, 1])
-        return builder.reshape(planes, -1, crops, *classes, grid.channels, self.places)
+        return self.grid.planes(self.builder, tensor, -1, len(self.scene.crops), *classes)

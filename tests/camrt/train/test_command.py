@@ -42,7 +42,7 @@ def test_without_pytorch_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     found = camrt(toy.write(tmp_path), *DATA)
     assert found.exit_code == 1
-    assert "error: training needs PyTorch, which is not installed: pip install 'camrt[train]'" in found.stderr
+    assert f"PyTorch, which is not installed: {sys.executable} -m pip install torch matplotlib" in found.stderr
     assert not (tmp_path / "out").exists()
 
 

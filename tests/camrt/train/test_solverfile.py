@@ -189,5 +189,5 @@ def test_reading_needs_no_pytorch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.splitlines() == [
         "True",
-        "training needs PyTorch, which is not installed: pip install 'camrt[train]'",
+        f"training needs PyTorch, which is not installed: {sys.executable} -m pip install torch matplotlib",
     ]
