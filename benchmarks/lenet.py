@@ -36,9 +36,9 @@ sys.path.insert(0, str(REPOSITORY))
 import converters
 from camrt import Explainer, Explanation
 from camrt.errors import CamrtError
-from camrt.loading import OWN_PROTOCOL, preprocess_of_named
+from camrt.loading import preprocess_of_named
 from camrt.train.clutter import Clutter
-from converters import zoo
+from converters import metadata, zoo
 from converters.terminal import bar
 
 NAME = "lenetCAM"
@@ -51,7 +51,11 @@ def explainer(caffemodel: Path | None, threads: int, prototxt: Path | None = Non
         return Explainer(NAME, top=1, threads=threads)
     model = zoo.find(NAME)
     classifier = converters.convert(prototxt or zoo.models_folder() / NAME / "deploy.prototxt", caffemodel)
-    facts = {"camrt.features": model.features, "camrt.classifier": model.classifier, OWN_PROTOCOL: model.protocol}
+    facts = {
+        metadata.FEATURES: model.features,
+        metadata.CLASSIFIER: model.classifier,
+        metadata.PROTOCOL: model.protocol,
+    }
     onnx.helper.set_model_props(classifier, {key: str(value) for key, value in facts.items()})
     return Explainer(classifier, preprocess=preprocess_of_named(model), top=1, threads=threads)
 

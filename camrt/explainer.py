@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import warnings
 from collections import deque
@@ -21,8 +20,9 @@ from camrt.classes import class_number
 from camrt.errors import CamrtError
 from camrt.errors import CamrtWarning as CamrtWarning
 from camrt.explanation import Explanation
-from camrt.loading import EXPLAINER, LABELS, NAME, Request, explainer_graph
+from camrt.loading import Request, explainer_graph
 from camrt.session import CUDA, Provider, Session
+from converters import metadata
 
 if TYPE_CHECKING:
     import onnx
@@ -151,7 +151,7 @@ class Explainer:
             self._target = self._default_target(target)
         except CamrtError as error:
             raise (error.in_file(file) if file else error) from error.__cause__
-        self.name = self._session.metadata.get(NAME, "")
+        self.name = self._session.metadata.get(metadata.NAME, "")
         self.provider = self._session.provider
         self._max_side, self._max_pixels = max_side, max_pixels
 
@@ -418,21 +418,21 @@ def _facts(session: Session) -> dict[str, Any]:
             f"found the inputs {list(session.inputs)} and outputs {list(session.outputs)}, expected ['{_INPUT}'] and "
             f"{list(_OUTPUTS)}. {anew}"
         )
-    text = session.metadata.get(EXPLAINER, "")
     try:
-        facts = json.loads(text)
-        facts |= {key: str(facts[key]) for key in ("method", "protocol")}
-        facts |= {key: int(facts[key]) for key in ("top", "size")}
-    except (ValueError, KeyError, TypeError) as error:
+        facts = metadata.explainer_of(session.metadata)
+        if facts is None:
+            raise ValueError("it is missing")
+    except ValueError as error:
+        text = session.metadata.get(metadata.EXPLAINER, "")
         raise CamrtError(
-            f"found the metadata {EXPLAINER} {text[:200]!r}, which cannot be used ({error!r}). {anew}"
+            f"found the metadata {metadata.EXPLAINER} {text[:200]!r}, which cannot be used ({error}). {anew}"
         ) from None
     shape, size = session.inputs[_INPUT], facts["size"]
     if shape[1:] != (size, size, 3):
         raise CamrtError(
             f"found the input of shape {shape}, expected (N, {size}, {size}, 3) as its metadata say. {anew}"
         )
-    return dict(facts)
+    return facts
 
 
 def _labels(session: Session, given: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -440,20 +440,17 @@ def _labels(session: Session, given: Sequence[str] | None) -> tuple[str, ...] | 
     classes = session.outputs["scores"][1]
     if given is not None:
         labels, found = tuple(given), "labels"
-    elif (text := session.metadata.get(LABELS)) is not None:
-        labels, found = _names(text), f"names in the metadata {LABELS}"
     else:
-        return None
+        try:
+            named = metadata.labels_of(session.metadata)
+        except ValueError as error:
+            text = session.metadata[metadata.LABELS]
+            raise CamrtError(
+                f"found the metadata {metadata.LABELS} {text[:80]!r}, expected a JSON list of names"
+            ) from error
+        if named is None:
+            return None
+        labels, found = tuple(named), f"names in the metadata {metadata.LABELS}"
     if isinstance(classes, int) and len(labels) != classes:
         raise CamrtError(f"found {len(labels)} {found}, expected one for each of the {classes} classes")
     return labels
-
-
-def _names(text: str) -> tuple[str, ...]:
-    try:
-        names = json.loads(text)
-        if not isinstance(names, list):
-            raise ValueError("no list")
-    except ValueError as error:
-        raise CamrtError(f"found the metadata {LABELS} {text[:80]!r}, expected a JSON list of names") from error
-    return tuple(map(str, names))

@@ -1,4 +1,4 @@
-"""From what a model is called to what it is: a name, a path or a message -> classifier, explainer graph, preprocessing.
+"""Resolve a model's name, path or message to a classifier, an explainer graph, or its preprocessing.
 
 A name is that of a named model of `converters.zoo`, whose weights are downloaded if need be; those of ``lenetCAM`` come
 with camrt. A text is a name where it has no ending, leads through no folder, and no such file is there.
@@ -6,27 +6,23 @@ with camrt. A text is a name where it has no ending, leads through no folder, an
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from camrt.errors import CamrtError
+from converters import metadata
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
-    from numpy.typing import NDArray
 
     from camrt.preprocess import Preprocess
     from converters.zoo import NamedModel
 
 METHOD = "cam"
-EXPLAINER, LABELS, NAME = "camrt.explainer", "camrt.labels", "camrt.name"
-OWN_PROTOCOL = "camrt.protocol"  # what a classifier wants, where mirror images make no sense to it
 LENET = "lenetCAM"  # the named model that comes with its weights
 _log = logging.getLogger(__name__)
 
@@ -111,23 +107,23 @@ class Request:
                     f"{anew}"
                 )
 
-    def compare_preprocess(self, metadata: Mapping[str, str]) -> None:
+    def compare_preprocess(self, properties: Mapping[str, str]) -> None:
         """Refuse another preprocessing than that of an explainer graph.
 
         Args:
-            metadata: The metadata of the graph.
+            properties: The metadata of the graph.
 
         Raises:
             CamrtError: Another one was asked for.
         """
-        from camrt.preprocess import KEY, preprocess_of
+        from camrt.preprocess import preprocess_of
 
         if self.preprocess is None:
             return
-        wanted = preprocess_of(self.preprocess, {}).as_json()
-        if metadata.get(KEY) != wanted:
+        wanted, found = preprocess_of(self.preprocess, {}).as_json(), properties.get(metadata.PREPROCESS)
+        if found != wanted:
             raise CamrtError(
-                f"found an explainer graph with the preprocessing {metadata.get(KEY)}, expected {wanted}. Make it anew "
+                f"found an explainer graph with the preprocessing {found}, expected {wanted}. Make it anew "
                 "from the classifier: camrt export --preprocess"
             )
 
@@ -160,10 +156,10 @@ def explainer_graph(model: str | os.PathLike[str] | onnx.ModelProto, request: Re
             "has its own weights"
         )
     if not isinstance(model, (str, os.PathLike)):
-        metadata = {entry.key: entry.value for entry in model.metadata_props}
-        if EXPLAINER not in metadata:
+        properties = metadata.of_model(model)
+        if metadata.EXPLAINER not in properties:
             return request.graph(model)
-        request.compare_preprocess(metadata)
+        request.compare_preprocess(properties)
         return model
     path = Path(model)
     if path.suffix in (".prototxt", ".caffemodel"):
@@ -174,9 +170,9 @@ def explainer_graph(model: str | os.PathLike[str] | onnx.ModelProto, request: Re
     if not path.is_file():
         raise CamrtError("there is no such file, expected an ONNX model or the name of a named model", file=str(path))
     try:
-        metadata = metadata_of_file(path)
-        if EXPLAINER in metadata:
-            request.compare_preprocess(metadata)
+        properties = metadata.of_file(path)
+        if metadata.EXPLAINER in properties:
+            request.compare_preprocess(properties)
             return path
         import onnx
 
@@ -232,26 +228,16 @@ def named_classifier(name: str, weights: Path | None = None) -> onnx.ModelProto:
     model = zoo.find(name)
     file = zoo.weights(model, weights)
     classifier = convert(read_net(parse_prototxt(model.prototxt(), f"{model.name}.prototxt"), file))
-    properties = {entry.key: entry.value for entry in classifier.metadata_props}
-    properties |= {NAME: model.name, "camrt.source": model.source}
-    if model.features and model.classifier:
-        properties |= {"camrt.features": model.features, "camrt.classifier": model.classifier}
-    if model.protocol:
-        properties[OWN_PROTOCOL] = model.protocol
-    if (labels := zoo.labels(model)) is not None:
-        properties[LABELS] = json.dumps(labels, ensure_ascii=False)
-    helper.set_model_props(classifier, properties)
+    helper.set_model_props(classifier, {**metadata.of_model(classifier), **metadata.of_named(model, note=_log.info)})
     return classifier
 
 
 def _explainer_of_named(name: str, request: Request) -> onnx.ModelProto:
     classifier = named_classifier(name, request.weights)
-    if request.preprocess is None:
-        request = replace(request, preprocess=known_preprocess(name))
     try:
         return request.graph(classifier)
     except CamrtError as error:
-        own = next((entry.value for entry in classifier.metadata_props if entry.key == NAME), name)
+        own = metadata.of_model(classifier)[metadata.NAME]
         raise error.in_file(own) from error.__cause__
 
 
@@ -271,7 +257,7 @@ def known_preprocess(model: str) -> Preprocess | None:
         CamrtError: The file is no ONNX model, or its metadata cannot be used.
         ConversionError: There is no model of that name.
     """
-    from camrt.preprocess import KEY, preprocess_of
+    from camrt.preprocess import preprocess_of
 
     if is_name(model):
         from converters import zoo
@@ -281,78 +267,22 @@ def known_preprocess(model: str) -> Preprocess | None:
     if not path.is_file():
         return None
     try:
-        metadata = metadata_of_file(path)
+        properties = metadata.of_file(path)
     except ValueError as error:
         raise CamrtError(f"is no ONNX model that can be read ({error})", file=model) from error
-    return preprocess_of(None, metadata) if KEY in metadata else None
+    return preprocess_of(None, properties) if metadata.PREPROCESS in properties else None
 
 
 def preprocess_of_named(model: NamedModel, reference: Path | None = None) -> Preprocess:
-    """What a named model wants of an image; with the mean image of the original demo, where that is there.
+    """Return how a named model wants its images; with the mean image of the original demo, if it is there.
 
     Args:
         model: The model.
-        reference: The folder of the mean image, if not the cache's.
+        reference: The folder of the mean image, in place of the cache.
 
     Raises:
-        CamrtError: The mean image is there and cannot be read.
+        ConversionError: The mean image is there and cannot be read.
     """
-    from camrt.preprocess import Preprocess
-    from converters import zoo
+    from camrt.preprocess import preprocess_of
 
-    wants = model.preprocessing
-    mean = None
-    if wants.mean_image is not None:
-        cached = zoo.cache_folder() / "reference" / wants.mean_image
-        path = cached if reference is None else reference / cached.name
-        if path.is_file():
-            mean = mean_image(path)
-        else:
-            _log.info(
-                "%s subtracts its mean pixel: the mean image of the original demo is not in the cache "
-                "(camrt download --reference brings it)",
-                model.name,
-            )
-    scale = (wants.scale, wants.scale, wants.scale)
-    return Preprocess(wants.size, wants.crop, wants.mean, scale, wants.channels, mean)
-
-
-def mean_image(path: Path) -> NDArray[np.float32]:
-    """The mean image of a .mat file, width first there: (3, S, S) float32 BGR.
-
-    Raises:
-        CamrtError: It cannot be read.
-    """
-    import numpy as np
-    from scipy.io import loadmat
-
-    try:
-        mean: NDArray[np.float32] = loadmat(path)["mean_data"].transpose(2, 1, 0).astype(np.float32)
-    except Exception as error:  # scipy's reader raises what it comes across in a broken file
-        raise CamrtError(f"no mean image can be read from it ({error!r})", file=str(path)) from error
-    return mean
-
-
-# ------------------------------------------------------------------------------------------------------------ metadata
-
-
-def metadata_of_file(path: Path) -> dict[str, str]:
-    """The metadata_props of an ONNX file, read without the graph.
-
-    Args:
-        path: The file. Of a large one, the graph with its weights is skipped.
-
-    Raises:
-        ValueError: It is no Protocol Buffers message.
-    """
-    import onnx
-
-    from converters.mapping import mapped
-    from converters.wire import Walk
-
-    with path.open("rb") as stream:
-        data = memoryview(mapped(stream))
-    fields = Walk(data).fields(0, len(data))
-    wanted = onnx.ModelProto.METADATA_PROPS_FIELD_NUMBER
-    kept = b"".join(data[begin:end] for number, _, begin, _, end in fields if number == wanted)
-    return {entry.key: entry.value for entry in onnx.ModelProto.FromString(kept).metadata_props}
+    return preprocess_of(None, metadata.of_named(model, reference, note=_log.info))

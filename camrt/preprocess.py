@@ -1,17 +1,25 @@
-"""What a network wants of an image: kept in the model's metadata, so that one file says all."""
+"""How a network sees an image: what is subtracted and cut, in NumPy (`network_input`) and as nodes of a graph.
+
+It begins with the square that `camrt.images.prepare` makes of an image. What a network wants is kept in the metadata of
+its model (`converters.metadata`), so that one file says all.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from camrt.errors import CamrtError
+from converters import metadata
 
-KEY = "camrt.preprocess"
+if TYPE_CHECKING:
+    from camrt.graph.builder import Builder
+
+KEY = metadata.PREPROCESS
 _ADVICE = (
     "name a preset (--preprocess caffe or torchvision; in Python preprocess=), or set each value with camrt export "
     "--crop, --mean, --scale and --channels (camrt.Preprocess)"
@@ -55,9 +63,15 @@ class Preprocess:
         return replace(self, crop=crop, size=size, mean_image=self.mean_image if size == self.size else None)
 
     def as_json(self) -> str:
-        """For the model's metadata. A mean image is part of the graph, not of the metadata."""
-        facts = {"size": self.size, "crop": self.crop, "mean": self.mean, "scale": self.scale}
-        return json.dumps({**facts, "channels": self.channels, "layout": "NCHW"})
+        """Return it as the metadata say it (`converters.metadata.PREPROCESS`), without the numbers of a mean image."""
+        return metadata.preprocess_text(
+            size=self.size,
+            crop=self.crop,
+            mean=self.mean,
+            scale=self.scale,
+            channels=self.channels,
+            has_mean_image=self.mean_image is not None,
+        )
 
 
 # As Caffe's networks were trained on ImageNet: BGR of 0 to 255, less the mean of the training images.
@@ -75,15 +89,15 @@ PRESETS: Mapping[str, Preprocess] = {
 }
 
 
-def preprocess_of(given: Preprocess | str | None, metadata: Mapping[str, str]) -> Preprocess:
-    """The preprocessing that was asked for, else the model's own.
+def preprocess_of(given: Preprocess | str | None, properties: Mapping[str, str]) -> Preprocess:
+    """Return the preprocessing that was asked for, else the model's own.
 
     Args:
         given: A Preprocess, the name of a preset, or None.
-        metadata: The model's metadata_props.
+        properties: The model's metadata.
 
     Raises:
-        CamrtError: No such preset; metadata that is missing or wrong. The text says which flags to give.
+        CamrtError: There is no such preset; the metadata are missing or wrong. The text says what to give.
     """
     if isinstance(given, Preprocess):
         return given
@@ -91,23 +105,106 @@ def preprocess_of(given: Preprocess | str | None, metadata: Mapping[str, str]) -
         if given not in PRESETS:
             raise CamrtError(f"found the preset {given!r}, expected one of {', '.join(PRESETS)}")
         return PRESETS[given]
-    if KEY not in metadata:
-        raise CamrtError(f"the model does not say what it wants of an image (no metadata {KEY}): {_ADVICE}")
+    if KEY not in properties:
+        raise CamrtError(f"the model does not say how it wants its images (no metadata {KEY}): {_ADVICE}")
     try:
-        facts = json.loads(metadata[KEY])
-        return Preprocess(
-            size=int(facts["size"]),
-            crop=int(facts["crop"]),
-            mean=_three(facts["mean"]),
-            scale=_three(facts.get("scale", 1.0)),
-            channels=facts["channels"],
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        found = metadata[KEY][:200]
-        raise CamrtError(f"found the metadata {KEY} {found!r}, which cannot be used ({error!r}): {_ADVICE}") from None
+        return Preprocess(**metadata.preprocess_of(properties))
+    except ValueError as error:
+        found = properties[KEY][:200]
+        raise CamrtError(f"found the metadata {KEY} {found!r}, which cannot be used ({error}): {_ADVICE}") from None
 
 
-def _three(value: Any) -> tuple[float, float, float]:
-    values: Sequence[Any] = value if isinstance(value, (list, tuple)) else [value] * 3
-    first, second, third = (float(each) for each in values)
-    return first, second, third
+# ------------------------------------------------------------------------------------------------- the network's input
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square of the image, perhaps mirrored.
+
+    Attributes:
+        y: Its first row.
+        x: Its first column.
+        side: Its height and width in pixels.
+        mirrored: Whether left and right are exchanged.
+    """
+
+    y: int
+    x: int
+    side: int
+    mirrored: bool
+
+
+def crops_of(protocol: str, size: int, side: int) -> list[Crop]:
+    """List the crops of a protocol.
+
+    Args:
+        protocol: ``"ten-crop"``: corners and centre, then the same mirrored, in the order of the original's
+            prepare_image.m; ``"center"``: the centre; ``"full"``: the whole image and its mirror image.
+        size: The image's side in pixels.
+        side: A crop's side in pixels; for ``"full"`` the image's.
+
+    Raises:
+        CamrtError: No such protocol.
+    """
+    last = size - side
+    # The original keeps images width first, so its outer loop runs over columns.
+    corners = [(y, x) for x in (0, last) for y in (0, last)]
+    centre = ((last + 1) // 2, (last + 1) // 2)  # as floor(indices(2) / 2) + 1 gives it, which counts from one
+    squares = {"ten-crop": [*corners, centre], "center": [centre], "full": [(0, 0)]}
+    if protocol not in squares:
+        raise CamrtError(f"found the protocol {protocol!r}, expected one of {', '.join(squares)}")
+    mirrored = (False,) if protocol == "center" else (False, True)
+    return [Crop(y, x, side, mirror) for mirror in mirrored for y, x in squares[protocol]]
+
+
+def network_input(images: NDArray[np.uint8], crops: Sequence[Crop], preprocess: Preprocess) -> NDArray[np.float32]:
+    """Compute the network's input from images, with the bits of `add_network_input`.
+
+    Args:
+        images: (N, S, S, 3) uint8 RGB.
+        crops: What to cut.
+        preprocess: Mean, scale and order of the channels.
+
+    Returns:
+        (N * crops, 3, side, side) float32; the crops of an image follow each other.
+    """
+    planes = images.transpose(0, 3, 1, 2)[:, :: -1 if preprocess.channels == "BGR" else 1].astype(np.float32)
+    mean = preprocess.mean_image
+    if mean is None:
+        mean = np.reshape(preprocess.mean, (3, 1, 1))
+    planes -= mean.astype(np.float32)
+    if preprocess.scale != (1.0, 1.0, 1.0):
+        planes *= np.reshape(preprocess.scale, (3, 1, 1)).astype(np.float32)
+    side = crops[0].side
+    squares = [planes[:, :, c.y : c.y + side, c.x : c.x + side][..., :: -1 if c.mirrored else 1] for c in crops]
+    return np.stack(squares, axis=1).reshape(-1, 3, side, side)
+
+
+def add_network_input(builder: Builder, image: str, crops: Sequence[Crop], preprocess: Preprocess, output: str) -> None:
+    """Add the nodes that compute `network_input`.
+
+    Args:
+        builder: Where the nodes go.
+        image: (N, S, S, 3) uint8 RGB.
+        crops: What to cut.
+        preprocess: Mean, scale and order of the channels.
+        output: The tensor that is written: (N * crops, 3, side, side) float32; the crops of an image follow each other.
+    """
+    planes = builder.node("Transpose", [builder.node("Cast", [image], to=1)], perm=[0, 3, 1, 2])
+    if preprocess.channels == "BGR":
+        planes = builder.flip(planes, 1)
+    mean = preprocess.mean_image
+    if mean is None:
+        mean = np.reshape(preprocess.mean, (3, 1, 1))
+    planes = builder.node("Sub", [planes, builder.constant(mean, "mean")])
+    if preprocess.scale != (1.0, 1.0, 1.0):
+        planes = builder.node("Mul", [planes, builder.constant(np.reshape(preprocess.scale, (3, 1, 1)), "scale")])
+    side = crops[0].side
+    upright = [crop for crop in crops if not crop.mirrored]
+    squares = [
+        builder.unsqueeze(builder.slice(planes, (c.y, c.x), (c.y + side, c.x + side), (2, 3)), 1) for c in upright
+    ]
+    stacked = squares[0] if len(squares) == 1 else builder.node("Concat", squares, axis=1)
+    if len(upright) < len(crops):  # the mirror images are those of all squares, in the same order
+        stacked = builder.node("Concat", [stacked, builder.flip(stacked, 4)], axis=1)
+    builder.node("Reshape", [stacked, builder.shape(-1, 3, side, side)], output)

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camrt.errors import CamrtError
+from converters import metadata
 from converters.errors import install, printable
 
 if TYPE_CHECKING:
@@ -445,9 +446,9 @@ def answers(
     from camrt.session import Session
 
     facts = metadata_of(model)
-    is_named = "camrt.features" in facts
+    is_named = metadata.FEATURES in facts
     try:
-        head = find_head(open_model(model), facts.get("camrt.features"), facts.get("camrt.classifier"))
+        head = find_head(open_model(model), facts.get(metadata.FEATURES), facts.get(metadata.CLASSIFIER))
     except CamrtError:
         if is_named:
             raise
@@ -539,6 +540,6 @@ def classifier(
     model = convert(read_net(parse_prototxt(prototxt, f"{name}.prototxt"), caffemodel))
     facts = {entry.key: entry.value for entry in model.metadata_props}
     if features and linear:
-        facts |= {"camrt.features": features, "camrt.classifier": linear}
+        facts |= {metadata.FEATURES: features, metadata.CLASSIFIER: linear}
     helper.set_model_props(model, facts)
     return model

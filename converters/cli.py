@@ -141,40 +141,13 @@ def _task(source: str, caffemodel: Path | None, weights: Path | None, output: Pa
 
 
 def _named(name: str, weights: Path | None, output: Path | None) -> _Task:
-    from converters import zoo
+    from converters import metadata, zoo
 
     try:
         model = zoo.find(name)
     except ConversionError as error:
         raise typer.BadParameter(str(error)) from None
-    preprocessing = model.preprocessing
-    properties = {
-        "camrt.name": model.name,
-        "camrt.source": model.source,
-        "camrt.preprocess": json.dumps(
-            {
-                "size": preprocessing.size,
-                "crop": preprocessing.crop,
-                "mean": preprocessing.mean,
-                "mean_image": preprocessing.mean_image,
-                "scale": preprocessing.scale,
-                "channels": preprocessing.channels,
-                "layout": preprocessing.layout,
-            }
-        ),
-    }
-    if model.features and model.classifier:
-        properties |= {"camrt.features": model.features, "camrt.classifier": model.classifier}
-    if model.protocol:
-        properties["camrt.protocol"] = model.protocol
-    labels = zoo.labels(model)
-    if labels:
-        properties["camrt.labels"] = json.dumps(labels, ensure_ascii=False)
-    else:
-        say(
-            f"note: the names of the {model.labels} classes are not in the cache, so the model does not carry them; "
-            "scripts/download_models.sh --reference brings them"
-        )
+    properties = metadata.of_named(model, note=lambda text: say(f"note: {text}"))
     file = zoo.weights(model, weights)
     return _Task(model.prototxt(), file, output or Path(f"{model.name}.onnx"), model.name, properties)
 

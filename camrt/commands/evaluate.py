@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from camrt.commands.options import (
-    THRESHOLDS,
     Json,
     Method,
     PresetName,
@@ -28,6 +27,7 @@ from camrt.commands.options import (
 from camrt.commands.output import reporting, show, write_picture
 from camrt.errors import CamrtError
 from camrt.graph.methods import METHODS
+from camrt.localize import THRESHOLDS
 from camrt.results import json_line, write
 from converters.terminal import bar, say
 

@@ -19,12 +19,10 @@ import typer
 
 from camrt.graph.methods import METHODS
 from camrt.loading import is_name
-from camrt.localize import THRESHOLDS as THRESHOLDS
 
 if TYPE_CHECKING:
     from converters.zoo import NamedModel
 
-PROTOCOLS = ("ten-crop", "center", "full")
 STATUS = "Exit status: 0, 1 (it failed, or an image did) or 2 (usage)."
 
 
@@ -256,18 +254,6 @@ def check_choice(value: str, choices: Sequence[str], flag: str | None = None) ->
     """
     if value not in choices:
         raise typer.BadParameter(f"found {value!r}, expected one of {', '.join(choices)}", param_hint=flag)
-
-
-def check_protocol(protocol: str | None) -> None:
-    """Check the name of a protocol."""
-    if protocol is not None:
-        check_choice(protocol, PROTOCOLS, "--protocol")
-
-
-def check_method(method: str | None) -> None:
-    """Check the name of a method."""
-    if method is not None:
-        check_choice(method, tuple(METHODS), "--method")
 
 
 def check_picture(path: Path, flag: str) -> None:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from camrt import loading
 from camrt.errors import CamrtError
 from camrt.graph.batch import with_free_batch
-from camrt.graph.crops import crops_of
 from camrt.graph.opening import open_model
 from camrt.graph.scores import find_scores
-from camrt.graph.view import labels_of, metadata_of
-from camrt.preprocess import Preprocess, preprocess_of
+from camrt.graph.view import labels_of
+from camrt.preprocess import Preprocess, crops_of, network_input, preprocess_of
 from camrt.session import Session
+from converters import metadata
 
 if TYPE_CHECKING:
     import onnx
@@ -134,7 +134,7 @@ class Network:
 
     def _is_explainer(self) -> bool:
         path = Path(self.name)
-        return not loading.is_name(self.name) and path.is_file() and loading.EXPLAINER in _metadata(path)
+        return not loading.is_name(self.name) and path.is_file() and metadata.EXPLAINER in _metadata(path)
 
 
 def class_count(explainer: Explainer) -> int:
@@ -154,7 +154,7 @@ def worker_count(explainer: Explainer, on_cpu: int) -> int:
 
 def _metadata(path: Path) -> Mapping[str, str]:
     try:
-        return loading.metadata_of_file(path)
+        return metadata.of_file(path)
     except ValueError:
         return {}  # loading the file reports the error
 
@@ -187,15 +187,15 @@ class Classifier:
         preprocess: Preprocess | None = None,
         providers: str | Sequence[Provider] | None = None,
     ) -> None:
-        metadata = metadata_of(model)
-        if loading.EXPLAINER in metadata:
+        properties = metadata.of_model(model)
+        if metadata.EXPLAINER in properties:
             raise CamrtError("found an explainer graph, expected the classifier that it was made of: it is run alone")
-        self._expected = resized_for(preprocess_of(preprocess, metadata), protocol)
+        self._expected = resized_for(preprocess_of(preprocess, properties), protocol)
         self.size = self._expected.size
         side = self.size if protocol == "full" else self._expected.crop
         view = open_model(model)
         scores = find_scores(view)
-        self.classes, self.labels = scores.classes, labels_of(metadata)
+        self.classes, self.labels = scores.classes, labels_of(properties)
         self._crop = crops_of("center", self.size, side)[0]
         self._input, self._output, self._activation = view.inputs[0].name, scores.output, scores.activation
         network = with_free_batch(view, self._input, (3, side, side), scores.output)
@@ -231,11 +231,8 @@ class Classifier:
         Returns:
             (3, h, w) float32, with mean and scale applied.
         """
-        expected = self._expected
-        planes = square[:, :, :: -1 if expected.channels == "BGR" else 1].transpose(2, 0, 1).astype(np.float32)
-        mean = np.reshape(expected.mean, (3, 1, 1)) if expected.mean_image is None else expected.mean_image
-        planes = (planes - mean.astype(np.float32)) * np.reshape(expected.scale, (3, 1, 1)).astype(np.float32)
-        return np.ascontiguousarray(self.crop(planes))
+        planes: NDArray[np.float32] = network_input(square[None], [self._crop], self._expected)[0]
+        return planes
 
     def crop(self, planes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cut out the part of an image or map that the network sees.

@@ -1,88 +1,19 @@
-"""The crops and mirror images that a network sees of an image, as nodes; and pasting their maps back."""
+"""The way back from crops: pasting their maps where the crops were, as nodes. `camrt.preprocess` cuts them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from camrt.errors import CamrtError
 from camrt.graph.builder import Builder
 from camrt.matlab import imresize
+from camrt.preprocess import Crop as Crop
 from camrt.preprocess import Preprocess
+from camrt.preprocess import crops_of as crops_of
 
 _LONGEST = 4096  # rows or columns of a map that is enlarged
-
-
-@dataclass(frozen=True)
-class Crop:
-    """A square of the image, perhaps mirrored.
-
-    Attributes:
-        y: Its first row.
-        x: Its first column.
-        side: Its height and width in pixels.
-        mirrored: Whether left and right are exchanged.
-    """
-
-    y: int
-    x: int
-    side: int
-    mirrored: bool
-
-
-def crops_of(protocol: str, size: int, side: int) -> list[Crop]:
-    """List the crops of a protocol.
-
-    Args:
-        protocol: ``"ten-crop"``: corners and centre, then the same mirrored, in the order of the original's
-            prepare_image.m; ``"center"``: the centre; ``"full"``: the whole image and its mirror image.
-        size: The image's side in pixels.
-        side: A crop's side in pixels; for ``"full"`` the image's.
-
-    Raises:
-        CamrtError: No such protocol.
-    """
-    last = size - side
-    # The original keeps images width first, so its outer loop runs over columns.
-    corners = [(y, x) for x in (0, last) for y in (0, last)]
-    centre = ((last + 1) // 2, (last + 1) // 2)  # as floor(indices(2) / 2) + 1 gives it, which counts from one
-    squares = {"ten-crop": [*corners, centre], "center": [centre], "full": [(0, 0)]}
-    if protocol not in squares:
-        raise CamrtError(f"found the protocol {protocol!r}, expected one of {', '.join(squares)}")
-    mirrored = (False,) if protocol == "center" else (False, True)
-    return [Crop(y, x, side, mirror) for mirror in mirrored for y, x in squares[protocol]]
-
-
-def cut(builder: Builder, image: str, crops: Sequence[Crop], preprocess: Preprocess, output: str) -> None:
-    """Add nodes that make the network's input from images.
-
-    Args:
-        builder: Where the nodes go.
-        image: (N, S, S, 3) uint8 RGB.
-        crops: What to cut.
-        preprocess: Mean, scale and order of the channels.
-        output: The tensor that is written: (N * crops, 3, side, side) float32; the crops of an image follow each other.
-    """
-    planes = builder.node("Transpose", [builder.node("Cast", [image], to=1)], perm=[0, 3, 1, 2])
-    if preprocess.channels == "BGR":
-        planes = builder.flip(planes, 1)
-    mean = preprocess.mean_image
-    if mean is None:
-        mean = np.reshape(preprocess.mean, (3, 1, 1))
-    planes = builder.node("Sub", [planes, builder.constant(mean, "mean")])
-    if preprocess.scale != (1.0, 1.0, 1.0):
-        planes = builder.node("Mul", [planes, builder.constant(np.reshape(preprocess.scale, (3, 1, 1)), "scale")])
-    side = crops[0].side
-    upright = [crop for crop in crops if not crop.mirrored]
-    squares = [
-        builder.unsqueeze(builder.slice(planes, (c.y, c.x), (c.y + side, c.x + side), (2, 3)), 1) for c in upright
-    ]
-    stacked = squares[0] if len(squares) == 1 else builder.node("Concat", squares, axis=1)
-    if len(upright) < len(crops):  # the mirror images are those of all squares, in the same order
-        stacked = builder.node("Concat", [stacked, builder.flip(stacked, 4)], axis=1)
-    builder.node("Reshape", [stacked, builder.shape(-1, 3, side, side)], output)
 
 
 def black(preprocess: Preprocess, crops: Sequence[Crop]) -> np.ndarray:

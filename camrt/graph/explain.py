@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from onnx import TensorProto, helper
 from camrt.errors import CamrtError
 from camrt.graph.batch import with_free_batch
 from camrt.graph.builder import PREFIX, Builder
-from camrt.graph.crops import crops_of, cut, merge, paste
+from camrt.graph.crops import merge, paste
 from camrt.graph.head import Head, find_head
 from camrt.graph.layers import FeatureMap, dependents, feature_map_of, last_features, named_tensor
 from camrt.graph.methods import METHODS, Method, find
@@ -24,11 +23,11 @@ from camrt.graph.rewrite import repeated, tensor_names
 from camrt.graph.scores import Scores, find_scores
 from camrt.graph.targets import SUM, Target, Targets, targets_of
 from camrt.graph.view import GraphView, captured, control_flow, labels_of, metadata_of, needed_for, shape_of
-from camrt.preprocess import KEY, Preprocess, preprocess_of
+from camrt.preprocess import Preprocess, add_network_input, crops_of, preprocess_of
+from converters import metadata as keys
 
 IMAGE, TARGET, SCORES, CLASSES, HEATMAPS = "image", "target", "scores", "classes", "heatmaps"
 MAPS = "camrt/maps"  # inside the graph: the map of each crop and class before enlarging, (N, crops, top, h, w)
-LABELS = "camrt.labels"
 AGAIN = "camrt/again"  # what the names of the network's second run begin with
 RESERVED = (
     IMAGE,
@@ -100,14 +99,14 @@ def explain_graph(
     with naming(model):
         opened = open_model(model, RESERVED)
         renamed, metadata = opened.renamed, opened.metadata
-        if "camrt.explainer" in metadata:
+        if keys.EXPLAINER in metadata:
             raise CamrtError("the model is an explainer already, expected a classifier")
-        protocol = protocol or metadata.get("camrt.protocol") or entry.protocol
+        protocol = protocol or metadata.get(keys.PROTOCOL) or entry.protocol
         wanted = preprocess_of(preprocess, metadata)
         asked = _Asked(
             layers=tuple(named_tensor(opened, renamed.get(each, each)) for each in _names_of(layer, features)),
-            features=renamed.get(metadata.get("camrt.features", ""), metadata.get("camrt.features")),
-            classifier=renamed.get(classifier or "", classifier or metadata.get("camrt.classifier")),
+            features=renamed.get(metadata.get(keys.FEATURES, ""), metadata.get(keys.FEATURES)),
+            classifier=renamed.get(classifier or "", classifier or metadata.get(keys.CLASSIFIER)),
             scores=renamed.get(scores or "", scores),
             is_sum=target == SUM,
         )
@@ -117,7 +116,9 @@ def explain_graph(
         facts = {"method": method, "protocol": protocol, "top": targets.count, "size": wanted.size, "resize": "square"}
         result, found = _explainer(opened, entry, chosen, asked, seen, targets, wanted, protocol)
         facts |= _facts(entry, seen, targets, found, chosen)
-        helper.set_model_props(result, {**metadata, KEY: wanted.as_json(), "camrt.explainer": json.dumps(facts)})
+        metadata.pop(keys.MEAN_IMAGE, None)  # which is in the graph now
+        metadata |= {keys.PREPROCESS: wanted.as_json(), keys.EXPLAINER: keys.explainer_text(facts)}
+        helper.set_model_props(result, metadata)
         check_model(result, "the explainer")
         return result
 
@@ -154,7 +155,7 @@ def _explainer(
     builder = Builder(view.opset, tensor_names(network.graph))
     for name in RESERVED:
         builder.claim(name)
-    cut(builder, IMAGE, crops, preprocess, image)
+    add_network_input(builder, IMAGE, crops, preprocess, image)
     before, builder.nodes = builder.nodes, []
     is_sum, add_softmax = targets.kind == "sum", asked.scores is None
     merged = _merged_scores(builder, scores, len(crops), is_sum=is_sum, add_softmax=add_softmax)
@@ -215,8 +216,8 @@ def _labelled(metadata: dict[str, str], labels: Sequence[str] | None, scores: Sc
     elif known is None:
         return metadata
     elif len(known) != scores.classes:  # those of another output
-        return {key: value for key, value in metadata.items() if key != LABELS}
-    return {**metadata, LABELS: json.dumps([str(label) for label in known], ensure_ascii=False)}
+        return {key: value for key, value in metadata.items() if key != keys.LABELS}
+    return {**metadata, keys.LABELS: keys.labels_text(known)}
 
 
 def _names_of(layer: str | Sequence[str] | None, features: str | None) -> tuple[str, ...]:
@@ -419,11 +420,15 @@ def describe(model: onnx.ModelProto) -> Mapping[str, object]:
     Raises:
         CamrtError: The model is no explainer.
     """
-    text = metadata_of(model).get("camrt.explainer")
-    if text is None:
-        raise CamrtError("the model is no explainer graph (no metadata camrt.explainer), expected one of camrt export")
-    facts = json.loads(text)
-    return facts if isinstance(facts, dict) else {}
+    try:
+        facts = keys.explainer_of(metadata_of(model))
+    except ValueError as error:
+        raise CamrtError(f"found the metadata {keys.EXPLAINER}, which cannot be used ({error})") from None
+    if facts is None:
+        raise CamrtError(
+            f"the model is no explainer graph (no metadata {keys.EXPLAINER}), expected one of camrt export"
+        )
+    return facts
 
 
 __all__ = ["METHODS", "describe", "explain_graph"]

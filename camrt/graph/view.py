@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -13,6 +12,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from camrt.errors import CamrtError
+from converters import metadata as keys
 from converters.model import bytes_of, split
 
 Shape = tuple[int | str | None, ...]
@@ -28,16 +28,15 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 def metadata_of(model: onnx.ModelProto) -> dict[str, str]:
     """The model's metadata_props."""
-    return {entry.key: entry.value for entry in model.metadata_props}
+    return keys.of_model(model)
 
 
 def labels_of(metadata: Mapping[str, str]) -> list[str] | None:
     """The names of the classes in a model's metadata; None if there are none that can be read."""
     try:
-        labels = json.loads(metadata.get("camrt.labels", ""))
-    except (ValueError, RecursionError):
+        return keys.labels_of(metadata)
+    except ValueError:
         return None
-    return [str(label) for label in labels] if isinstance(labels, list) else None
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:

@@ -591,7 +591,7 @@ def test_weights_of_a_named_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     Path(model.weights.bundled or "").rename(weights)
     released = zoo.WeightsFile(("http://nowhere/tinyCAM.caffemodel",), model.weights.least_bytes)
     monkeypatch.setattr(zoo, "models", lambda: {tiny.NAME: dataclasses.replace(model, weights=released)})
-    monkeypatch.setattr(zoo, "_download", lambda *_, **__: pytest.fail("asked the network"))
+    monkeypatch.setattr(zoo, "download", lambda *_, **__: pytest.fail("asked the network"))
     Image.fromarray(tiny.sample_image()).save("a.png")
     options = ["--weights", weights, "--json"]
     facts = json.loads(run("explain", "a.png", "--model", tiny.NAME, *options)[1])

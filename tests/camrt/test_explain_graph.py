@@ -14,10 +14,9 @@ import pytest
 from camrt import matlab
 from camrt.errors import CamrtError
 from camrt.graph import explain_graph
-from camrt.graph.crops import crops_of
 from camrt.graph.head import find_head
 from camrt.graph.view import GraphView
-from camrt.preprocess import PRESETS, Preprocess
+from camrt.preprocess import PRESETS, Preprocess, crops_of
 from tests.camrt.classifiers import CHANNELS, CLASSES, SIDE, WITH_HEAD, classifier
 
 SIZE = 20

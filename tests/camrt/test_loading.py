@@ -8,22 +8,19 @@ import pytest
 
 from camrt import CamrtError
 from camrt.commands import options
-from camrt.explanation import THRESHOLDS
 from camrt.graph.explain import describe
 from camrt.loading import (
-    EXPLAINER,
     LENET,
     Request,
     explainer_graph,
     identity,
     is_name,
     known_preprocess,
-    mean_image,
-    metadata_of_file,
     named_classifier,
     preprocess_of_named,
 )
-from converters import ConversionError, zoo
+from camrt.preprocess import PRESETS
+from converters import ConversionError, metadata, zoo
 from tests.tiny_models import tiny_classifier, tiny_explainer
 
 
@@ -55,7 +52,9 @@ def test_a_model_says_its_own_protocol(cache: Path) -> None:
 
     def protocol(request: Request) -> str:
         graph = explainer_graph(LENET, request)
-        return str(json.loads({entry.key: entry.value for entry in graph.metadata_props}[EXPLAINER])["protocol"])
+        return str(
+            json.loads({entry.key: entry.value for entry in graph.metadata_props}[metadata.EXPLAINER])["protocol"]
+        )
 
     assert protocol(Request()) == "center"
     assert protocol(Request(protocol="ten-crop")) == "ten-crop"
@@ -98,36 +97,10 @@ def test_what_is_known_of_a_model(cache: Path, tmp_path: Path) -> None:
 
 
 def test_what_the_command_line_says_without_numpy() -> None:
-    assert options.THRESHOLDS == THRESHOLDS
-    for protocol in options.PROTOCOLS:
+    """The choices are those of the library."""
+    assert [preset.value for preset in options.Preset] == [*PRESETS]
+    for protocol in (each.value for each in options.ProtocolName):
         assert describe(Request(protocol=protocol, top=2).graph(tiny_classifier()))["protocol"] == protocol
-
-
-def test_metadata_are_read_without_the_weights(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    model = tiny_explainer()
-    expected = {entry.key: entry.value for entry in model.metadata_props}
-    onnx.save(model, path)
-    assert metadata_of_file(path) == expected
-    # As converters write it: the message in pieces, one after another.
-    graph = onnx.ModelProto()
-    graph.graph.CopyFrom(model.graph)
-    model.ClearField("graph")
-    path.write_bytes(model.SerializeToString() + graph.SerializeToString() * 3)
-    assert metadata_of_file(path) == expected
-
-
-def test_the_mean_image_is_turned_to_rows(reference: Path) -> None:
-    mean = mean_image(reference / "matlab_demo" / "ilsvrc_2012_mean.mat")
-    assert mean.shape == (3, 256, 256)
-    assert mean.mean(axis=(1, 2)) == pytest.approx([104, 117, 123], abs=1)  # BGR
-
-
-def test_a_broken_mean_image(tmp_path: Path) -> None:
-    path = tmp_path / "mean.mat"
-    path.write_bytes(b"nothing")
-    with pytest.raises(CamrtError, match=r"mean\.mat: no mean image can be read"):
-        mean_image(path)
 
 
 def test_what_a_named_model_wants(cache: Path) -> None:

@@ -15,7 +15,7 @@ import scipy.io
 from onnx import numpy_helper
 
 from camrt import matlab
-from camrt.graph.crops import crops_of
+from camrt.preprocess import crops_of
 from converters import convert, zoo
 from tests.seeded import SeededModel
 

@@ -205,6 +205,31 @@ def test_missing_and_broken_images_count_as_wrong(shapes: Shapes, tiny: Path, tm
     assert json.loads(stdout)["rankings"]["bbox2"]["localization"] == [1 / 8] * 5
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_measured_does_not_stop_the_others(fast: Path, tmp_path: Path, workers: int) -> None:
+    """A map wider than a JPEG can be is found out in the process of the boxes."""
+    numbered = write_shapes(tmp_path / "numbered", 3, labels=LABELS)
+    (numbered.images / "shape_00002.jpg").unlink()
+    Image.new("RGB", (70_000, 3)).save(numbered.images / "shape_00002.png")
+    code, stdout, _ = run(
+        *numbered.options, "--model", fast, "--out", tmp_path / "out", "--workers", workers, "--json"
+    )  # fmt: skip
+    failed = json.loads(stdout)["failed"]
+    assert (code, [each["image"] for each in failed]) == (1, ["shape_00002"])
+    assert "cannot be written as JPEG" in failed[0]["reason"]
+    assert len([line for line in journal_lines(tmp_path / "out") if "found" in line]) == 2
+
+
+def test_a_folder_for_maps_that_cannot_be_made_stops_the_run(shapes: Shapes, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, _, stderr = run(
+        *shapes.options, "--model", tiny, "--out", tmp_path / "out", "--heatmaps", tmp_path / "file" / "maps"
+    )  # fmt: skip
+    assert code == 1
+    assert "maps: cannot be written to" in stderr
+    assert journal_lines(tmp_path / "out") == []
+
+
 def test_nothing_can_be_read(shapes: Shapes, tiny: Path, tmp_path: Path) -> None:
     for file in shapes.images.iterdir():
         file.write_bytes(b"no image")

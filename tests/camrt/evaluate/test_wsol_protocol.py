@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.util
 import json
 import os
 import signal
@@ -93,7 +94,8 @@ def test_from_images_to_the_table(shapes: Path, tiny: Path, tmp_path: Path) -> N
     assert len(sweep) == 3 * 1000
     best = max(float(row["largest 0.5"]) for row in sweep if row["method"] == "cam")
     assert best == facts["methods"]["cam"]["MaxBoxAcc"]
-    assert cv2.imread(str(out / "sweep.png")).shape == (560, 900, 3)
+    if importlib.util.find_spec("matplotlib"):
+        assert cv2.imread(str(out / "sweep.png")).shape == (560, 900, 3)
     page = (out / "index.html").read_text()
     assert page.count("<article>") == 1 + SHAPES
     assert page.count("<img loading") == 4 * SHAPES
@@ -174,6 +176,20 @@ def test_road_is_that_of_the_parts(fast: Path, shapes: Path, tmp_path: Path) -> 
     assert found.road["most relevant first"] == pytest.approx(most.mean(axis=0), abs=1e-6)
     right = np.mean([one.argmax(axis=1) == label for one, label in zip(scores[False], labels, strict=True)], axis=0)
     assert found.road["accuracy, least relevant first"] == pytest.approx(right)
+
+
+def test_without_matplotlib_there_is_no_picture(
+    shapes: Path, fast: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
+        monkeypatch.setitem(sys.modules, name, None)
+    given = number_classes(options(shapes, fast, tmp_path / "out"), shapes)
+    code, stdout, stderr = run(*given, "--threshold-sweep", "--json")
+    assert code == 0, stderr
+    assert "sweep.png was not drawn: that takes matplotlib (pip install matplotlib)" in stderr
+    assert "picture" not in json.loads(stdout)["files"]
+    assert (tmp_path / "out" / "sweep.csv").is_file()
+    assert not (tmp_path / "out" / "sweep.png").exists()
 
 
 def test_metadata_give_what_the_table_gives(shapes: Path, fast: Path, tmp_path: Path) -> None:
@@ -412,6 +428,9 @@ def test_masks_of_another_shape_or_none(shapes: Path, tiny: Path, tmp_path: Path
     code, _, stderr = run(*options(shapes, tiny, tmp_path / "out"))
     assert code == 1
     assert f"{mask}: found a mask of 30 x 90 pixels for 'shape_00002.jpg'" in stderr
+    measured = journal_lines(tmp_path / "out", "masks-cam")
+    assert [line["image"] for line in measured if "found" not in line] == ["shape_00002.jpg"]
+    assert len(measured) == SHAPES  # the others are measured
     mask.unlink()
     code, _, stderr = run(*options(shapes, tiny, tmp_path / "out"))
     assert f"boxes.csv:3: there is no mask {mask}" in stderr

@@ -1,0 +1,274 @@
+"""What a model file says of itself: the keys of its ONNX metadata, and how their values are written and read.
+
+`converters` and `camrt` write and read metadata by this module alone. docs/metadata.md documents the format for other
+programs.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converters.errors import ConversionError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+    from converters.zoo import NamedModel
+
+NAME = "camrt.name"  # of the named model
+SOURCE = "camrt.source"  # the page that it comes from
+FEATURES = "camrt.features"  # the tensor that the global pooling reads
+CLASSIFIER = "camrt.classifier"  # the linear layer behind the pooling
+PREPROCESS = "camrt.preprocess"  # how the network wants its images
+MEAN_IMAGE = "camrt.mean_image"  # what is subtracted in place of the mean
+LABELS = "camrt.labels"  # the names of the classes
+PROTOCOL = "camrt.protocol"  # what the network is to see of an image
+EXPLAINER = "camrt.explainer"  # what an explainer graph computes
+KEYS = (NAME, SOURCE, FEATURES, CLASSIFIER, PREPROCESS, MEAN_IMAGE, LABELS, PROTOCOL, EXPLAINER)
+
+
+# ------------------------------------------------------------------------------------------------------------- models
+
+
+def of_model(model: onnx.ModelProto) -> dict[str, str]:
+    """Return the metadata of a model."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def of_file(path: Path) -> dict[str, str]:
+    """Return the metadata of an ONNX file, read without the graph.
+
+    Args:
+        path: The file. The graph with its weights is skipped.
+
+    Raises:
+        ValueError: It is no Protocol Buffers message.
+        OSError: It cannot be read.
+    """
+    import onnx
+
+    from converters.mapping import mapped
+    from converters.wire import Walk
+
+    with path.open("rb") as stream:
+        data = memoryview(mapped(stream))
+    fields = Walk(data).fields(0, len(data))
+    wanted = onnx.ModelProto.METADATA_PROPS_FIELD_NUMBER
+    kept = b"".join(data[begin:end] for number, _, begin, _, end in fields if number == wanted)
+    return of_model(onnx.ModelProto.FromString(kept))
+
+
+def of_named(
+    model: NamedModel, reference: Path | None = None, *, note: Callable[[str], object] = lambda text: None
+) -> dict[str, str]:
+    """Return what is known of a named model, as the metadata of the converted network.
+
+    Class names and the mean image are among the data files of the original demo. Where they are not in the cache, the
+    model has no names, and subtracts its mean pixel.
+
+    Args:
+        model: The model.
+        reference: The folder of the mean image, in place of the cache.
+        note: Called with a sentence about each that is not there.
+
+    Raises:
+        ConversionError: The class names or the mean image are there and cannot be read.
+    """
+    from converters import zoo
+
+    wants = model.preprocessing
+    properties = {NAME: model.name, SOURCE: model.source}
+    if model.features and model.classifier:
+        properties |= {FEATURES: model.features, CLASSIFIER: model.classifier}
+    if model.protocol:
+        properties[PROTOCOL] = model.protocol
+    mean_image = None
+    if wants.mean_image is not None:
+        cached = zoo.cache_folder() / "reference" / wants.mean_image
+        file = cached if reference is None else reference / cached.name
+        if file.is_file():
+            mean_image = read_mean_image(file)
+            properties[MEAN_IMAGE] = mean_image_text(mean_image)
+        else:
+            note(
+                f"{model.name} subtracts its mean pixel: the mean image of the original demo is not in the cache "
+                "(camrt download --reference brings it)"
+            )
+    properties[PREPROCESS] = preprocess_text(
+        size=wants.size,
+        crop=wants.crop,
+        mean=wants.mean,
+        scale=(wants.scale,) * 3,
+        channels=wants.channels,
+        has_mean_image=mean_image is not None,
+    )
+    if (labels := zoo.labels(model)) is not None:
+        properties[LABELS] = labels_text(labels)
+    else:
+        note(
+            f"{model.name} does not carry the names of its {model.labels} classes, which are not in the cache "
+            "(camrt download --reference brings them)"
+        )
+    return properties
+
+
+# ------------------------------------------------------------------------------------------------------------- values
+
+
+def labels_text(labels: Sequence[str]) -> str:
+    """Write the names of the classes."""
+    return json.dumps([str(label) for label in labels], ensure_ascii=False)
+
+
+def labels_of(metadata: Mapping[str, str]) -> list[str] | None:
+    """Read the names of the classes; None where there are none.
+
+    Raises:
+        ValueError: They are no JSON list.
+    """
+    if LABELS not in metadata:
+        return None
+    labels = _json(metadata[LABELS])
+    if not isinstance(labels, list):
+        raise ValueError("no list")
+    return [str(label) for label in labels]
+
+
+def preprocess_text(
+    *,
+    size: int,
+    crop: int,
+    mean: Sequence[float],
+    scale: Sequence[float],
+    channels: str,
+    has_mean_image: bool = False,
+) -> str:
+    """Write how the network wants its images.
+
+    Args:
+        size: The side in pixels of the square that the image is resized to.
+        crop: The side in pixels of the square that is cut from it.
+        mean: Subtracted from each channel, on the scale 0 to 255.
+        scale: Multiplied, for each channel.
+        channels: ``"BGR"`` or ``"RGB"``: the order of the channels.
+        has_mean_image: Whether a mean image is subtracted in place of the mean.
+    """
+    facts: dict[str, Any] = {"size": size, "crop": crop, "mean": list(mean), "scale": list(scale)}
+    facts |= {"channels": channels, "layout": "NCHW"}
+    return json.dumps(facts | ({"mean_image": True} if has_mean_image else {}))
+
+
+def preprocess_of(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Read how the network wants its images.
+
+    Returns:
+        ``size``, ``crop``, ``mean`` and ``scale`` (three numbers each), ``channels``, and ``mean_image``, which is (3,
+        size, size) float32 or None.
+
+    Raises:
+        ValueError: It is missing or cannot be used.
+    """
+    facts = _json(metadata.get(PREPROCESS, ""))
+    try:
+        size = int(facts["size"])
+        read = {
+            "size": size,
+            "crop": int(facts["crop"]),
+            "mean": _three(facts["mean"]),
+            "scale": _three(facts.get("scale", 1.0)),
+            "channels": facts["channels"],
+        }
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(repr(error)) from None
+    has_mean_image = facts.get("mean_image") is True
+    return {**read, "mean_image": _mean_image_of(metadata.get(MEAN_IMAGE), size) if has_mean_image else None}
+
+
+def mean_image_text(mean: NDArray[np.float32]) -> str:
+    """Write a mean image.
+
+    Args:
+        mean: (3, size, size), in the order of the network's channels.
+    """
+    import numpy as np
+
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(mean, "<f4").tobytes())).decode("ascii")
+
+
+def explainer_text(facts: Mapping[str, Any]) -> str:
+    """Write what an explainer graph computes."""
+    return json.dumps(dict(facts))
+
+
+def explainer_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """Read what an explainer graph computes; None where the model is none.
+
+    Raises:
+        ValueError: It is no JSON object with method, protocol, top and size.
+    """
+    if EXPLAINER not in metadata:
+        return None
+    facts = _json(metadata[EXPLAINER])
+    try:
+        facts = facts | {key: str(facts[key]) for key in ("method", "protocol")}
+        return dict(facts | {key: int(facts[key]) for key in ("top", "size")})
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(repr(error)) from None
+
+
+def read_mean_image(file: Path) -> NDArray[np.float32]:
+    """Read the mean image of a .mat file, which has the width first.
+
+    Returns:
+        (3, S, S) float32 BGR.
+
+    Raises:
+        ConversionError: It cannot be read.
+    """
+    import numpy as np
+    from scipy.io import loadmat
+
+    try:
+        mean: NDArray[np.float32] = loadmat(file)["mean_data"].transpose(2, 1, 0).astype(np.float32)
+    except Exception as error:  # SciPy's reader raises what it comes across in a broken file
+        raise ConversionError(f"no mean image can be read from it ({error!r})", file=str(file)) from error
+    return mean
+
+
+def _mean_image_of(text: str | None, size: int) -> NDArray[np.float32]:
+    if text is None:
+        raise ValueError(f"the mean image is missing ({MEAN_IMAGE})")
+    import numpy as np
+
+    expected = 3 * size * size * 4
+    try:
+        stream = zlib.decompressobj()
+        data = stream.decompress(base64.b64decode(text, validate=True), expected + 1)  # no more, whatever it holds
+    except (ValueError, zlib.error) as error:
+        raise ValueError(f"the mean image ({MEAN_IMAGE}) is broken: {error}") from None
+    if len(data) != expected:
+        raise ValueError(f"the mean image ({MEAN_IMAGE}) has another size than 3 x {size} x {size}")
+    return np.frombuffer(data, "<f4").reshape(3, size, size).astype(np.float32)
+
+
+def _three(value: Any) -> tuple[float, float, float]:
+    values = value if isinstance(value, (list, tuple)) else [value] * 3
+    first, second, third = (float(each) for each in values)
+    if not all(map(math.isfinite, (first, second, third))):
+        raise ValueError(f"found {value}, expected numbers")
+    return first, second, third
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
