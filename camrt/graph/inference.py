@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, TypeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from camrt.graph.view import Shape, attributes_of, infer_shapes, opset_of, shape_of
+from camrt.graph.view import Shape, array_of, attributes_of, infer_shapes, opset_of, shape_of
 
 _MOST = 4096  # elements of a value that is computed
 _MOST_INTEGERS = 1 << 22  # of integers: indices of whole tensors, as PyTorch's as_strided has them
@@ -76,7 +76,7 @@ def infer(model: onnx.ModelProto, initializers: Mapping[str, TensorProto]) -> In
         _learn(found, value.name, value.type)
     for tensor in initializers.values():
         if found.has_room(tensor.data_type, tuple(tensor.dims)):
-            found.keep(tensor.name, numpy_helper.to_array(tensor))
+            found.keep(tensor.name, array_of(tensor))
     for node in graph.node:
         if node.domain in _STANDARD and node.op_type not in _OPAQUE:
             _visit(model, node, found)

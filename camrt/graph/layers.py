@@ -1,4 +1,4 @@
-"""Which features the maps are made of: the last ones that have places, or those that were named."""
+"""Which features the maps are made of: the last ones with positions, or those that were named."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from camrt.graph.sizes import Sizes
 from camrt.graph.values import Value
 from camrt.graph.view import GraphView, Shape, captured, control_flow, operator_of, quoted
 
-# The features that a method weighs are those before the last pooling: finer, and "the last convolutional layer" of
-# Selvaraju et al. (2017, section 3).
+# Methods take the features before the last pooling. They are finer, and "the last convolutional layer" of Selvaraju et
+# al. (2017, section 3).
 _POOLING = {"MaxPool", "AveragePool", "LpPool", "Dropout", "Identity"}
 _ATTENTION = {"Softmax", "Attention"}
 # Tokens before those of the image: none, a class token, DeiT's two, DINOv2's with registers.
@@ -78,7 +78,7 @@ class FeatureMap:
 
 
 class _Shapes:
-    """Shapes of tensors: as onnx infers them, and with more effort where that is not enough."""
+    """Shapes of tensors: as onnx infers them, or by `Sizes`, which takes longer, where that is not enough."""
 
     def __init__(self, view: GraphView) -> None:
         self._view = view
@@ -95,10 +95,10 @@ class _Shapes:
 
 
 def named_tensor(view: GraphView, name: str, role: str = "layer") -> str:
-    """The tensor that is meant by the name of a tensor or a node.
+    """Find a tensor by its name, or by the name of the node that makes it.
 
     Raises:
-        CamrtError: There is none of that name; or it holds integers.
+        CamrtError: There is none of that name, or it holds integers.
     """
     if name not in view.producers:
         outputs = {node.name: node.output[0] for node in view.model.graph.node if node.name and node.output}
@@ -219,7 +219,7 @@ def _read(tensor: str, sizes: Sequence[int], axis: int) -> FeatureMap | None:
 
 
 def _bottlenecks(view: GraphView, image: str, logits: str) -> Iterator[tuple[str, set[str]]]:
-    """Tensors that all of the image goes through, the last first; and the operators that stand behind them."""
+    """List the tensors that everything in the image passes, the last one first, with the operators behind each."""
     depends = dependents(view, image)
     live, passed = {logits}, set[str]()
     for node in reversed(view.needed_for([logits])):

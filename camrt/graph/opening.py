@@ -18,8 +18,10 @@ from onnx import TensorProto, helper
 from camrt.errors import CamrtError
 from camrt.graph.rewrite import check_functions, clashes, inlined, rename_tensors, sort_nodes, tensor_names, upgraded
 from camrt.graph.view import GraphView, bodies, check_values, described, metadata_of, shortened, skeleton
+from converters.model import bytes_of
 
 ModelLike: TypeAlias = onnx.ModelProto | str | os.PathLike[str]
+_CHECKED = 1 << 20  # bytes; weights up to here are read to see whether they are whole
 _OLDEST_IR = 4  # before it, initializers had to be inputs as well
 
 
@@ -182,7 +184,10 @@ def _check_weights(model: onnx.ModelProto) -> None:
                 f"found the weights {tensor.name!r} of type {tensor.data_type} and shape {tuple(tensor.dims)}, which "
                 "is no type or shape of ONNX"
             )
-        check_values(tensor)
+        if (
+            bytes_of(tensor) <= _CHECKED
+        ):  # Protocol Buffers copies what is read: large ones are checked where they are used
+            check_values(tensor)
 
 
 def _with_weights(light: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:

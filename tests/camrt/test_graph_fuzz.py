@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 # How many models of each kind: some seconds for both together. For a long run see tests/camrt/graph_fuzzing.py.
-COUNTS = {"bytes": 3000, "structure": 3000}
+COUNTS = {"bytes": 2000, "structure": 2500}
 MEMORY = 1 << 30  # bytes
 
 

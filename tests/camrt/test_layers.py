@@ -76,7 +76,7 @@ def test_of_every_head(head: str, caplog: pytest.LogCaptureFixture) -> None:
         explainer = explain_graph(classifier(head), "gradcam", preprocess=PREPROCESS)
     layer = "dropped" if head == "convolution_before" else "features"
     assert describe(explainer)["layer"] == [layer]
-    assert f"no layer was named; the last with places is taken: layer {layer!r} (6 maps of 8 x 8)" in caplog.text
+    assert f"no layer was named; the last with positions is taken: layer {layer!r} (6 maps of 8 x 8)" in caplog.text
     assert run(explainer, {"image": images(2)})[2].max() > 0
 
 
