@@ -80,7 +80,7 @@ def test_export_takes_names_from_a_file() -> None:
         (["export", "net.onnx", "--method", "grad-cam"], 2, "expected one of cam, gradcam, "),
         (["export", "net.onnx"], 1, "--method gradcam"),
         (["export", "net.onnx", "--method", "gradcam", "--layer", "relu5_3"], 1, "net.onnx: found the layer 'relu5_3'"),
-        (["export", "net.onnx", "--method", "gradcam", "--layer", "flat"], 1, "no places left to map"),
+        (["export", "net.onnx", "--method", "gradcam", "--layer", "flat"], 1, "no positions left to map"),
         (["export", "net.onnx", "--method", "gradcam", "--target", "catfsh"], 1, "Did you mean 'catfish'"),
         (["export", "net.onnx", "--method", "gradcam", "--target", "4"], 1, "expected 0 to 3"),
         (["export", "net.onnx", "--method", "gradcam", "--set", "samples"], 2, "expected NAME=VALUE"),
