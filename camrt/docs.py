@@ -55,18 +55,26 @@ What is differentiated is the score before the Softmax (Sigmoid, LogSoftmax) at 
 row of scores for an image. `scores="tensor"` (`--scores`) names another: then the output `scores` holds it as it is.
 
 ## Which features
-By default the last that have places and that all of the image goes through, before the last pooling: of VGG16
-`relu5_3`, 14 x 14, not `pool5`. What was chosen is logged, and stands in the model's metadata. `layer="relu4_3"`
-(`--layer`) names another, by tensor or node.
+By default, the features are the last ones with positions that everything in the image passes, before the last pooling:
+in VGG16 `relu5_3`, 14 x 14, and not `pool5`. The choice is logged and written into the model's metadata. To choose
+another layer, give the name of a tensor or a node: `layer="relu4_3"` (`--layer`).
 
-Several (`layer=["relu4_3", "relu5_3"]`) are fused: the map of each, of each crop and class, is brought to 0..1, and
-their mean is taken. So does pytorch-grad-cam. It enlarges them bilinearly, we bicubically.
+The axis of the channels is found, not assumed. ConvNeXt, Swin and MambaOut work on N x height x width x channels in
+between; the axes are followed along the graph to the nearest operator that tells, such as a convolution, a layer
+normalization or a linear layer. Where no operator tells, or several contradict each other, the error names the
+candidates.
 
-Of a vision transformer the features are the tokens that the last attention gets, after their normalization: behind it
-only the class token counts. The tokens before those of the image (a class token, DeiT's two, registers) are left out,
-and the others laid out as a square; where there is none, it is an error. Before the normalization, HiResCAM and
-XGrad-CAM would give nothing but rounding errors: the score does not change with the length of a token there, so that
-its derivative stands upright on it.
+Several layers (`layer=["relu4_3", "relu5_3"]`) are fused as in pytorch-grad-cam: each map, of each crop and class, is
+scaled to 0..1, and their mean is taken. pytorch-grad-cam enlarges them bilinearly, camrt bicubically.
+
+In a vision transformer the features are the tokens that the last attention gets, after their normalization: behind it,
+only the class token counts. The prefix tokens (a class token, DeiT's two, registers) are left out, and the others form
+a square; if they do not, that is an error. Before the normalization, HiResCAM and XGrad-CAM would give nothing but
+rounding errors: the score does not change with the scale of a token there, so its derivative is orthogonal to it.
+
+Where an If or a Loop lies between the features and the scores, there is no gradient, and the network cannot be run
+again. `eigencam` needs neither. The error names the operator and what else works: scores before it (`--scores`), or a
+layer behind it (`--layer`).
 
 ## Several crops
 `protocol="ten-crop"` and `"full"` run all crops, and differentiate all of them, in one pass. The best classes are those

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from camrt import images
 from camrt.classes import class_number
-from camrt.errors import CamrtError
-from camrt.errors import CamrtWarning as CamrtWarning
+from camrt.errors import CamrtError, CamrtWarning
 from camrt.explanation import Explanation
 from camrt.loading import Request, explainer_graph
 from camrt.session import CUDA, Provider, Session

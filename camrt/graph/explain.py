@@ -22,7 +22,7 @@ from camrt.graph.opening import ModelLike, check_model, naming, open_model
 from camrt.graph.rewrite import repeated, tensor_names
 from camrt.graph.scores import Scores, find_scores
 from camrt.graph.targets import SUM, Target, Targets, targets_of
-from camrt.graph.view import GraphView, captured, labels_of, metadata_of, needed_for, shape_of
+from camrt.graph.view import GraphView, captured, control_flow, labels_of, metadata_of, needed_for, shape_of
 from camrt.preprocess import Preprocess, add_network_input, crops_of, preprocess_of
 from converters import metadata as keys
 
@@ -55,40 +55,41 @@ def explain_graph(
     labels: Sequence[str] | None = None,
     preprocess: Preprocess | str | None = None,
 ) -> onnx.ModelProto:
-    """Make an explainer of a classifier: the maps, and what they are made of, as part of the graph.
+    """Turn a classifier into an explainer: one graph from the image to scores and heatmaps.
 
     Args:
         model: A classifier or the path of one: one image input (N, 3, h, w) float32, scores (N, K). Not changed.
         method: One of `camrt.graph.methods.METHODS`; ``"cam"`` needs global average pooling and one linear layer at the
             end, the others any classifier.
-        protocol: ``"ten-crop"``, as the original: the scores of ten crops averaged, their maps added; ``"center"``: one
-            crop; ``"full"``: the whole image and its mirror image, two passes in place of ten, for networks that take
-            images of any size. By default what the method says.
-        top: How many classes to explain, the best first. By default what the method says: 5; 1 for eigencam, and for
-            the methods of pixels, which run back through the whole network for each class.
-        features: Another word for ``layer``.
-        classifier: The linear layer behind the features, for ``"cam"``; by default the model's metadata say it, or it
-            is found.
+        protocol: ``"ten-crop"``, as the original: the scores of ten crops are averaged, and their maps added;
+            ``"center"``: one crop; ``"full"``: the whole image and its mirror image, for networks that take images of
+            any size. By default, the method's own.
+        top: How many classes to explain, the best first. By default 5; 1 for eigencam and for the methods of pixels,
+            which run back through the whole network for each class.
+        features: Another name for ``layer``.
+        classifier: The linear layer behind the features, for ``"cam"``; by default, the one in the model's metadata, or
+            the one that is found.
         target: What is explained in place of the best classes: a class, by number or name, or several; ``"input"``: the
-            classes come with the images, as the graph's input ``target`` (N, top) int64; ``"sum"``: the sum of all that
-            ``scores`` has for an image.
-        layer: The features that the maps are made of: a tensor or a node; by default the last that have places, which
-            is logged. Of several, each map is brought to 0..1, and their mean is taken, as pytorch-grad-cam does.
-        scores: The tensor that is explained; by default the last output of a row of scores an image. A Softmax, Sigmoid
-            or LogSoftmax at its end is left out where it is differentiated. What is named here is not changed on its
-            way to the output ``scores``, where a Softmax is added to logits otherwise.
-        settings: What is set of the method: see its function in `camrt.graph.methods`.
-        labels: The names of the classes, where the model does not say them; they become part of its metadata.
-        preprocess: What the network wants of an image; by default the model's metadata say it.
+            classes come with the images, as the graph's input ``target`` (N, top) int64; ``"sum"``: the sum of all
+            values of ``scores`` for an image.
+        layer: The features that the maps are made of: a tensor or a node; by default, the last ones with positions,
+            which are logged. With several layers, each map is scaled to 0..1, and the mean of the maps is taken, as in
+            pytorch-grad-cam.
+        scores: The tensor that is explained; by default, the last output with one row of scores for each image. The
+            derivative is taken before a Softmax, Sigmoid or LogSoftmax at its end. A tensor that is named here becomes
+            the output ``scores`` as it is; by default, logits go through a Softmax.
+        settings: The settings of the method: see its function in `camrt.graph.methods`.
+        labels: The names of the classes, written into the metadata; by default, those of the model's metadata.
+        preprocess: How images are prepared for the network; by default, as the model's metadata say.
 
     Returns:
         A model with the input ``image`` (N, S, S, 3) uint8 RGB and the outputs ``scores`` (N, K) float32 probabilities,
-        ``classes`` (N, top) int64 and ``heatmaps`` (N, top, S, S) float32, not normalised. Standard operators only, N
-        free.
+        ``classes`` (N, top) int64 and ``heatmaps`` (N, top, S, S) float32, not normalized. It has standard operators
+        only, and N is free.
 
     Raises:
-        CamrtError: The model has no scores, features or head of a known form, no metadata, an operator that cannot be
-            differentiated; a wrong argument; with what to do.
+        CamrtError: The model is not valid; it has no scores, features or head of a known form, no preprocessing in its
+            metadata, or an operator that cannot be differentiated; or an argument is wrong. The text says what to do.
 
     Example:
         >>> explainer = camrt.explain_graph(onnx.load("resnet50.onnx"), "gradcam", "center", top=3,
@@ -142,6 +143,11 @@ def _explainer(
     if scores.logits not in dependents(view, image):
         raise CamrtError(f"found the scores {scores.logits!r}, which do not depend on the input {image!r}")
     feature_maps = _feature_maps(view, entry, asked, seen, image)
+    starts = [one.tensor for one in feature_maps if entry.gradients and entry.kind == "features"]
+    if entry.again or entry.kind == "pixels":
+        starts.append(image)
+    for start in starts:
+        _check_control_flow(view, start, scores.logits, has_head=seen.head is not None)
 
     second = None
     if entry.again:
@@ -265,7 +271,7 @@ def _feature_maps(view: GraphView, entry: Method, asked: _Asked, seen: _Seen, im
     else:
         feature_maps = [last_features(view, image, seen.scores.logits)]
     if entry.kind != "head":
-        chosen = "" if asked.layers else "no layer was named; the last with places is taken: "
+        chosen = "" if asked.layers else "no layer was named; the last with positions is taken: "
         listed = ", ".join(one.describe() for one in feature_maps)
         _log.info("%s of %s; %slayer %s", entry.title, seen.scores.describe(), chosen, listed)
     return feature_maps
@@ -306,6 +312,20 @@ def _image_input(view: GraphView, preprocess: Preprocess, protocol: str) -> tupl
 
 
 # ------------------------------------------------------------------------------------------------- what is computed
+
+
+def _check_control_flow(view: GraphView, start: str, logits: str, *, has_head: bool) -> None:
+    """Refuse control flow where the network is differentiated or run again."""
+    behind = dependents(view, start)
+    way = [node for node in view.needed_for([logits]) if not behind.isdisjoint([*node.input, *captured(node)])]
+    if found := control_flow(way):
+        methods = "cam or eigencam, which need" if has_head else "eigencam, which needs"
+        behind_it = "" if start in {value.name for value in view.inputs} else "name a layer behind it (--layer), "
+        raise CamrtError(
+            f"found control flow between {start!r} and the scores {logits!r}: {found}. It has no gradient here and "
+            f"cannot be run again. Use --method {methods} neither, explain scores before it (--scores), {behind_it}or "
+            "export the model without it"
+        )
 
 
 def _second_run(network: onnx.ModelProto, image: str, side: int, logits: str) -> Pass:

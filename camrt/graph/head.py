@@ -1,7 +1,7 @@
 """Finding the head of a classifier: features -> global pooling -> one linear layer -> scores.
 
-That is what a class activation map is made of (Zhou et al. 2016, section 2): the score of a class is a weighted sum of
-the features' means, so the same sum without the mean is a map. Three forms of it are recognised in any ONNX graph:
+A class activation map is made of this head (Zhou et al. 2016, section 2): the score of a class is a weighted sum of
+the features' means, so the same sum without the mean is a map. Three forms are recognized in any ONNX graph:
 
 * pooling, then a linear layer (GoogLeNet-CAM, ResNet, DenseNet, Inception),
 * pooling, then a 1x1 convolution,
@@ -17,9 +17,9 @@ import numpy as np
 import onnx
 
 from camrt.errors import CamrtError
-from camrt.graph.view import GraphView, attributes_of, described, operator_of, quoted
+from camrt.graph.view import GraphView, attributes_of, control_flow, described, operator_of, quoted
 
-# What may stand between the scores and the linear layer, and between that and the pooling, without changing the sum.
+# Operators between the scores and the linear layer, and between that and the pooling, that do not change the sum.
 _AFTER = {
     "Softmax",
     "LogSoftmax",
@@ -43,12 +43,12 @@ class Head:
 
     Attributes:
         features: The tensor (N, C, h, w) whose weighted sum is the map.
-        weights: (K, C) float32: how much each class takes of each feature.
-        initializer: The initializer that holds ``weights`` as they are, where one does.
-        classifier: The node of the linear layer, for people.
+        weights: (K, C) float32: the weight of each feature for each class.
+        initializer: The initializer that holds ``weights``, if there is one.
+        classifier: The name of the linear layer's node.
         scores: The model's output.
-        pooling: The node that pools, where one was found.
-        activation: What the scores went through: ``"Softmax"``, ``"LogSoftmax"``, ``"Sigmoid"`` or ``""`` (logits).
+        pooling: The node that pools, if one was found.
+        activation: The activation of the scores: ``"Softmax"``, ``"LogSoftmax"``, ``"Sigmoid"`` or ``""`` (logits).
     """
 
     features: str
@@ -60,7 +60,7 @@ class Head:
     activation: str
 
     def describe(self) -> str:
-        """What was chosen, in a sentence."""
+        """Describe the choice in a sentence."""
         classes, channels = self.weights.shape
         return (
             f"features {self.features!r} ({channels} maps), classifier {self.classifier!r} ({classes} classes), "
@@ -77,14 +77,14 @@ def find_head(view: GraphView, features: str | None = None, classifier: str | No
 
     Args:
         view: The model.
-        features: The tensor of the features, where it is known.
-        classifier: The linear layer, where it is known: its node, its output, or its weights.
+        features: The tensor of the features, if it is known.
+        classifier: The linear layer, if it is known: the name of its node, its output or its weights.
 
     Returns:
-        The head. Where several outputs have one, that of the last.
+        The head of the last output that has one.
 
     Raises:
-        CamrtError: There is none; the text says why, for each output, and what to do.
+        CamrtError: There is none. The text says why for each output, and what to do.
     """
     if features is not None and features not in view.producers:
         raise CamrtError(
@@ -97,7 +97,10 @@ def find_head(view: GraphView, features: str | None = None, classifier: str | No
         except _NoHead as reason:
             reasons[output] = str(reason)
     listed = "; ".join(f"output {output!r}: {reason}" for output, reason in reasons.items())
-    raise CamrtError(f"the model has no head that class activation maps can be made of. {listed}. {_HINT}")
+    hidden = control_flow(view.needed_for(view.outputs))
+    hint = f"control flow is on the way, {hidden}: use --method eigencam, or name scores before it (--scores) and use "
+    hint = f"{hint}--method gradcam" if hidden else _HINT
+    raise CamrtError(f"the model has no head that class activation maps can be made of. {listed}. {hint}")
 
 
 def _head_of(view: GraphView, output: str, features: str | None, classifier: str | None) -> Head:
@@ -118,7 +121,7 @@ def _head_of(view: GraphView, output: str, features: str | None, classifier: str
         found = pooling.input[0]
     else:
         before = described(pooling) if pooling is not None else "the input"
-        raise _NoHead(f"before its linear layer {described(node)} stands {before}, expected a global average pooling")
+        raise _NoHead(f"before its linear layer {described(node)} is {before}, expected a global average pooling")
     return _checked(view, Head(found, weights, initializer, _name(node), output, pooling, activation))
 
 
@@ -129,7 +132,7 @@ def _convolution_then_pooling(
     _, node = _back(view, pooling.input[0], {"Relu", "Identity", "Dropout", "Clip"})
     if node is None or operator_of(node) != "Conv":
         raise _NoHead(
-            f"before its pooling stands {described(node) if node is not None else 'the input'}, not a convolution"
+            f"before its pooling is {described(node) if node is not None else 'the input'}, not a convolution"
         )
     kernel = view.constant(node.input[1])
     if (
@@ -138,7 +141,7 @@ def _convolution_then_pooling(
         or any(size != 1 for size in kernel.shape[2:])
         or attributes_of(node).get("group", 1) != 1
     ):
-        raise _NoHead(f"its last convolution {described(node)} is no 1x1 convolution of one group")
+        raise _NoHead(f"its last convolution {described(node)} is not a 1x1 convolution of one group")
     weights = kernel.reshape(kernel.shape[:2]).astype(np.float32)
     head = Head(features or node.input[0], weights, None, _name(node), output, pooling, activation)
     return _checked(view, head)
@@ -149,7 +152,7 @@ def _checked(view: GraphView, head: Head) -> Head:
     if shape is not None and len(shape) != 4:
         raise CamrtError(
             f"found the features {head.features!r} with {len(shape)} axes, expected 4: N x channels x height x width. "
-            "A tensor behind the pooling has no places left to map"
+            "A tensor behind the pooling has no positions left to map"
         )
     channels = shape[1] if shape is not None else None
     if isinstance(channels, int) and channels != head.weights.shape[1]:
@@ -161,7 +164,7 @@ def _checked(view: GraphView, head: Head) -> Head:
 
 
 def _back(view: GraphView, tensor: str, through: Iterable[str]) -> tuple[list[str], onnx.NodeProto | None]:
-    """The operators of these kinds that were passed on the way back from a tensor, and the first node of another."""
+    """Go back from a tensor through operators of these kinds; return them, and the first node of another kind."""
     passed: list[str] = []
     while (node := view.producers.get(tensor)) is not None and operator_of(node) in through:
         passed.append(node.op_type)
@@ -173,7 +176,7 @@ def _is_global_pooling(view: GraphView, node: onnx.NodeProto) -> bool:
     """Whether a node takes the mean of each map: by its kind, its axes, or a window that covers the map."""
     if operator_of(node) == "GlobalAveragePool":
         return True
-    shape = view.shapes.get(node.input[0])
+    shape = view.shapes.get(node.input[0]) if node.input else None
     if shape is None or len(shape) != 4:
         return False
     if operator_of(node) == "ReduceMean":
@@ -202,7 +205,7 @@ def _linear(view: GraphView, node: onnx.NodeProto) -> tuple[np.ndarray, str | No
     is_rows = node.op_type == "Conv" or bool(attributes.get("transB", 0))
     if node.op_type == "Conv":
         if values.ndim < 3 or any(size != 1 for size in values.shape[2:]) or attributes.get("group", 1) != 1:
-            raise _NoHead(f"{described(node)} is no 1x1 convolution of one group")
+            raise _NoHead(f"{described(node)} is not a 1x1 convolution of one group")
         values = values.reshape(values.shape[:2])
     if values.ndim != 2:
         raise _NoHead(f"the weights of {described(node)} have {values.ndim} axes, expected 2")
@@ -212,7 +215,7 @@ def _linear(view: GraphView, node: onnx.NodeProto) -> tuple[np.ndarray, str | No
 
 
 def _is_named(view: GraphView, node: onnx.NodeProto, name: str) -> bool:
-    """Whether a user's word for the classifier means this node: its name, its output, its weights or their layer."""
+    """Whether a name given for the classifier is that of this node, its output, its weights or their layer."""
     words = {node.name, *node.output, *node.input, *(tensor.rpartition(".")[0] for tensor in node.input)}
     if name in words:
         return True
@@ -225,6 +228,6 @@ def _name(node: onnx.NodeProto) -> str:
 
 
 def _few(names: Iterable[str], most: int = 6) -> str:
-    """The last of many names: features stand near the end."""
+    """The last of many names: features are near the end."""
     listed = list(names)
     return ("..., " if len(listed) > most else "") + ", ".join(listed[-most:])

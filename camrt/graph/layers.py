@@ -1,4 +1,4 @@
-"""Which features the maps are made of: the last ones that have places, or those that were named."""
+"""Which features the maps are made of: the last ones with positions, or those that were named."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from camrt.graph.builder import Builder
 from camrt.graph.layout import channels_of
 from camrt.graph.scores import FLOATS, check_tensor, few, shown
 from camrt.graph.sizes import Sizes
-from camrt.graph.view import GraphView, Shape, captured, operator_of, quoted
+from camrt.graph.view import GraphView, Shape, captured, control_flow, operator_of, quoted
 
-# The features that a method weighs are those before the last pooling: finer, and "the last convolutional layer" of
-# Selvaraju et al. (2017, section 3).
+# Methods take the features before the last pooling. They are finer, and "the last convolutional layer" of Selvaraju et
+# al. (2017, section 3).
 _POOLING = {"MaxPool", "AveragePool", "LpPool", "Dropout", "Identity"}
 _ATTENTION = {"Softmax", "Attention"}
 # Tokens before those of the image: none, a class token, DeiT's two, DINOv2's with registers.
@@ -81,7 +81,7 @@ class FeatureMap:
 
 
 class _Shapes:
-    """Shapes of tensors: as onnx infers them, and with more effort where that is not enough."""
+    """Shapes of tensors: as onnx infers them, or by `Sizes`, which takes longer, where that is not enough."""
 
     def __init__(self, view: GraphView) -> None:
         self._view = view
@@ -98,10 +98,10 @@ class _Shapes:
 
 
 def named_tensor(view: GraphView, name: str, role: str = "layer") -> str:
-    """The tensor that is meant by the name of a tensor or a node.
+    """Find a tensor by its name, or by the name of the node that makes it.
 
     Raises:
-        CamrtError: There is none of that name; or it holds integers.
+        CamrtError: There is none of that name, or it holds integers.
     """
     if name not in view.producers:
         outputs = {node.name: node.output[0] for node in view.model.graph.node if node.name and node.output}
@@ -129,8 +129,12 @@ def feature_map_of(view: GraphView, tensor: str) -> FeatureMap:
     found = _feature_map(view, tensor, shapes)
     if found is not None:
         return found
-    if shape is not None and len(shape) == 4 and not all(isinstance(size, int) for size in shape[1:]):
-        raise CamrtError(f"the size of the features {tensor!r} cannot be inferred, found {shown(shape)}")
+    if shape is None or (len(shape) == 4 and not all(isinstance(size, int) for size in shape[1:])):
+        hidden = control_flow(view.needed_for([tensor]))
+        advice = f": control flow hides it, {hidden}. Name a layer before it (--layer), with --method eigencam"
+        raise CamrtError(
+            f"the size of the features {tensor!r} cannot be inferred, found {shown(shape)}{advice if hidden else ''}"
+        )
     raise CamrtError(
         f"found the layer {tensor!r} of shape {shown(shape)}, expected N x channels x height x width, N x height x "
         "width x channels, or N x tokens x channels with a square of tokens: a tensor behind the pooling has no "
@@ -139,12 +143,12 @@ def feature_map_of(view: GraphView, tensor: str) -> FeatureMap:
 
 
 def last_features(view: GraphView, image: str, logits: str) -> FeatureMap:
-    """The last features with places that everything goes through on its way from the image to the scores.
+    """Find the last features with positions that everything passes on its way from the image to the scores.
 
-    Poolings are passed, so that the features before them are taken. Of a transformer with a class token they are those
-    before the last attention: behind it, the scores do not depend on the other tokens any more. If they are normalized
-    first, it is what comes of that: the score does not change with the length of what goes into a normalization, so its
-    derivative stands upright on it, and their product, which HiResCAM and XGrad-CAM take, is 0.
+    Pooling is skipped, so that the features before it are taken. In a transformer with a class token these are the
+    features before the last attention: after it, the scores do not depend on the other tokens any more. If they are
+    normalized first, the normalized features are taken: the score does not change with the scale of what is normalized,
+    so its derivative is orthogonal to it, and their product, which HiResCAM and XGrad-CAM take, is 0.
 
     Args:
         view: A model whose input has a fixed size but for the batch.
@@ -168,9 +172,11 @@ def last_features(view: GraphView, image: str, logits: str) -> FeatureMap:
         if found.num_prefix_tokens is not None and passed & _ATTENTION and normalized:
             return _feature_map(view, normalized[0], shapes) or found
         return found
+    hidden = control_flow(view.needed_for([logits]))
     raise CamrtError(
-        f"the model has no features with places that all of the image goes through on its way to {logits!r}: name the "
-        "layer yourself (--layer)"
+        f"the model has no features with positions that all of the image goes through on its way to {logits!r}"
+        f"{f', past control flow ({hidden})' if hidden else ''}: name the layer yourself (--layer), or use a method of "
+        "pixels, such as --method input-gradient"
     )
 
 
@@ -216,7 +222,7 @@ def _read(tensor: str, sizes: Sequence[int], axis: int) -> FeatureMap | None:
 
 
 def _bottlenecks(view: GraphView, image: str, logits: str) -> Iterator[tuple[str, set[str]]]:
-    """Tensors that all of the image goes through, the last first; and the operators that stand behind them."""
+    """List the tensors that everything in the image passes, the last one first, with the operators behind each."""
     depends = dependents(view, image)
     live, passed = {logits}, set[str]()
     for node in reversed(view.needed_for([logits])):
@@ -226,7 +232,8 @@ def _bottlenecks(view: GraphView, image: str, logits: str) -> Iterator[tuple[str
             yield next(iter(live)), set(passed)
         live.difference_update(node.output)
         passed.add(operator_of(node))
-        live.update(name for name in node.input if name in depends and view.types.get(name) in FLOATS)
+        read = (*node.input, *captured(node))
+        live.update(name for name in read if name in depends and view.types.get(name) in FLOATS)
     if len(live) == 1:
         yield next(iter(live)), passed
 

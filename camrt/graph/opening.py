@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from camrt.errors import CamrtError
 from camrt.graph.rewrite import check_functions, clashes, inlined, rename_tensors, sort_nodes, tensor_names, upgraded
-from camrt.graph.view import GraphView, check_values, metadata_of, shortened, skeleton
+from camrt.graph.view import GraphView, bodies, check_values, described, metadata_of, shortened, skeleton
 
 ModelLike: TypeAlias = onnx.ModelProto | str | os.PathLike[str]
 _OLDEST_IR = 4  # before it, initializers had to be inputs as well
@@ -119,6 +119,8 @@ def _opened(model: onnx.ModelProto, reserved: Collection[str]) -> GraphView:
 def _ready(model: onnx.ModelProto, reserved: Collection[str]) -> GraphView:
     _check_names(model)
     _check_weights(model)
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        _check_splits(nodes)
     light = skeleton(model)
     changed = sort_nodes(light.graph)
     if model.ir_version < _OLDEST_IR:
@@ -146,6 +148,18 @@ def _check_names(model: onnx.ModelProto) -> None:
     for name in names:
         if not isinstance(name, str):
             raise CamrtError(f"found the name {name!r}, expected text in UTF-8")
+
+
+def _check_splits(nodes: Iterable[onnx.NodeProto]) -> None:
+    """A Split must have as many outputs as it says: onnx's shape inference ends the process where it has more."""
+    for node in nodes:
+        parts = next((one.i for one in node.attribute if one.name == "num_outputs"), len(node.output))
+        if node.op_type == "Split" and parts != len(node.output):
+            raise CamrtError(
+                f"found the node {described(node)} with num_outputs {parts} and {len(node.output)} outputs"
+            )
+        for body in bodies(node):
+            _check_splits(body.node)
 
 
 def _check_weights(model: onnx.ModelProto) -> None:

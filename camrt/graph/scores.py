@@ -1,4 +1,4 @@
-"""What of a network is explained: the tensor of its scores, and what stands before its Softmax."""
+"""The scores that are explained, and the logits before their Softmax."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from onnx import TensorProto
 
 from camrt.classes import alike
 from camrt.errors import CamrtError
-from camrt.graph.view import GraphView, Shape, attributes_of, operator_of, quoted
+from camrt.graph.view import GraphView, Shape, attributes_of, control_flow, operator_of, quoted, type_name
 
-# What may stand between an activation at the end and the output, and changes neither the scores nor their order.
+# Operators between the last activation and the output that change neither the scores nor their order.
 _SHAPING = {"Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast"}
 _ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
@@ -22,11 +22,11 @@ class Scores:
     """A tensor with a score for each class.
 
     Attributes:
-        output: The tensor: N rows of ``classes`` numbers, whatever axes of size 1 it has beside.
-        logits: What is differentiated: the tensor before the Softmax, else ``output``.
-        activation: What ``output`` went through after ``logits``: ``"Softmax"``, ``"LogSoftmax"``, ``"Sigmoid"`` or
+        output: The tensor: N rows of ``classes`` numbers; it may have more axes, of size 1.
+        logits: The tensor that is differentiated: the one before the activation, or ``output`` if there is none.
+        activation: The activation between ``logits`` and ``output``: ``"Softmax"``, ``"LogSoftmax"``, ``"Sigmoid"`` or
             ``""``.
-        classes: How many scores an image has.
+        classes: The number of scores of an image.
     """
 
     output: str
@@ -35,7 +35,7 @@ class Scores:
     classes: int
 
     def describe(self) -> str:
-        """What was chosen, in a sentence."""
+        """Describe the choice in a sentence."""
         before = f" before their {self.activation}" if self.activation else ""
         return f"scores {self.output!r} of {self.classes} classes; explained is {self.logits!r}{before}"
 
@@ -43,12 +43,12 @@ class Scores:
 def find_scores(view: GraphView, tensor: str | None = None) -> Scores:
     """Find the scores of a classifier.
 
-    A score is differentiated before the Softmax, as y^c is defined by Selvaraju et al. (2017, section 3): behind it the
-    gradient of a sure answer vanishes, and other classes have a share in it.
+    A score is differentiated before the Softmax, as Selvaraju et al. (2017, section 3) define y^c. After the Softmax,
+    the gradient of a confident answer vanishes, and it depends on the other classes as well.
 
     Args:
         view: The model.
-        tensor: The tensor that is explained, where it is not the last output of one row of scores an image.
+        tensor: The tensor that is explained; by default, the last output with one row of scores for each image.
 
     Raises:
         CamrtError: There is no such tensor, or it has no row of scores for an image.
@@ -67,8 +67,10 @@ def find_scores(view: GraphView, tensor: str | None = None) -> Scores:
         if classes is not None and output in view.producers and view.types.get(output) in FLOATS:
             return _behind(view, output, classes)
     found = ", ".join(f"{name!r} {shown(view.shapes.get(name))}" for name in view.outputs)
+    hidden = control_flow(view.needed_for(view.outputs))
     raise CamrtError(
-        f"the model has no output of scores, found {found}, expected N x classes, float32. Name the tensor: --scores, "
+        f"the model has no output of scores, found {found}, expected N x classes, float32"
+        f"{f'. Control flow may hide its shape: {hidden}' if hidden else ''}. Name the tensor: --scores, "
         "and --target sum where it is no row of classes"
     )
 
@@ -81,10 +83,10 @@ def row_of(shape: Shape | None) -> int | None:
 
 
 def check_tensor(view: GraphView, tensor: str, role: str) -> None:
-    """A tensor that was named must be one that the network computes in floating point.
+    """Check that a named tensor is one that the network computes in floating point.
 
     Raises:
-        CamrtError: It is not there; the text names those that are called alike. Or it holds integers.
+        CamrtError: There is no such tensor (the text lists similar names), or it holds integers.
     """
     if tensor not in view.producers:
         raise CamrtError(
@@ -94,13 +96,13 @@ def check_tensor(view: GraphView, tensor: str, role: str) -> None:
     kind = view.types.get(tensor, TensorProto.FLOAT)
     if kind not in FLOATS:
         raise CamrtError(
-            f"found the {role} {tensor!r} of type {TensorProto.DataType.Name(kind).lower()}, expected floating point: "
+            f"found the {role} {tensor!r} of type {type_name(kind)}, expected floating point: "
             "integers have no gradient, and are no features"
         )
 
 
 def few(names: Iterable[str], most: int = 6) -> str:
-    """The last of many names: what is looked for stands near the end."""
+    """The last of many names: scores and features are near the end."""
     listed = list(names)
     return ("..., " if len(listed) > most else "") + ", ".join(listed[-most:])
 
@@ -113,7 +115,7 @@ def shown(shape: Shape | None) -> str:
 
 
 def _behind(view: GraphView, output: str, classes: int) -> Scores:
-    """The scores with what stands before their activation."""
+    """Find the logits before the activation of scores."""
     tensor = output
     while (node := view.producers.get(tensor)) is not None and operator_of(node) in _SHAPING:
         tensor = node.input[0]
@@ -123,7 +125,7 @@ def _behind(view: GraphView, output: str, classes: int) -> Scores:
 
 
 def _over_classes(view: GraphView, tensor: str, attributes: dict[str, object]) -> bool:
-    """Whether an activation at the end works on the row of classes, as far as its axis says it."""
+    """Whether an activation works along the row of classes, as far as its axis tells."""
     shape, axis = view.shapes.get(tensor), attributes.get("axis", -1)
     if shape is None or not isinstance(axis, int) or len(shape) <= 2:
         return True

@@ -57,6 +57,12 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
+def control_flow(nodes: Iterable[onnx.NodeProto], most: int = 3) -> str:
+    """The nodes that are control flow, for people; empty where none is."""
+    found = [described(node) for node in nodes if next(bodies(node), None) is not None]
+    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
+
+
 def captured(node: onnx.NodeProto) -> Iterator[str]:
     """The tensors that the bodies of control flow read, those from outside among them."""
     for body in bodies(node):
@@ -109,6 +115,11 @@ def infer_shapes(model: onnx.ModelProto, *, strict: bool = False) -> onnx.ModelP
 
 def _is_long_vector(kind: onnx.TypeProto.Tensor) -> bool:
     return len(kind.shape.dim) == 1 and kind.shape.dim[0].dim_value > _LONG
+
+
+def type_name(kind: int) -> str:
+    """An element type for people: ``float16``; its number where ONNX has none."""
+    return TensorProto.DataType.Name(kind).lower() if kind in TensorProto.DataType.values() else str(kind)
 
 
 def quoted(name: str) -> str:

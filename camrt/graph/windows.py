@@ -9,8 +9,6 @@ import numpy as np
 
 from camrt.graph.step import Step
 
-_LARGEST = 1 << 16  # of a kernel, stride, dilation or padding: more is no image
-
 
 @dataclass(frozen=True)
 class Windows:
@@ -47,9 +45,6 @@ class Windows:
                 for size, taps, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True)
             ]
             pads = same(totals, upper=auto == "SAME_UPPER")
-        numbers = [*kernel, *strides, *dilations]
-        if any(not 1 <= number <= _LARGEST for number in numbers) or any(abs(pad) > _LARGEST for pad in pads):
-            raise step.error(f"found windows of {list(kernel)} with strides {list(strides)} and pads {list(pads)}")
         return cls(tuple(kernel), tuple(strides), tuple(dilations), tuple(pads[:axes]), tuple(pads[axes:]))
 
     @property

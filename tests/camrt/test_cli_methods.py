@@ -41,7 +41,7 @@ def test_export_says_what_is_explained() -> None:
     assert status == 0, err
     assert "features" in out
     assert "gradcam, ten-crop, the best 4" in " ".join(out.split())
-    assert "no layer was named; the last with places is taken: layer 'features'" in err
+    assert "no layer was named; the last with positions is taken: layer 'features'" in err
     outputs = onnxruntime.InferenceSession("a.onnx").run(None, {"image": np.zeros((2, SIZE, SIZE, 3), np.uint8)})
     assert [output.shape for output in outputs] == [(2, CLASSES), (2, 4), (2, 4, SIZE, SIZE)]
     status, out, err = run(

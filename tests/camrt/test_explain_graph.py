@@ -261,8 +261,8 @@ def test_wrong_metadata(metadata: str, words: str) -> None:
 
 @pytest.mark.parametrize(
     ("head", "words"),
-    [("two_layers", "before its linear layer 'fc2' .Gemm. stands 'relu2' .Relu."),
-     ("flattened", "before its linear layer 'fc' .Gemm. stands 'relu' .Relu., expected a global average pooling")],
+    [("two_layers", "before its linear layer 'fc2' .Gemm. is 'relu2' .Relu."),
+     ("flattened", "before its linear layer 'fc' .Gemm. is 'relu' .Relu., expected a global average pooling")],
 )  # fmt: skip
 def test_classifier_without_head_is_refused_with_the_reason(head: str, words: str) -> None:
     with pytest.raises(CamrtError, match=words) as caught:

@@ -86,15 +86,15 @@ def split(step: Step, gradient: str) -> str:
 def slice_(step: Step, gradient: str) -> str:
     """Zeros for what was cut off."""
     x = step.inputs[0]
-    steps = np.ravel(step.known(4, "steps")).tolist() if step.has(4) else None
+    steps = step.known(4, "steps").tolist() if step.has(4) else None
     rank = step.rank(x)
-    axes = np.ravel(step.known(3, "axes")).tolist() if step.has(3) else range(len(steps) if steps else rank)
+    axes = step.known(3, "axes").tolist() if step.has(3) else range(len(steps) if steps else rank)
     for index, axis in enumerate(axis % rank for axis in axes):
         stride = steps[index] if steps else 1
         if stride == 1 and step.sizes.same(x, axis, step.output, axis):
             continue  # all of it
         step.apart([axis])
-        start, end = (int(np.ravel(step.known(place, what))[index]) for place, what in ((1, "starts"), (2, "ends")))
+        start, end = (int(step.known(place, what)[index]) for place, what in ((1, "starts"), (2, "ends")))
         (size,) = step.fixed(x, [axis])
         places = np.arange(size)[slice(*_bounds(start, end, stride, size), stride)]
         gradient = _put_back(step, gradient, axis, size, places)
