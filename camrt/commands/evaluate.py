@@ -187,6 +187,7 @@ class BoxOptions:
 class MeasureOptions:
     """What is measured of the maps."""
 
+    masks: Annotated[Path | None, typer.Option(metavar="DIR", help="The mask folder, for PxAP.")] = None
     metrics: Annotated[
         str | None,
         typer.Option(
@@ -208,7 +209,6 @@ class MeasureOptions:
     step: Annotated[
         int | None, typer.Option(min=1, metavar="PIXELS", help="Inserted or deleted at a time; by default one row.")
     ] = None
-    masks: Annotated[Path | None, typer.Option(metavar="DIR", help="The mask folder, for PxAP.")] = None
 
     def check(self) -> None:
         """Check the values that Typer does not."""
@@ -259,21 +259,22 @@ def evaluate() -> None:
 @app.command("ilsvrc", epilog=ILSVRC_EXAMPLES)
 @expanded
 def ilsvrc(
+    *,
+    images: Annotated[Path | None, typer.Option(metavar="DIR", help="The image folder.")] = None,
     annotations: Annotated[
         Path, typer.Option(metavar="DIR|MAT", help="PASCAL VOC XML, one file per image; or cache_groundtruth.mat.")
     ],
     ground_truth: Annotated[Path, typer.Option(metavar="FILE", help="The class of each image, one per line.")],
     truth: GroundTruthOptions,
     choice: NetworkOptions,
-    finding: BoxOptions,
-    running: RunOptions,
-    images: Annotated[Path | None, typer.Option(metavar="DIR", help="The image folder.")] = None,
     method: Method = None,
     protocol: Protocol = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the results.")] = Path("ilsvrc"),
+    finding: BoxOptions,
     submission: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Count these predictions, in the devkit's format.")
     ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the results.")] = Path("ilsvrc"),
+    running: RunOptions,
 ) -> None:
     """Measure the localization error as in the paper: five guesses per image, each a class and a box."""
     check_model(choice.model, choice.weights)
@@ -418,21 +419,22 @@ def _print_errors(errors: LocalizationErrors, data: Dataset, written: dict[str, 
 @app.command("wsol", epilog=WSOL_EXAMPLES)
 @expanded
 def wsol(
+    *,
     images: Annotated[Path, typer.Option(metavar="DIR", help="The image folder.")],
-    choice: NetworkOptions,
-    measuring: MeasureOptions,
-    running: RunOptions,
     metadata: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Metadata of wsolevaluation: image_ids.txt and three more.")
     ] = None,
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Instead: image,class,x1,y1,x2,y2, one row per box.")
     ] = None,
+    choice: NetworkOptions,
     methods: Annotated[str, typer.Option(metavar="A,B,...", help=f"Of {', '.join(METHODS)}.")] = "cam",
     protocol: Annotated[
         WsolProtocolName, typer.Option(help="What the network sees of an image; whole: all of it, resized.")
     ] = WsolProtocolName.WHOLE,
+    measuring: MeasureOptions,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the results.")] = Path("wsol"),
+    running: RunOptions,
 ) -> None:
     """Compare methods: how well their maps localize, and how faithful they are to the network."""
     chosen = _listed(methods, tuple(METHODS), "--methods")

@@ -34,7 +34,7 @@ from camrt.batch import ENDINGS
 from camrt.classes import class_number
 from camrt.errors import CamrtError
 from camrt.evaluate import devkit
-from camrt.evaluate.devkit import Annotations
+from camrt.evaluate.devkit import Annotations, numbered_lines, read_lines
 from camrt.evaluate.ilsvrc import ANY_CLASS, Floats, Integers
 
 IDS, LABELS, SIZES, LOCALIZATION = "image_ids.txt", "class_labels.txt", "image_sizes.txt", "localization.txt"
@@ -178,7 +178,7 @@ class Dataset:
 def _labeled_boxes(image: AnnotatedImage) -> Floats:
     labels = (image.label,) * len(image.boxes) if image.box_labels is None else image.box_labels
     rows = [(label, *box) for label, box in zip(labels, image.boxes, strict=True)]
-    return np.array(rows, np.float64).reshape(-1, 5)
+    return np.array(rows, np.float64) if rows else np.empty((0, 5))
 
 
 # ---------------------------------------------------------------------------------------------------------- the images
@@ -304,8 +304,9 @@ def _ilsvrc_images(
     sizes = found.sizes or [None] * len(truth)
     images = []
     for number, (name, label, boxes, size) in enumerate(zip(names, truth.tolist(), found.boxes, sizes, strict=True), 1):
-        corners = tuple((x1, y1, x2, y2) for _, x1, y1, x2, y2 in boxes.tolist())
-        labels = tuple(boxes[:, 0].astype(np.int64).tolist())
+        rows = boxes.tolist()
+        corners = tuple([(x1, y1, x2, y2) for _, x1, y1, x2, y2 in rows])
+        labels = tuple([int(row[0]) for row in rows])
         images.append(
             AnnotatedImage(name, label, f"{ground_truth}:{number}", corners, size=size, box_labels=labels)
         )  # fmt: skip
@@ -457,27 +458,6 @@ def _without_duplicates(images: Iterable[AnnotatedImage]) -> tuple[AnnotatedImag
 # ----------------------------------------------------------------------------------------------------------- the lines
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CamrtError(f"cannot be read: {error.strerror or error}", file=str(path)) from error
-    try:
-        # surrogateescape would accept a binary file; names that are not UTF-8 are rare.
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise CamrtError("is not UTF-8 text, expected lines of names and numbers", file=f"{path}:{line}") from None
-    return text.replace("\r\n", "\n").split("\n")
-
-
-def _numbered(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not empty, with their numbers."""
-    for number, line in enumerate(_lines(path), 1):
-        if line.strip():
-            yield number, line
-
-
 def _wrong(message: str, path: Path, number: int) -> NoReturn:
     raise CamrtError(message, file=f"{path}:{number}")
 
@@ -504,7 +484,7 @@ def _check_metadata_folder(path: Path) -> None:
 def _image_ids(path: Path) -> dict[str, int]:
     """Return the line number of each image of the list."""
     found: dict[str, int] = {}
-    for number, line in _numbered(path):
+    for number, line in numbered_lines(path):
         if line in found:
             _twice(line, found[line], path, number)
         found[line] = number
@@ -517,7 +497,7 @@ def _localization_rows(path: Path, ids: Mapping[str, int]) -> tuple[int | None, 
     """Return the number of fields after the path, and for each image the line numbers and fields of its rows."""
     rows: dict[str, list[tuple[int, list[str]]]] = {}
     count = None
-    for number, line in _numbered(path):
+    for number, line in numbered_lines(path):
         count = count or _kind(path, number, line)
         image, *values = _fields(path, number, line, count)
         _known(image, ids, path, number)
@@ -541,7 +521,7 @@ def _by_image(
 ) -> dict[str, tuple[int, list[str]]]:
     """Return the line number and the fields of each image."""
     found: dict[str, tuple[int, list[str]]] = {}
-    for number, line in _numbered(path):
+    for number, line in numbered_lines(path):
         image, *values = _fields(path, number, line, count)
         _known(image, ids, path, number)
         if image in found:
@@ -647,7 +627,7 @@ def checked_box(values: Sequence[str], size: tuple[int, int] | None = None) -> B
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the rows by column, each with its place in the file."""
-    reader = csv.reader(_lines(path))
+    reader = csv.reader(read_lines(path))
     columns: Sequence[str] = COLUMNS
     try:
         for count in itertools.count():

@@ -7,7 +7,7 @@ cache_groundtruth.mat, which the devkit's eval_clsloc.m writes after reading the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -112,7 +112,7 @@ def read_ground_truth(path: Path, classes: int | None = None) -> Integers:
     Raises:
         CamrtError: The file cannot be read, or a line is not a class.
     """
-    lines = _lines(path)
+    lines = list(numbered_lines(path))
     if not lines:
         raise CamrtError("found no numbers, expected one class per line", file=str(path))
     numbers = [_whole(word, path, line) for line, word in lines]
@@ -128,7 +128,7 @@ def read_blacklist(path: Path) -> tuple[int, ...]:
     Raises:
         CamrtError: The file cannot be read, or a line is not a number.
     """
-    return tuple(_whole(line, path, number) for number, line in _lines(path))
+    return tuple(_whole(line, path, number) for number, line in numbered_lines(path))
 
 
 def read_names(path: Path) -> tuple[str, ...]:
@@ -137,7 +137,7 @@ def read_names(path: Path) -> tuple[str, ...]:
     Raises:
         CamrtError: The file cannot be read, or names an image twice.
     """
-    names = tuple(Path(line.split("\t")[0]).stem for _, line in _lines(path))
+    names = tuple(Path(line.split("\t")[0]).stem for _, line in numbered_lines(path))
     _check_unique(names, path)
     return names
 
@@ -156,7 +156,7 @@ def read_submission(path: Path, classes: int | None = None) -> Floats:
         CamrtError: The file cannot be read, or a line has another format.
     """
     rows = []
-    lines = _lines(path, keep_empty=True)
+    lines = list(numbered_lines(path, keep_empty=True))
     for number, line in lines:
         try:
             row = np.array(line.split(), np.float64)
@@ -304,7 +304,7 @@ def _named(label: str, synsets: Mapping[str, int]) -> str | None:
 
 def _text_synsets(path: Path) -> list[tuple[str, int]]:
     found = []
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         words = line.split()
         if len(words) < 2:
             raise CamrtError(
@@ -530,17 +530,42 @@ def _mat(path: Path, variable: str) -> npt.NDArray[Any]:
 # ------------------------------------------------------------------------------------------------- lines
 
 
-def _lines(path: Path, *, keep_empty: bool = False) -> list[tuple[int, str]]:
-    """Return the lines with their numbers. Empty lines are dropped, at the end of the file always."""
+def read_lines(path: Path) -> list[str]:
+    """Read the lines of a UTF-8 text file, without their ends.
+
+    Raises:
+        CamrtError: The file cannot be read, or is not text.
+    """
     try:
         if path.stat().st_size > _LARGEST_TEXT:
             raise CamrtError(f"found more than {_LARGEST_TEXT:,} bytes, expected a text file", file=str(path))
-        lines = path.read_text(encoding="utf-8").rstrip().splitlines()
+        content = path.read_bytes()
     except OSError as error:
         raise CamrtError(f"cannot be read: {error.strerror or error}", file=str(path)) from error
+    try:
+        # surrogateescape would accept a binary file; names that are not UTF-8 are rare.
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CamrtError(f"is not a text file ({error})", file=str(path)) from None
-    return [(number, line) for number, line in enumerate(lines, 1) if keep_empty or line.strip()]
+        line = content[: error.start].count(b"\n") + 1
+        raise CamrtError("is not UTF-8 text, expected lines of names and numbers", file=f"{path}:{line}") from None
+    return text.replace("\r\n", "\n").split("\n")
+
+
+def numbered_lines(path: Path, *, keep_empty: bool = False) -> Iterator[tuple[int, str]]:
+    """Read the lines of a text file with their numbers.
+
+    Args:
+        path: The file.
+        keep_empty: Whether to keep empty lines. Those at the end of the file are always dropped.
+
+    Raises:
+        CamrtError: The file cannot be read, or is not text.
+    """
+    lines = read_lines(path)
+    last = max((number for number, line in enumerate(lines, 1) if line.strip()), default=0)
+    for number, line in enumerate(lines[:last], 1):
+        if keep_empty or line.strip():
+            yield number, line
 
 
 def _whole(word: str, path: Path, line: int) -> int:

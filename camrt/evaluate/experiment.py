@@ -42,14 +42,14 @@ class Work:
     """What is done in a run.
 
     Attributes:
-        tasks: One per image, computed in the caller's process as they are requested.
-        measure: Called with each task, possibly in another process (it must be picklable). It returns the name of the
-            image and its result for each journal.
+        tasks: The name of each image and what is measured of it, computed in the caller's process as requested.
+        measure: Called with each task, possibly in another process (it must be picklable). It returns the result for
+            each journal. If it raises a CamrtError, this is the failure of the image, and the run goes on.
         workers: The default number of worker processes; 0 for none.
     """
 
-    tasks: Iterator[Any]
-    measure: Callable[[Any], tuple[str, Found]]
+    tasks: Iterator[tuple[str, Any]]
+    measure: Callable[[Any], Found]
     workers: int
 
 
@@ -163,11 +163,30 @@ def run(
                 there[name] = path
         if there:
             work = protocol.start(Pending(there, waiting, record_failure))
-            for name, found in mapped(work.measure, work.tasks, work.workers if workers is None else workers):
+            measure, count = _Attempt(work.measure), work.workers if workers is None else workers
+            for name, found, reason in mapped(measure, work.tasks, count):
+                if reason is not None:
+                    record_failure(name, reason)
+                    continue
                 for key, result in found.items():
                     journals[key].add(name, result, fingerprints[name])
                 advance(1)
         return len(left)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """Measures a task. Called in another process, from which exceptions would end the run."""
+
+    measure: Callable[[Any], Found]
+
+    def __call__(self, task: tuple[str, Any]) -> tuple[str, Found, str | None]:
+        """Return the name of the image and its results, or the reason why there are none."""
+        name, content = task
+        try:
+            return name, self.measure(content), None
+        except CamrtError as error:
+            return name, {}, str(error)
 
 
 def as_stored(path: Path) -> ImageLike:

@@ -87,10 +87,12 @@ class IlsvrcProtocol:
 
     def start(self, pending: Pending) -> Work:
         """Load the explainer."""
+        if self.rule.folder is not None:
+            _make_folder(self.rule.folder)
         explainer = self.network.explainer_of_best(self.method, GUESSES)
         return Work(self._maps(explainer, pending), _Guess(self.rule), worker_count(explainer, on_cpu=2))
 
-    def _maps(self, explainer: Explainer, pending: Pending) -> Iterator[Maps]:
+    def _maps(self, explainer: Explainer, pending: Pending) -> Iterator[tuple[str, Maps]]:
         for number, (name, found) in enumerate(pending.explained(explainer, batch=self.network.batch)):
             if number == 0:
                 classes = len(found.all_scores)
@@ -98,7 +100,7 @@ class IlsvrcProtocol:
                     devkit.class_ids(self.synsets, classes, explainer.labels)
                 facts = {"classes": classes, "labels": explainer.labels}
                 results.write(self.folder / MODEL, json.dumps(facts).encode())
-            yield _maps_of(name, found)
+            yield name, _maps_of(name, found)
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,16 @@ class _Guess:
 
     rule: BoxRule
 
-    def __call__(self, maps: Maps) -> tuple[str, Found]:
-        name, found = self.rule(maps)
-        return name, {JOURNAL: found}
+    def __call__(self, maps: Maps) -> Found:
+        return {JOURNAL: self.rule(maps)[1]}
+
+
+def _make_folder(folder: Path) -> None:
+    """Create the folder of the maps, so that a folder that cannot be written to stops the run and not each image."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CamrtError(f"cannot be written to: {error.strerror or error}", file=str(folder)) from error
 
 
 def guess(

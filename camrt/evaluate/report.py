@@ -160,9 +160,12 @@ def sweep_figure(methods: Sequence[MethodMetrics], title: str) -> Figure:
         color = colors[number % len(colors)]
         for overlap, style in ((0.3, ":"), (0.7, "--"), (0.5, "-")):
             curve = each.sweep[f"largest {overlap:g}"]
-            axes.plot(wsol.THRESHOLDS, curve, style, color=color, label=each.method if overlap == 0.5 else None)
+            axes.plot(
+                wsol.THRESHOLDS, curve, style, color=color, label=each.method if overlap == 0.5 else None, clip_on=False
+            )  # fmt: skip
         best = int(each.sweep["largest 0.5"].argmax())
-        axes.plot(wsol.THRESHOLDS[best], each.sweep["largest 0.5"][best], "o", color=color, markeredgecolor="white")
+        height = each.sweep["largest 0.5"][best]
+        axes.plot(wsol.THRESHOLDS[best], height, "o", color=color, markeredgecolor="white", clip_on=False, zorder=5)
     for overlap, style in ((0.3, ":"), (0.5, "-"), (0.7, "--")):
         axes.plot([], [], style, color="black", label=f"IoU {overlap:g}")
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="threshold", ylabel="share of images localized", title=title)

@@ -230,7 +230,7 @@ class WsolProtocol:
 
     def _explained(
         self, explainer: Explainer, pending: Pending, labels: Mapping[str, int], *, keep_square: bool
-    ) -> Iterator[Explained]:
+    ) -> Iterator[tuple[str, Explained]]:
         by_name = {each.image: each for each in self.dataset.images}
         for name, found in pending.explained(explainer, labels, self.network.batch):
             annotated, size = by_name[name], (found.image.shape[1], found.image.shape[0])
@@ -240,12 +240,15 @@ class WsolProtocol:
             rank = wsol.rank_of(found.all_scores, labels[name])
             square = pixels.prepare(found.image, explainer.size) if keep_square else None
             groups = pending.journals_of(name)
-            yield Explained(annotated, labels[name], found.heatmaps[0], size, rank, groups, square)
+            yield name, Explained(annotated, labels[name], found.heatmaps[0], size, rank, groups, square)
 
-    def _with_scores(self, explained: Iterator[Explained], classifier: Classifier) -> Iterator[Explained]:
+    def _with_scores(
+        self, explained: Iterator[tuple[str, Explained]], classifier: Classifier
+    ) -> Iterator[tuple[str, Explained]]:
         """Measure what needs the scores of changed images. Each image is passed on as soon as it is done."""
         with ThreadPoolExecutor(2, "camrt-impute") as threads:
-            for chunk in faithfulness.batched(explained, _CHUNK):
+            for named in faithfulness.batched(explained, _CHUNK):
+                chunk = [each for _, each in named]
                 inputs = np.stack([classifier.prepare(each.square) for each in chunk if each.square is not None])
                 maps = np.stack([wsol.normalized(classifier.crop(each.heatmap)) for each in chunk]).astype(np.float32)
                 _measure_drop(chunk, classifier, inputs, maps)
@@ -254,7 +257,7 @@ class WsolProtocol:
                     if ROAD in each.groups:
                         each.found[ROAD] = _road(each, image, heatmap, classifier, threads)
                     each.square = None  # other processes do not need it
-                    yield each
+                    yield each.annotated.image, each
 
     def _measure_curves(
         self, each: Explained, classifier: Classifier, image: NDArray[np.float32], heatmap: NDArray[np.float32]
@@ -323,8 +326,8 @@ class MapMetrics:
     tolerance: float
     masks: Path | None
 
-    def __call__(self, each: Explained) -> tuple[str, Found]:
-        """Return the name of the image and its results by group.
+    def __call__(self, each: Explained) -> Found:
+        """Return the results by group.
 
         Raises:
             CamrtError: A mask is invalid.
@@ -343,7 +346,7 @@ class MapMetrics:
             point = faithfulness.highest_point(each.heatmap, each.size)
             hit = faithfulness.pointing_hit(point, np.array(annotated.boxes), self.tolerance)
             found[POINTING] = {"hit": hit}
-        return annotated.image, found
+        return found
 
     def _masks(self, annotated: AnnotatedImage, size: tuple[int, int]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         assert self.masks is not None

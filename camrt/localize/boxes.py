@@ -10,7 +10,7 @@ program was built with OpenCV 2.4 for x86-64 Linux; this module gives its answer
 * A hole is a contour too, and gives a box of its own.
 * Where boxes are merged, the one after a box that was dropped is not looked at. So a contour that is the same at all
   three thresholds gives its box twice.
-* Boxes of equal area stand in the order in which libstdc++'s ``std::sort`` leaves them.
+* Boxes of equal area stand in the order in which libstdc++'s ``std::sort`` leaves them: `camrt.localize.stdsort`.
 * Where all pixels are above a threshold, there is no background to be deep inside of, and all of them are kept.
 
 The original writes an empty file where nothing is found. Here that is an array of no boxes.
@@ -29,11 +29,11 @@ from scipy import ndimage
 
 from camrt.errors import CamrtError
 from camrt.localize import THRESHOLDS as THRESHOLDS
+from camrt.localize.stdsort import order_of_std_sort
 
 _DEPTH = 10  # the second threshold, on distances scaled to 0..255
 _MARGIN = 5  # what the clipping keeps free on the right and at the bottom, in pixels
 _CV2_EXACT = 1 << 20  # squared diagonal (pixels²) up to which float32 tells distances apart
-_SHORT = 16  # up to this length std::sort is an insertion sort
 
 Boxes = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -223,80 +223,8 @@ def _contour_boxes(mask: Mask) -> Boxes:
 
 
 def _largest_first(boxes: Boxes) -> Boxes:
-    """The boxes (M, 4) in falling order of area, those of equal area as std::sort of libstdc++ leaves them."""
-    areas = boxes[:, 2] * boxes[:, 3]
-    order = np.array(_partitioned(areas.tolist()), np.int64)
-    return boxes[order[np.argsort(-areas[order], kind="stable")]]
-
-
-def _partitioned(areas: Sequence[int]) -> list[int]:
-    """The order (M,) that the first half of std::sort leaves: parts of at most 16, none above the one before.
-
-    Its second half is a stable insertion sort. Equal areas come out in an order that depends on where the pivots fell,
-    so that this follows the introsort of libstdc++ (bits/stl_algo.h, GCC 4.8.3 and later) step by step.
-    """
-    order = list(range(len(areas)))
-    parts = [(0, len(order), 2 * (len(order).bit_length() - 1))]
-    while parts:
-        first, last, rounds = parts.pop()
-        if last - first <= _SHORT:
-            continue
-        if rounds == 0:  # the pivots were bad ones
-            order[first:last] = _heap_sorted(order[first:last], areas)
-            continue
-        cut = _cut(order, areas, first, last)
-        parts += [(first, cut, rounds - 1), (cut, last, rounds - 1)]
-    return order
-
-
-def _cut(order: list[int], areas: Sequence[int], first: int, last: int) -> int:
-    """Reorder ``order[first:last]`` so that no area from the returned position on is above one before it."""
-    pivot = _median(order, areas, first + 1, first + (last - first) // 2, last - 1)
-    order[first], order[pivot] = order[pivot], order[first]
-    area = areas[order[first]]
-    left, right = first + 1, last - 1
-    while True:
-        while areas[order[left]] > area:
-            left += 1
-        while areas[order[right]] < area:
-            right -= 1
-        if left >= right:
-            return left
-        order[left], order[right] = order[right], order[left]
-        left, right = left + 1, right - 1
-
-
-def _median(order: list[int], areas: Sequence[int], i: int, j: int, k: int) -> int:
-    """The position among three whose area is the median; of equals, the one that libstdc++ takes."""
-    a, b, c = (areas[order[position]] for position in (i, j, k))
-    if a > b:
-        return j if b > c else k if a > c else i
-    return i if a > c else k if b > c else j
-
-
-def _heap_sorted(order: list[int], areas: Sequence[int]) -> list[int]:
-    """``order`` in falling order of area, those of equal area as libstdc++'s heap (smallest on top) leaves them."""
-    heap = order.copy()
-    for top in reversed(range(len(heap) // 2)):
-        _sift(heap, areas, top, len(heap), heap[top])
-    for end in reversed(range(1, len(heap))):
-        item, heap[end] = heap[end], heap[0]
-        _sift(heap, areas, 0, end, item)
-    return heap
-
-
-def _sift(heap: list[int], areas: Sequence[int], top: int, end: int, item: int) -> None:
-    """Put ``item`` into the free place ``top``: the place sinks to a leaf of ``heap[:end]``, then the item rises."""
-    place = top
-    while (child := 2 * place + 1) < end:
-        if child + 1 < end and areas[heap[child + 1]] <= areas[heap[child]]:
-            child += 1
-        heap[place] = heap[child]
-        place = child
-    while place > top and areas[heap[parent := (place - 1) // 2]] > areas[item]:
-        heap[place] = heap[parent]
-        place = parent
-    heap[place] = item
+    """Return the boxes (M, 4) in falling order of area, those of equal area as the original's std::sort leaves them."""
+    return boxes[order_of_std_sort(boxes[:, 2] * boxes[:, 3])]
 
 
 # ------------------------------------------------------------------------------------------------- overlaps

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from camrt.errors import CamrtError
 from camrt.localize import boxes as module
-from camrt.localize import boxes_from_heatmap, format_boxes, read_boxes
+from camrt.localize import boxes_from_heatmap, format_boxes, read_boxes, stdsort
 
 GOLDEN = Path(__file__).resolve().parent.parent / "data" / "boxes"
 ANSWERS = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))
@@ -64,9 +64,9 @@ def test_golden(name: str, golden: dict[str, np.ndarray]) -> None:
 
 
 def test_golden_reaches_the_corners(golden: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_heap_sorted", lambda order, areas: sorted(order, key=lambda i: -areas[i]))
+    monkeypatch.setattr(stdsort, "_heap_sorted", lambda order, areas: sorted(order, key=lambda i: -areas[i]))
     assert format_boxes(boxes_from_heatmap(golden["bad_pivots"])) != ANSWERS["bad_pivots"]["boxes"]
-    monkeypatch.setattr(module, "_partitioned", lambda areas: list(range(len(areas))))
+    monkeypatch.setattr(stdsort, "_partitioned", lambda areas: list(range(len(areas))))
     assert format_boxes(boxes_from_heatmap(golden["noise_0"])) != ANSWERS["noise_0"]["boxes"]
     assert any(number < 0 for answer in ANSWERS.values() for number in read_boxes(answer["boxes"]).ravel())
 
@@ -225,7 +225,7 @@ def test_order_is_one_of_falling_area(areas: list[int]) -> None:
     ordered = module._largest_first(boxes)
     assert sorted(ordered[:, 0].tolist()) == list(range(len(areas)))
     assert ordered[:, 2].tolist() == sorted(areas, reverse=True)
-    heap = module._heap_sorted(list(range(len(areas))), areas)
+    heap = stdsort._heap_sorted(list(range(len(areas))), areas)
     assert sorted(heap) == list(range(len(areas)))
     assert [areas[i] for i in heap] == sorted(areas, reverse=True)
     if len(areas) <= 16:

@@ -1,13 +1,16 @@
-"""A data set of coloured rectangles in the devkit's files, for tinyCAM and for explainers of a few numbers."""
+"""A dataset of colored rectangles in the devkit's files, and what the tests of both protocols do with it."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from typer.testing import CliRunner
 
+from camrt.cli import app
 from tests.tiny_cam import GREY, LABELS
 
 COLORS = {"red": (214, 44, 38), "green": (46, 168, 66), "blue": (42, 84, 216), "yellow": (236, 206, 44)}
@@ -82,3 +85,20 @@ def write_shapes(folder: Path, count: int, *, labels: tuple[str, ...] = LABELS, 
     mapping = zip(labels, numbers, strict=True)
     (folder / "map.txt").write_text("".join(f"{label} {number}\n" for label, number in mapping))
     return Shapes(images, xml, folder / "truth.txt", folder / "map.txt", tuple(names))
+
+
+def evaluate(*arguments: object) -> tuple[int, str, str]:
+    """Runs the command `camrt evaluate`.
+
+    Returns:
+        The exit status, stdout and stderr.
+    """
+    done = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+def journal_lines(out: Path, name: str = "*") -> list[dict[str, object]]:
+    """The lines of all journals of a folder, without their heads."""
+    found = [json.loads(line) for file in sorted(out.glob(f"{name}.jsonl")) for line in file.read_text().splitlines()]
+    return [line for line in found if "image" in line]

@@ -70,7 +70,7 @@ def test_visible_ground_truth(repository: Path) -> None:
         ("nan\n", "expected a whole number"),
         ("1 2\n", "expected a whole number"),
         ("", "found no numbers"),
-        (b"\xff\xfe\x00", "is not a text file"),
+        (b"\xff\xfe\x00", "is not UTF-8 text"),
     ],
 )
 def test_no_ground_truth(tmp_path: Path, content: str | bytes, text: str) -> None:

@@ -14,10 +14,8 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from camrt import CamrtError, Explainer
-from camrt.cli import app
 from camrt.commands.evaluate import progress
 from camrt.evaluate import ilsvrc_protocol
 from camrt.evaluate.datasets import find_images, read_ilsvrc
@@ -27,18 +25,10 @@ from camrt.evaluate.ilsvrc_protocol import BoxRule
 from camrt.evaluate.journal import Journal, Shard
 from camrt.evaluate.network import Network
 from tests import tiny_cam
-from tests.camrt.evaluate.shapes import NUMBERS, Shapes, write_shapes
+from tests.camrt.evaluate.shapes import NUMBERS, Shapes, evaluate, journal_lines, write_shapes
 from tests.tiny_models import LABELS, tiny_classifier, tiny_explainer
 
 SHAPES = 8
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tinyCAM, which knows the shapes."""
-    path = tmp_path_factory.mktemp("models") / "tiny.onnx"
-    onnx.save(tiny_cam.convert(), path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +51,7 @@ def numbered(tmp_path: Path) -> Shapes:
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, ["evaluate", "ilsvrc", *map(str, arguments)])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done.exit_code, done.stdout, done.stderr
-
-
-def lines(out: Path) -> list[dict[str, object]]:
-    """Of all journals, without their heads."""
-    found = [json.loads(line) for file in sorted(out.glob("*.jsonl")) for line in file.read_text().splitlines()]
-    return [line for line in found if "image" in line]
+    return evaluate("ilsvrc", *arguments)
 
 
 # ------------------------------------------------------------------------------------------ from images to a table
@@ -155,9 +137,9 @@ def test_blacklist_and_first(shapes: Shapes, tiny: Path, tmp_path: Path) -> None
     ]
     code, stdout, _ = run(*options, "--first", 5, "--blacklist", tmp_path / "blacklist.txt")
     facts = json.loads(stdout)
-    assert (code, facts["images"], facts["blacklisted"], len(lines(tmp_path / "out"))) == (0, 5, 1, 5)
+    assert (code, facts["images"], facts["blacklisted"], len(journal_lines(tmp_path / "out"))) == (0, 5, 1, 5)
     code, stdout, _ = run(*options)
-    assert (code, json.loads(stdout)["images"], len(lines(tmp_path / "out"))) == (0, 8, 8)
+    assert (code, json.loads(stdout)["images"], len(journal_lines(tmp_path / "out"))) == (0, 8, 8)
 
 
 def test_preprocessing_of_a_model_that_does_not_state_it(shapes: Shapes, tmp_path: Path) -> None:
@@ -173,7 +155,7 @@ def test_preprocessing_of_a_model_that_does_not_state_it(shapes: Shapes, tmp_pat
     code, _, stderr = run(*options, "--preprocess", "caffe")
     assert code == 0, stderr
     explainer = Explainer(tmp_path / "bare.onnx", protocol="center", preprocess="caffe")
-    for line in lines(out):
+    for line in journal_lines(out):
         found = explainer(shapes.images / f"{line['image']}.jpg")
         assert line["found"]["classes"] == found.classes.tolist()  # type: ignore[index]
         assert line["found"]["scores"] == pytest.approx(found.scores.tolist(), rel=1e-5)  # type: ignore[index]
@@ -188,7 +170,7 @@ def test_a_class_has_the_number_of_its_name(shapes: Shapes, tiny: Path, tmp_path
     code, _, stderr = run(*options)
     assert code == 1
     assert "the network has 6 classes, and 4 have a number" in stderr
-    assert lines(tmp_path / "out") == []  # before the first image is paid for
+    assert journal_lines(tmp_path / "out") == []  # before the first image is paid for
 
 
 # ------------------------------------------------------------------------------------------ what is not there
@@ -215,12 +197,37 @@ def test_missing_and_broken_images_count_as_wrong(shapes: Shapes, tiny: Path, tm
         assert facts["rankings"]["bbox2"]["classification"] == [3 / 8] * 5
         assert facts["rankings"]["bbox2"]["localization"] == [3 / 8] * 5
         assert not read_submission(out / "bbox1.txt")[1:4].any()
-        assert len(lines(out)) == 8
+        assert len(journal_lines(out)) == 8
     (shapes.images / "shape_00002.jpg").write_bytes(whole)
     (tmp_path / "aside.jpg").rename(third)
     code, stdout, _ = run(*options)
     assert [entry["image"] for entry in json.loads(stdout)["failed"]] == ["shape_00004"]
     assert json.loads(stdout)["rankings"]["bbox2"]["localization"] == [1 / 8] * 5
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_measured_does_not_stop_the_others(fast: Path, tmp_path: Path, workers: int) -> None:
+    """A map wider than a JPEG can be is found out in the process of the boxes."""
+    numbered = write_shapes(tmp_path / "numbered", 3, labels=LABELS)
+    (numbered.images / "shape_00002.jpg").unlink()
+    Image.new("RGB", (70_000, 3)).save(numbered.images / "shape_00002.png")
+    code, stdout, _ = run(
+        *numbered.options, "--model", fast, "--out", tmp_path / "out", "--workers", workers, "--json"
+    )  # fmt: skip
+    failed = json.loads(stdout)["failed"]
+    assert (code, [each["image"] for each in failed]) == (1, ["shape_00002"])
+    assert "cannot be written as JPEG" in failed[0]["reason"]
+    assert len([line for line in journal_lines(tmp_path / "out") if "found" in line]) == 2
+
+
+def test_a_folder_for_maps_that_cannot_be_made_stops_the_run(shapes: Shapes, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, _, stderr = run(
+        *shapes.options, "--model", tiny, "--out", tmp_path / "out", "--heatmaps", tmp_path / "file" / "maps"
+    )  # fmt: skip
+    assert code == 1
+    assert "maps: cannot be written to" in stderr
+    assert journal_lines(tmp_path / "out") == []
 
 
 def test_nothing_can_be_read(shapes: Shapes, tiny: Path, tmp_path: Path) -> None:
@@ -287,7 +294,7 @@ def test_killed_and_started_again(fast: Path, tmp_path: Path, repository: Path) 
         done = lines_of(out)
     code_of_exit, _, _ = run(*options)
     assert code_of_exit == 0
-    images = [str(line["image"]) for line in lines(out)]
+    images = [str(line["image"]) for line in journal_lines(out)]
     assert sorted(images) == sorted(many.names)  # none is lost, none is there twice
     assert submissions(out) == wanted
 
@@ -320,7 +327,7 @@ def test_shards_and_merge(numbered: Shapes, fast: Path, tmp_path: Path) -> None:
     code, stdout, _ = run(*merge)
     assert (code, submissions(out)) == (0, wanted)
     assert "bbox1, localization" in stdout
-    assert len(lines(out)) == 12
+    assert len(journal_lines(out)) == 12
 
 
 def test_from_python(numbered: Shapes, fast: Path, tmp_path: Path) -> None:
@@ -370,7 +377,7 @@ def test_started_twice(numbered: Shapes, fast: Path, tmp_path: Path) -> None:
         code, stdout, _ = run(*options, "--shard", "1/2")  # which has a file of its own
         assert (code, "6 images of other shards are left" in stdout) == (0, True)
     assert run(*options)[0] == 0
-    assert len(lines(tmp_path / "out")) == 12
+    assert len(journal_lines(tmp_path / "out")) == 12
 
 
 def test_time_that_is_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.util
 import json
 import os
 import signal
@@ -18,10 +19,8 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from camrt import CamrtError, Explainer, explain_graph
-from camrt.cli import app
 from camrt.evaluate import faithfulness, wsol, wsol_protocol
 from camrt.evaluate.datasets import read_csv
 from camrt.evaluate.network import Classifier, Network
@@ -31,18 +30,10 @@ from camrt.images import prepare, resize
 from camrt.preprocess import PRESETS, preprocess_of
 from converters import zoo
 from tests import tiny_cam
-from tests.camrt.evaluate.shapes import COLORS, write_shapes
+from tests.camrt.evaluate.shapes import COLORS, evaluate, journal_lines, write_shapes
 from tests.tiny_models import tiny_classifier
 
 SHAPES = 8
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tinyCAM, which knows the shapes."""
-    path = tmp_path_factory.mktemp("models") / "tiny.onnx"
-    onnx.save(tiny_cam.convert(), path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +71,7 @@ def options(shapes: Path, model: Path, out: Path) -> list[object]:
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, ["evaluate", "wsol", *map(str, arguments)])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done.exit_code, done.stdout, done.stderr
-
-
-def lines(out: Path, name: str = "*") -> list[dict[str, object]]:
-    """Of all journals, without their heads."""
-    found = [json.loads(line) for file in sorted(out.glob(f"{name}.jsonl")) for line in file.read_text().splitlines()]
-    return [line for line in found if "image" in line]
+    return evaluate("wsol", *arguments)
 
 
 # ---------------------------------------------------------------------------------------------- from images to a table
@@ -111,7 +94,8 @@ def test_from_images_to_the_table(shapes: Path, tiny: Path, tmp_path: Path) -> N
     assert len(sweep) == 3 * 1000
     best = max(float(row["largest 0.5"]) for row in sweep if row["method"] == "cam")
     assert best == facts["methods"]["cam"]["MaxBoxAcc"]
-    assert cv2.imread(str(out / "sweep.png")).shape == (560, 900, 3)
+    if importlib.util.find_spec("matplotlib"):
+        assert cv2.imread(str(out / "sweep.png")).shape == (560, 900, 3)
     page = (out / "index.html").read_text()
     assert page.count("<article>") == 1 + SHAPES
     assert page.count("<img loading") == 4 * SHAPES
@@ -192,6 +176,20 @@ def test_road_is_that_of_the_parts(fast: Path, shapes: Path, tmp_path: Path) -> 
     assert found.road["most relevant first"] == pytest.approx(most.mean(axis=0), abs=1e-6)
     right = np.mean([one.argmax(axis=1) == label for one, label in zip(scores[False], labels, strict=True)], axis=0)
     assert found.road["accuracy, least relevant first"] == pytest.approx(right)
+
+
+def test_without_matplotlib_there_is_no_picture(
+    shapes: Path, fast: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
+        monkeypatch.setitem(sys.modules, name, None)
+    given = number_classes(options(shapes, fast, tmp_path / "out"), shapes)
+    code, stdout, stderr = run(*given, "--threshold-sweep", "--json")
+    assert code == 0, stderr
+    assert "sweep.png was not drawn: that takes matplotlib (pip install matplotlib)" in stderr
+    assert "picture" not in json.loads(stdout)["files"]
+    assert (tmp_path / "out" / "sweep.csv").is_file()
+    assert not (tmp_path / "out" / "sweep.png").exists()
 
 
 def test_metadata_give_what_the_table_gives(shapes: Path, fast: Path, tmp_path: Path) -> None:
@@ -302,7 +300,7 @@ def test_what_is_done_is_not_done_again(shapes: Path, fast: Path, tmp_path: Path
     assert code == 0
     again = json.loads(stdout)
     assert {name: (tmp_path / "out" / name).read_bytes() for name in before} == before  # only what is new was measured
-    assert len(lines(tmp_path / "out", "drop-cam")) == SHAPES
+    assert len(journal_lines(tmp_path / "out", "drop-cam")) == SHAPES
     numbers = again["methods"]["cam"]
     assert {name: numbers[name] for name in first["methods"]["cam"]} == first["methods"]["cam"]
     assert "average drop" in numbers
@@ -367,7 +365,7 @@ def test_killed_it_goes_on(fast: Path, tmp_path: Path) -> None:
     assert (shapes / "boxes.csv").read_text() == text
     alone = json.loads(run(*options(shapes, fast, tmp_path / "alone"), "--json")[1])
     assert json.loads(stdout)["methods"] == alone["methods"]
-    measured = [line["image"] for line in lines(tmp_path / "out", "boxes-cam")]
+    measured = [line["image"] for line in journal_lines(tmp_path / "out", "boxes-cam")]
     assert len(measured) == len(set(measured)) == 40
 
 
@@ -430,6 +428,9 @@ def test_masks_of_another_shape_or_none(shapes: Path, tiny: Path, tmp_path: Path
     code, _, stderr = run(*options(shapes, tiny, tmp_path / "out"))
     assert code == 1
     assert f"{mask}: found a mask of 30 x 90 pixels for 'shape_00002.jpg'" in stderr
+    measured = journal_lines(tmp_path / "out", "masks-cam")
+    assert [line["image"] for line in measured if "found" not in line] == ["shape_00002.jpg"]
+    assert len(measured) == SHAPES  # the others are measured
     mask.unlink()
     code, _, stderr = run(*options(shapes, tiny, tmp_path / "out"))
     assert f"boxes.csv:3: there is no mask {mask}" in stderr
