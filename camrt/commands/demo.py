@@ -76,7 +76,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Show what demo.m shows: the five best classes, and a picture of where the network sees them."""
-    if cached is not None and (model != LENET or image is not None or weights is not None):
+    if cached is not None and (model != LENET or (image, weights, preprocess) != (None, None, None)):
         raise typer.BadParameter(
             "goes without a model and an image: the features are of the original's", param_hint="--cached"
         )
