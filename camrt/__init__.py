@@ -16,8 +16,8 @@ __getattr__, _, __all__ = lazy_loader.attach(
     __name__,
     submodules=["evaluate", "graph", "localize", "train"],
     submod_attrs={
-        "errors": ["CamrtError"],
-        "explainer": ["CamrtWarning", "Explainer"],
+        "errors": ["CamrtError", "CamrtWarning"],
+        "explainer": ["Explainer"],
         "explanation": ["Explanation"],
         "graph": ["differentiate", "explain_graph"],
         "graph.methods": ["METHODS"],

@@ -5,7 +5,7 @@ from . import graph as graph
 from . import localize as localize
 from . import train as train
 from .errors import CamrtError as CamrtError
-from .explainer import CamrtWarning as CamrtWarning
+from .errors import CamrtWarning as CamrtWarning
 from .explainer import Explainer as Explainer
 from .explanation import Explanation as Explanation
 from .graph import differentiate as differentiate

@@ -54,12 +54,12 @@ class ImageFile:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What must not have changed since it was explained."""
+        """Return what must not have changed since it was explained."""
         return {"path": self.path, "size": self.size, "mtime_ns": self.mtime_ns}
 
 
 class Batch:
-    """Explains images into a folder, each once, and goes on there when it is started again.
+    """Explain images into a folder, each once, and go on there when started again.
 
     The folder holds the files of `Explanation.save_files`, and a line of JSON for each image in ``explanations.jsonl``:
     ``path`` (absolute), ``size`` and ``mtime_ns`` of the image, what `Explanation.as_dict` says, ``stem`` (what the
@@ -192,7 +192,7 @@ class Batch:
         batch: int | None = None,
         progress: Progress = lambda total: contextlib.nullcontext(lambda count: None),
     ) -> list[tuple[str, str]]:
-        """Explains what is not done.
+        """Explain the images that are not done.
 
         Args:
             images: Results of earlier runs among them are left out.
@@ -260,7 +260,7 @@ class Batch:
         return [self._lines[image.path] for image in images if image.path in self._lines]
 
     def page(self, images: Iterable[ImageFile]) -> Path:
-        """Writes a page to look through, ``index.html``, of those of the images that are explained.
+        """Write a page, ``index.html``, of those of the images that are explained.
 
         Args:
             images: In the order of the page. They were explained with ``cards``.
@@ -300,7 +300,7 @@ class Batch:
             results.write(self.folder / LINES, wanted)
 
     def _settings(self) -> dict[str, Any]:
-        """What the results depend on beside the image."""
+        """Return what the results depend on besides the image."""
         return {
             "model": loading.identity(self.model, self.weights),
             "method": self.method,
@@ -363,7 +363,7 @@ class Batch:
         self._lines[path] = facts
 
     def _stem(self, path: str) -> str:
-        """What the names of an image's files begin with: the image's name, with a number if that is taken."""
+        """Return what an image's file names begin with: its name, with a part of a hash if that is taken."""
         if path in self._lines:
             return str(self._lines[path]["stem"])
         stem = Path(path).stem
@@ -383,7 +383,7 @@ class Batch:
 
 
 def _is_lost(error: BaseException | None) -> bool:
-    """Whether an error is about the folder, so that no other image can be written either."""
+    """Return whether an error is about the folder, so that no other image can be written either."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
             return True
@@ -392,7 +392,7 @@ def _is_lost(error: BaseException | None) -> bool:
 
 
 def _is_ours(facts: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether a line is a Batch's; and its names are names, not paths that lead elsewhere."""
+    """Return whether a line was written by a Batch, and its names are names, not paths that lead elsewhere."""
     if not isinstance(facts, dict) or not isinstance(facts.get("path"), str) or "settings" not in facts:
         return False
     names = [facts.get("stem"), *(facts["files"] if isinstance(facts.get("files"), list) else [None])]
@@ -403,11 +403,11 @@ def _is_ours(facts: Any) -> TypeGuard[dict[str, Any]]:
 
 
 def find_images(patterns: Iterable[str], *, but: Path | None = None) -> tuple[list[ImageFile], list[tuple[str, str]]]:
-    """The images that are named, each once, in order.
+    """Find the images that are named, each once, in order.
 
     Args:
-        patterns: Files, whatever their endings; folders, for the images in them and below; globs. What is hidden is
-            not looked for.
+        patterns: Files, whatever their endings; folders, for the images in them and below; globs. Hidden
+            files are left out.
         but: A folder that is left out of those that are looked through: where results go.
 
     Returns:
@@ -431,7 +431,7 @@ def find_images(patterns: Iterable[str], *, but: Path | None = None) -> tuple[li
 
 
 def _found(pattern: str, but: Path | None) -> Iterator[Path]:
-    """The files that a pattern names: itself, a folder's images, what a glob matches."""
+    """Find the files that a pattern names: itself, the images of a folder, the matches of a glob."""
     path = Path(pattern)
     if path.is_dir():
         for folder, folders, files in os.walk(path, followlinks=False):

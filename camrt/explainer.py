@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from camrt import images
 from camrt.classes import class_number
-from camrt.errors import CamrtError
-from camrt.errors import CamrtWarning as CamrtWarning
+from camrt.errors import CamrtError, CamrtWarning
 from camrt.explanation import Explanation
 from camrt.loading import Request, explainer_graph
 from camrt.session import CUDA, Provider, Session
@@ -61,12 +60,12 @@ class _Failure:
 
 
 class Explainer:
-    """Says what a network sees in images, and where. May be used from several threads at once.
+    """Explain images: which classes a network sees in them, and where. It is thread-safe.
 
     Args:
         model: The name of a named model (its weights are downloaded if need be); the path of an ONNX
             model, or a ModelProto: a classifier, or an explainer graph, which is told by its metadata.
-        method: How the maps come about, for `camrt.explain_graph`; ``"cam"`` if left out. An explainer graph has its
+        method: How the maps are computed, for `camrt.explain_graph`; ``"cam"`` if left out. An explainer graph has its
             own: an argument that says something else is an error. The same goes for the arguments below that are
             `camrt.explain_graph`'s.
         protocol: What the network sees of an image; if left out, what the model says itself (``camrt.protocol`` in its
@@ -81,8 +80,8 @@ class Explainer:
             those that come with each image; ``"sum"``.
         layer: The features that the maps are made of; one, or several.
         scores: The tensor that is explained, where it is not the last output.
-        settings: What is set of the method.
-        preprocess: What the network wants of an image, where the model does not say it.
+        settings: The settings of the method.
+        preprocess: How the network wants its images, where the model does not say it.
         labels: The names of the classes, where the model does not say them.
         weights: The weights of a named model, in place of the cache and the download.
         threads: How many threads compute on the CPU.
@@ -96,7 +95,7 @@ class Explainer:
 
     Attributes:
         name: What the model calls itself; "" if it does not.
-        method: How the maps come about.
+        method: How the maps are computed.
         protocol: What the network sees of an image.
         top: How many classes are explained.
         target: What is explained: ``"top"``, ``"input"``, ``"sum"``, or the numbers of classes.
@@ -160,11 +159,11 @@ class Explainer:
         return f"Explainer({name}{self.method}, {self.protocol}, top {self.top}, on {self.provider})"
 
     def __call__(self, image: ImageLike, target: int | str | Sequence[int | str] | None = None) -> Explanation:
-        """Explains one image.
+        """Explain one image.
 
         Args:
             image: A path, the bytes of a file, a PIL image, or RGB uint8 (H, W, 3). See `camrt.images` for what becomes
-                of grey, palettes, alpha, 16 bits, CMYK and orientation.
+                of gray, palettes, alpha, 16 bits, CMYK and orientation.
             target: What is explained: a class by number or name, or as many as ``top`` says. For an explainer that was
                 made with ``target="input"``, and for no other.
 
@@ -182,7 +181,7 @@ class Explainer:
         workers: int | None = None,
         on_error: OnError = "warn",
     ) -> Iterator[Explanation]:
-        """Explains many images, in their order, one at a time.
+        """Explain many images, in their order, one at a time.
 
         Images are decoded in threads, a few ahead; the session computes while the caller looks at the results before.
         What waits is bounded: two batches, and 256 MiB of decoded images.
@@ -222,7 +221,7 @@ class Explainer:
         return _Prepared(images.name_of(image), loaded, asked)
 
     def _default_target(self, target: Any) -> NDArray[np.int64] | None:
-        """What was asked of all images: a graph that takes classes with each image gets them with each."""
+        """Return the classes that were asked for all images, where the graph takes classes with each image."""
         if target is None or target == self.target:
             return None
         if self.target == _ANY and target != "sum":
@@ -235,7 +234,7 @@ class Explainer:
         return None
 
     def _asked(self, target: Any) -> NDArray[np.int64] | None:
-        """The classes that an image is explained for, where the graph takes them."""
+        """Return the classes that an image is explained for, where the graph takes them."""
         if self.target == _ANY:
             if target is None and self._target is None:
                 raise CamrtError("found no target, expected a class: the explainer takes one with each image (target=)")
@@ -322,7 +321,7 @@ class Explainer:
     def _ahead(
         self, source: Iterator[tuple[ImageLike, Any]], pool: ThreadPoolExecutor, depth: int
     ) -> Iterator[_Prepared | _Failure]:
-        """Prepares images in threads, in order, at most ``depth`` and some bytes ahead."""
+        """Prepare images in threads, in order, at most ``depth`` and some bytes ahead."""
         waiting: deque[Future[_Prepared | _Failure]] = deque()
         is_over = False
         while waiting or not is_over:
@@ -380,7 +379,7 @@ def _pool(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
 
 
 def _next_batch(decoded: Iterator[_Prepared | _Failure], batch: int) -> list[_Prepared | _Failure]:
-    """The next images, ``batch`` good ones, with the bad ones between them."""
+    """Return the next images: ``batch`` good ones, with the bad ones between them."""
     entries: list[_Prepared | _Failure] = []
     good = 0
     for entry in decoded:
@@ -411,7 +410,7 @@ def _report(failure: _Failure, on_error: OnError) -> None:
 
 
 def _facts(session: Session) -> dict[str, Any]:
-    """What an explainer graph says of itself, checked."""
+    """Read and check the metadata of an explainer graph."""
     anew = "Make the explainer anew: camrt export"
     if set(session.inputs) - {_TARGET} != {_INPUT} or not set(_OUTPUTS) <= set(session.outputs):
         raise CamrtError(
@@ -436,7 +435,7 @@ def _facts(session: Session) -> dict[str, Any]:
 
 
 def _labels(session: Session, given: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The names of all classes: those that were given, else the model's."""
+    """Return the names of all classes: those that were given, else the model's."""
     classes = session.outputs["scores"][1]
     if given is not None:
         labels, found = tuple(given), "labels"

@@ -34,7 +34,7 @@ _MASK = 0.5
 class Explanation:
     """An image, the classes that the network sees in it, and where it sees them.
 
-    The arrays are read-only. All methods count the classes from 0, the best one.
+    The arrays are read-only. Methods count the classes from 0, the best one.
 
     Attributes:
         image: (H, W, 3) uint8 RGB: the image as it was decoded, or smaller (``max_side`` of `camrt.Explainer`).
@@ -42,7 +42,7 @@ class Explanation:
         classes: (top,) int64: the numbers of the classes, the best first.
         scores: (top,) float32: their scores.
         labels: Their names; their numbers as text, where names are not known.
-        heatmaps: (top, S, S) float32: their maps over the image, squeezed to a square; not normalised.
+        heatmaps: (top, S, S) float32: their maps over the image, squeezed to a square; not normalized.
         all_scores: (K,) float32: the scores of all classes.
         original_size: Height and width in pixels of the image as it was decoded; boxes are in these pixels.
     """
@@ -82,14 +82,14 @@ class Explanation:
         return functools.partial(type(self), **self._fields()), ()
 
     def __len__(self) -> int:
-        """The number of classes that are explained."""
+        """Return the number of classes that are explained."""
         return len(self.labels)
 
     def heatmap(self, i: int = 0) -> NDArray[np.float32]:
-        """The map of a class at the image's size, its largest value 1; as ILSVRC_generate_heatmap.m writes it.
+        """Return the map of a class at the size of ``image``, scaled to a largest value of 1.
 
-        The map is resized (bicubic), divided by its maximum, and clipped to 0..1 as imwrite does. A map without
-        positive values is 0 everywhere.
+        As ILSVRC_generate_heatmap.m writes it: the map is resized (bicubic), divided by its maximum, and clipped to
+        0..1 as imwrite does. A map without positive values is 0 everywhere.
 
         Args:
             i: The class: 0 is the best.
@@ -108,7 +108,7 @@ class Explanation:
         return scaled
 
     def resized(self, i: int, size: tuple[int, int]) -> NDArray[np.float32]:
-        """The map of a class at a size (bicubic), not normalised.
+        """Return the map of a class at a size (bicubic), not normalized.
 
         Args:
             i: The class: 0 is the best.
@@ -124,7 +124,7 @@ class Explanation:
         return images.resize(self.heatmaps[i], size)
 
     def refine(self, image: ImageLike | None = None, *, crf: CRF | None = None, side: int = 256) -> Refined:
-        """Lets the maps follow the image's edges, by a dense CRF (`camrt.localize.crf`).
+        """Make the maps follow the image's edges, by a dense CRF (`camrt.localize.crf`).
 
         The image is resized so that its longer side has ``side`` pixels, be it smaller or larger: the settings then
         mean the same in every image, and time and memory are bounded, whatever its size. At 256, the first map takes
@@ -179,13 +179,13 @@ class Explanation:
         return dataclasses.replace(self, image=render.fit(self.image, side))
 
     def boxes(self, i: int = 0, thresholds: Sequence[int] = THRESHOLDS) -> NDArray[np.int64]:
-        """Boxes around what stands out in the map of a class; see `camrt.localize.boxes_from_heatmap`.
+        """Find boxes around what stands out in the map of a class; see `camrt.localize.boxes_from_heatmap`.
 
         The original reads the map from a JPEG; here nothing is lost on the way.
 
         Args:
             i: The class: 0 is the best.
-            thresholds: Three grey levels, 0 < first < second < third < 255.
+            thresholds: Three gray levels, 0 < first < second < third < 255.
 
         Returns:
             (M, 4) int64 of x, y, width, height in the original's pixels, largest first.
@@ -229,7 +229,7 @@ class Explanation:
         return drawn if thresholds is None else render.draw_boxes(drawn, self._boxes(i, thresholds))
 
     def picture(self, *, square: bool = False, thresholds: Sequence[int] | None = None) -> NDArray[np.uint8]:
-        """The demo's picture: the image and an overlay for each class side by side, white bars between them.
+        """Draw the picture of the demo: the image and an overlay for each class, side by side.
 
         Args:
             square: Whether the image is squeezed to the square that the network sees, as demo.m shows it.
@@ -242,7 +242,7 @@ class Explanation:
         return render.row([shown.image, *(shown.overlay(i, thresholds=thresholds) for i in range(len(self)))])
 
     def as_dict(self, thresholds: Sequence[int] | None = None) -> dict[str, Any]:
-        """What JSON can hold: source, size, and for each class its number, label, score and boxes.
+        """Return a summary for JSON: source, size, and for each class its number, label, score and boxes.
 
         Args:
             thresholds: Of the boxes; None for no boxes.
@@ -271,7 +271,7 @@ class Explanation:
         draw_boxes: bool = False,
         max_side: int | None = MAX_SIDE,
     ) -> dict[str, Any]:
-        """Writes the explanation to a folder.
+        """Write the explanation to a folder.
 
         Its files, as `save_files` writes them, and then a line of ``explanations.jsonl``: where it is, the files are.
         It is added to those that are there.
@@ -311,7 +311,7 @@ class Explanation:
         max_side: int | None = MAX_SIDE,
         threads: Executor | None = None,
     ) -> list[str]:
-        """Writes the overlays and maps.
+        """Write the overlays and maps.
 
         For ``cat.jpg``: ``cat_top1.png``, ... (overlays), ``cat_map1.png``, ... (16 bits, `heatmap` times 65535) or
         ``cat_maps.npz`` (``heatmaps`` as they are, ``classes``, ``scores``, ``all_scores``). A file that is there is
@@ -401,8 +401,8 @@ class Explanation:
         if overlays:
             drawn.append((f"{stem}_top{i + 1}.png", render.png(self.overlay(i, thresholds=thresholds))))
         if maps == "png":
-            grey = np.floor(self.heatmap(i).astype(np.float64) * 65535 + 0.5).astype(np.uint16)
-            drawn.append((f"{stem}_map{i + 1}.png", render.png(grey)))
+            gray = np.floor(self.heatmap(i).astype(np.float64) * 65535 + 0.5).astype(np.uint16)
+            drawn.append((f"{stem}_map{i + 1}.png", render.png(gray)))
         return drawn
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
@@ -436,7 +436,7 @@ class Refined(Explanation):
         object.__setattr__(self, "marginals", view)
 
     def resized(self, i: int, size: tuple[int, int]) -> NDArray[np.float32]:
-        """The marginals of a class at a size, 0..1.
+        """Return the marginals of a class at a size, 0..1.
 
         Args:
             i: The class: 0 is the best.
@@ -453,7 +453,7 @@ class Refined(Explanation):
         return resized
 
     def heatmap(self, i: int = 0) -> NDArray[np.float32]:
-        """The marginals of a class at the image's size. They are not scaled to a largest value of 1.
+        """Return the marginals of a class at the size of ``image``, not scaled to a largest value of 1.
 
         Args:
             i: The class: 0 is the best.
@@ -467,7 +467,7 @@ class Refined(Explanation):
         return self.resized(i, self._size)
 
     def mask(self, i: int = 0) -> NDArray[np.bool_]:
-        """Where the object is: the pixels with a marginal above 0.5.
+        """Return where the object is: the pixels with a marginal above 0.5.
 
         Args:
             i: The class: 0 is the best.
@@ -490,7 +490,7 @@ class Refined(Explanation):
         return {**super().as_dict(thresholds), "crf": {**self.crf.as_dict(), "width": width, "height": height}}
 
     def _boxes(self, i: int, thresholds: Sequence[int]) -> NDArray[np.int64]:
-        """Boxes around the parts of the mask, which has one edge: thresholds have no say."""
+        """Boxes around the parts of the mask, which has one edge: thresholds do not count."""
         from camrt.localize import boxes_from_mask
 
         return boxes_from_mask(self.mask(i))

@@ -2,14 +2,14 @@
 
 What a pixel is:
 
-* **Alpha is dropped**, in palettes too: the colours below it count, as in MATLAB's imread, OpenCV and torchvision, so
+* **Alpha is dropped**, in palettes too: the colors below it count, as in MATLAB's imread, OpenCV and torchvision, so
   that scores can be compared with theirs. To see an image on white, composite it and pass the result.
 * **16 bits** become the upper 8. That is exact for what was 8 bits once, however it was widened (times 256 or 257).
-* **CMYK** becomes RGB by the plain formula. Colour profiles (ICC) are not applied.
+* **CMYK** becomes RGB by the plain formula. Color profiles (ICC) are not applied.
 * **EXIF orientation** is applied, and ignored where it cannot be read.
 * **Of several frames** (an animation, pages) the first is taken, with a `camrt.CamrtWarning`.
 
-Nothing here changes Pillow's global state, and all of it may be called from several threads at once. (Where other code
+Nothing here changes Pillow's global state, and everything is thread-safe. (Where other code
 has set ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES``, truncated images are decoded as far as they go.)
 """
 
@@ -55,7 +55,7 @@ _one_large = threading.Lock()
 
 
 def name_of(image: ImageLike) -> str:
-    """What to call an image in messages and results: its path, or what it is.
+    """Return what to call an image in messages and results: its path, or what it is.
 
     Args:
         image: As for `decode`.
@@ -71,7 +71,7 @@ def name_of(image: ImageLike) -> str:
 
 
 def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Reads an image, whatever it is; see the module's text for alpha, 16 bits, CMYK and orientation.
+    """Decode an image of any kind; see the module's text for alpha, 16 bits, CMYK and orientation.
 
     Args:
         image: A path, the bytes of a file, a PIL image, or RGB uint8 (H, W, 3).
@@ -143,7 +143,9 @@ def load(image: ImageLike, side: int, *, max_side: int | None = None, max_pixels
 
 
 def prepare(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """The square that a network looks at: ``imresize(img, [256 256])`` of `demo.m`, whatever the image's proportions.
+    """Resize an image to the square that a network looks at, whatever its proportions.
+
+    It is ``imresize(img, [256 256])`` of `demo.m`.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -171,7 +173,7 @@ def fit(image: NDArray[np.uint8], side: int, *, enlarge: bool = False) -> NDArra
 
 
 def resize(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """Resizes as `camrt.matlab.imresize` (bicubic), to the last bit, about ten times faster.
+    """Resize as `camrt.matlab.imresize` (bicubic), to the last bit, about ten times faster.
 
     Each axis is a product with a sparse matrix, whose rows hold the weights in the order in which they are added there.
     The matrices of the last 256 pairs of sizes are kept (some 50 kB each).
@@ -319,7 +321,7 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 def _unreadable(error: Exception, max_pixels: int) -> CamrtError:
-    """What Pillow's plugins raise at a broken file is anything."""
+    """Turn what Pillow's plugins raise at a broken file, which may be anything, into an error."""
     from PIL.Image import DecompressionBombError, DecompressionBombWarning
 
     if isinstance(error, (DecompressionBombError, DecompressionBombWarning)):
@@ -346,7 +348,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if mode in _WIDE or (mode == "I" and image.format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if mode in ("I", "F", "LAB"):
-        found = {"I": "32-bit integers", "F": "floating-point numbers", "LAB": "L*a*b* colours"}[mode]
+        found = {"I": "32-bit integers", "F": "floating-point numbers", "LAB": "L*a*b* colors"}[mode]
         raise CamrtError(f"found {found}, expected 8 or 16 bits: scale it and pass the array (H, W, 3) uint8")
     if mode == "P" and "transparency" in image.info:
         mode = "PA"  # Pillow warns when it goes to RGB at once
@@ -389,7 +391,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _along_columns(image: NDArray[Any], height: int) -> NDArray[Any]:
-    """Resizes (H, W, C) to (height, W, C)."""
+    """Resize (H, W, C) to (height, W, C)."""
     matrix = _matrix(len(image), height)
     lines = image.reshape(len(image), -1)
     resized = np.empty((height, lines.shape[1]), image.dtype)
@@ -401,7 +403,7 @@ def _along_columns(image: NDArray[Any], height: int) -> NDArray[Any]:
 
 
 def _along_rows(image: NDArray[Any], width: int) -> NDArray[Any]:
-    """Resizes (H, W, C) to (H, width, C)."""
+    """Resize (H, W, C) to (H, width, C)."""
     height, before, channels = image.shape
     matrix = _matrix(before, width)
     resized = np.empty((height, width, channels), image.dtype)
@@ -415,7 +417,7 @@ def _along_rows(image: NDArray[Any], width: int) -> NDArray[Any]:
 
 
 def _rounded(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[np.float64]:
-    """What becomes MATLAB's rounding, half away from zero, when it is cast to uint8; floats as they are."""
+    """Prepare values so that a cast to uint8 rounds as MATLAB does, half away from zero; leave floats as they are."""
     if dtype.kind == "u":
         np.clip(values, 0, 255, out=values)
         values += _BELOW_HALF  # not 0.5, which would lift the number right below 0.5 to 1

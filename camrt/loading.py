@@ -29,19 +29,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of an explainer; None where nothing is, for the default or what the model says itself.
+    """The arguments of an explainer; None for the default, or for what the model says itself.
 
     Attributes:
-        method: How the maps come about.
+        method: How the maps are computed.
         protocol: What the network sees of an image.
         top: How many classes are explained.
         features: The tensor that the maps are made of.
         classifier: The linear layer behind it.
-        preprocess: What the network wants of an image.
+        preprocess: How the network wants its images.
         target: What is explained in place of the best classes.
         layer: The features that the maps are made of; one, or several.
         scores: The tensor that is explained.
-        settings: What is set of the method.
+        settings: The settings of the method.
         labels: The names of the classes.
         weights: The weights of a named model, in place of the cache and the download.
     """
@@ -60,7 +60,7 @@ class Request:
     weights: Path | None = None
 
     def graph(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """The explainer of a classifier.
+        """Make the explainer of a classifier.
 
         Raises:
             CamrtError: It cannot be made.
@@ -83,7 +83,7 @@ class Request:
         )
 
     def compare(self, facts: Mapping[str, Any]) -> None:
-        """An explainer graph cannot be made to do something else.
+        """Check that an explainer graph does what was asked: it cannot do anything else.
 
         Args:
             facts: What the graph says of itself.
@@ -129,12 +129,12 @@ class Request:
 
 
 def is_name(model: str) -> bool:
-    """Whether a text is the name of a model, not a path."""
+    """Return whether a text is the name of a model, not a path."""
     return not (Path(model).suffix or Path(model).exists() or len(Path(model).parts) != 1)
 
 
 def explainer_graph(model: str | os.PathLike[str] | onnx.ModelProto, request: Request) -> onnx.ModelProto | Path:
-    """The explainer graph of a model.
+    """Resolve a model name or path to an explainer graph.
 
     Args:
         model: A name; the path of an ONNX model, or a ModelProto: a classifier, or an explainer graph already.
@@ -245,7 +245,7 @@ def _explainer_of_named(name: str, request: Request) -> onnx.ModelProto:
 
 
 def known_preprocess(model: str) -> Preprocess | None:
-    """What a model is known to want of an image.
+    """Return how a model is known to want its images.
 
     Args:
         model: A name, or the path of an ONNX model.

@@ -58,7 +58,7 @@ class Preprocess:
             raise CamrtError(f"found a mean image of shape {self.mean_image.shape}, expected {expected}")
 
     def cropped(self, crop: int) -> Preprocess:
-        """The same for a network of another input size."""
+        """Return the same for a network of another input size."""
         size = self.size if crop <= self.size else crop
         return replace(self, crop=crop, size=size, mean_image=self.mean_image if size == self.size else None)
 
@@ -138,8 +138,8 @@ def crops_of(protocol: str, size: int, side: int) -> list[Crop]:
     """List the crops of a protocol.
 
     Args:
-        protocol: ``"ten-crop"``: corners and centre, then the same mirrored, in the order of the original's
-            prepare_image.m; ``"center"``: the centre; ``"full"``: the whole image and its mirror image.
+        protocol: ``"ten-crop"``: corners and center, then the same mirrored, in the order of the original's
+            prepare_image.m; ``"center"``: the center; ``"full"``: the whole image and its mirror image.
         size: The image's side in pixels.
         side: A crop's side in pixels; for ``"full"`` the image's.
 
@@ -149,8 +149,8 @@ def crops_of(protocol: str, size: int, side: int) -> list[Crop]:
     last = size - side
     # The original keeps images width first, so its outer loop runs over columns.
     corners = [(y, x) for x in (0, last) for y in (0, last)]
-    centre = ((last + 1) // 2, (last + 1) // 2)  # as floor(indices(2) / 2) + 1 gives it, which counts from one
-    squares = {"ten-crop": [*corners, centre], "center": [centre], "full": [(0, 0)]}
+    center = ((last + 1) // 2, (last + 1) // 2)  # as floor(indices(2) / 2) + 1 gives it, which counts from one
+    squares = {"ten-crop": [*corners, center], "center": [center], "full": [(0, 0)]}
     if protocol not in squares:
         raise CamrtError(f"found the protocol {protocol!r}, expected one of {', '.join(squares)}")
     mirrored = (False,) if protocol == "center" else (False, True)

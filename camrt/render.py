@@ -35,13 +35,13 @@ def overlay(
     map_weight: float = MAP_WEIGHT,
     colormap: NDArray[Any] | None = None,
 ) -> Image:
-    """Lays a heatmap's colours over an image: ``image_weight * image + map_weight * colours``, as `demo.m`.
+    """Lay a heatmap's colors over an image: ``image_weight * image + map_weight * colors``, as `demo.m`.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        heatmap: (H, W), coloured over its own range as by `map2jpg.m`. NaN gets the first colour.
+        heatmap: (H, W), colored over its own range as by `map2jpg.m`. NaN gets the first color.
         image_weight: The image's share.
-        map_weight: The colours' share.
+        map_weight: The colors' share.
         colormap: (256, 3), 0..1; MATLAB's `jet(256)` if left out.
 
     Returns:
@@ -75,7 +75,7 @@ def draw_boxes(
     edge: Sequence[int] | None = BLACK,
     thickness: int | None = None,
 ) -> Image:
-    """Draws the outlines of boxes.
+    """Draw the outlines of boxes.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -101,7 +101,7 @@ def draw_boxes(
 
 
 def row(panels: Sequence[Image], *, bar: int = BAR) -> Image:
-    """Puts pictures side by side, white bars between them, as `demo.m` does.
+    """Put pictures side by side, with white bars between them, as `demo.m` does.
 
     Args:
         panels: (H, W, 3) uint8 RGB each, of one height.
@@ -120,7 +120,7 @@ def row(panels: Sequence[Image], *, bar: int = BAR) -> Image:
 
 
 def contact_sheet(pictures: Sequence[Image], *, columns: int = 4, cell: int = 256, bar: int = BAR) -> Image:
-    """Puts pictures of any size on one sheet, each shrunk or enlarged to fit its cell, in rows from the left.
+    """Put pictures of any size on one sheet, each shrunk or enlarged to fit its cell, in rows from the left.
 
     Args:
         pictures: (H, W, 3) uint8 RGB each.
@@ -149,10 +149,10 @@ def contact_sheet(pictures: Sequence[Image], *, columns: int = 4, cell: int = 25
 
 
 def png(image: NDArray[Any]) -> bytes:
-    """Encodes a picture without loss.
+    """Encode a picture without loss.
 
     Args:
-        image: (H, W, 3) uint8 RGB, or (H, W) uint8 or uint16 grey.
+        image: (H, W, 3) uint8 RGB, or (H, W) uint8 or uint16 gray.
 
     Raises:
         CamrtError: OpenCV cannot encode it.
@@ -167,7 +167,7 @@ def png(image: NDArray[Any]) -> bytes:
 
 
 def jpeg(image: Image, quality: int = 85) -> bytes:
-    """Encodes a picture to look at.
+    """Encode a picture as JPEG.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -181,7 +181,7 @@ def jpeg(image: Image, quality: int = 85) -> bytes:
 
 
 def _outline(image: Image, corners: tuple[int, int, int, int], width: int, color: Sequence[int]) -> None:
-    """Draws into the image. The line lies inside of the corners, of which the second is outside."""
+    """Draw an outline into the image, inside of the corners, of which the second is exclusive."""
     left, top, right, bottom = corners
     for x0, y0, x1, y1 in (
         (left, top, right, top + width),

@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class Session:
-    """A model on ONNX Runtime. May be used from several threads at once.
+    """A model on ONNX Runtime. It is thread-safe.
 
     Args:
         model: A model, or the path of one; of a path, weights in external data are found beside it. A model of more
@@ -95,7 +95,7 @@ class Session:
         return f"Session(inputs={dict(self.inputs)}, outputs={dict(self.outputs)}, provider={self.provider!r})"
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Computes all outputs.
+        """Compute all outputs.
 
         On CUDA inputs and outputs are bound on the device: the inputs go up once, the outputs come down once, and
         nothing else crosses the bus.

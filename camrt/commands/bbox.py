@@ -74,7 +74,7 @@ def bbox(
 def _boxes_drawn(
     image: NDArray[np.uint8], heatmap: NDArray[np.uint8], boxes: NDArray[np.int64], file: Path
 ) -> NDArray[np.uint8]:
-    """The image with red boxes, and beside it the map in colors."""
+    """Draw the image with red boxes, and beside it the map in colors."""
     from camrt import matlab, render
 
     if image.shape != heatmap.shape:

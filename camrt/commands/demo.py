@@ -24,13 +24,12 @@ from camrt.commands.options import (
     is_same_file,
     named,
 )
-from camrt.commands.output import printable_path, reporting, write_picture
+from camrt.commands.output import reporting, write_picture
 from camrt.commands.reference import ReferenceDir, categories, hint_of_download, reference_folder
 from camrt.errors import CamrtError
 from camrt.loading import LENET, is_name
 from camrt.results import json_line
-from converters.errors import printable
-from converters.terminal import say
+from converters.terminal import echo, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +76,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Show what demo.m shows: the five best classes, and a picture of where the network sees them."""
-    if cached is not None and (model != LENET or image is not None or weights is not None):
+    if cached is not None and (model != LENET or (image, weights, preprocess) != (None, None, None)):
         raise typer.BadParameter(
             "goes without a model and an image: the features are of the original's", param_hint="--cached"
         )
@@ -104,7 +103,10 @@ def demo(
         line = "".join(f" --top{rank}:{one['label']}" for rank, one in enumerate(facts["top"], 1))
         write_picture(output, picture)
         facts |= {"line": line, "picture": str(output.absolute()), "seconds": round(time.perf_counter() - began, 3)}
-        print(json_line(facts) if as_json else f"{printable(line)}\n{printable_path(output.absolute())}")
+        if as_json:
+            print(json_line(facts))
+        else:
+            echo(line, facts["picture"])
 
 
 def _explained(name: str, image: ImageLike, *, max_pixels: int | None, **arguments: Any) -> Explanation:
@@ -129,7 +131,7 @@ def _network_demo(
 
 
 def _enlarged(found: Explanation) -> NDArray[np.uint8]:
-    """The picture of a small image: the image and the best class, with its boxes, large enough to look at."""
+    """Draw a small image and its best class, with boxes, large enough to look at."""
     import numpy as np
 
     from camrt import images, render
@@ -155,7 +157,7 @@ def _demo_image(name: str, image: Path | None, reference: Path) -> Any:
 
 
 def _labels(name: str, found: Explanation, reference: Path) -> Sequence[str]:
-    """The names as the original prints them, with WordNet's numbers, where its list is there."""
+    """Return the names as the original prints them, with WordNet's numbers, where its list is there."""
     file = reference / "categories1000.mat"
     if not is_name(name) or named(name).labels != "imagenet" or not file.is_file():
         return found.labels

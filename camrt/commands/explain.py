@@ -30,7 +30,7 @@ from camrt.errors import CamrtError
 from camrt.localize import THRESHOLDS
 from camrt.results import LINES, json_line
 from converters.errors import printable
-from converters.terminal import bar, say
+from converters.terminal import bar, echo, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -206,7 +206,7 @@ def explain(
             if done:
                 show(_table(done, out))
             counts = f"{work.explained:,} explained" + (f", {work.skipped:,} were done" if work.skipped else "")
-            print(f"{counts}: {printable_path(out / LINES)}" + (f"\n{printable_path(page)}" if page else ""))
+            echo(f"{counts}: {out / LINES}", *([str(page)] if page else []))
         if failed:
             say(f"error: {len(failed):,} could not be explained:")
             for where, reason in failed:

@@ -191,7 +191,7 @@ def export(
 
 
 def _of_method(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is said of the maps."""
+    """Describe the maps."""
     if "classifier" in facts:
         rows = [("head", f"features {facts['features']}, classifier {facts['classifier']}")]
     else:

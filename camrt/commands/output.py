@@ -1,4 +1,4 @@
-"""How commands say what they found: errors and notes on stderr, tables and JSON on stdout, pictures in files."""
+"""The output of commands: errors and notes on stderr, tables and JSON on stdout, pictures in files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def reporting(interrupted: str | Callable[[], str] = "nothing was written") -> Iterator[None]:
-    """Errors as lines and exit statuses; and what the runtime says of itself (head, provider) on stderr.
+    """Turn errors into lines and exit statuses; print log records (head, provider) on stderr.
 
     Args:
         interrupted: What is true after Ctrl-C, as a text or as what gives the text by then.

@@ -1,4 +1,4 @@
-"""The original demo's data files: where they lie, what is read of them, and what to do where they are not there."""
+"""The original demo's data files: where they are, what is read from them, and what to do if they are missing."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from camrt.errors import CamrtError
 
 ReferenceDir = Annotated[
     Path | None,
-    typer.Option(help="Where the original demo's data files lie, if not in the cache (camrt download --reference)."),
+    typer.Option(help="The folder of the original demo's data files, if not the cache (camrt download --reference)."),
 ]
 
 
 def reference_folder(given: Path | None) -> Path:
-    """The folder that was named, else the cache's."""
+    """Return the folder that was named, else the cache's."""
     if given is not None:
         return given
     from converters import zoo
@@ -28,18 +28,18 @@ def reference_folder(given: Path | None) -> Path:
 
 @contextlib.contextmanager
 def hint_of_download() -> Iterator[None]:
-    """An error in this block says how to get the files too."""
+    """Add to errors in this block how to get the files."""
     try:
         yield
     except CamrtError as error:
         raise CamrtError(
             f"{error}. It is one of the original demo's data files: camrt download --reference brings them, or "
-            "--reference-dir says where they lie"
+            "--reference-dir names their folder"
         ) from error
 
 
 def categories(file: Path) -> list[str]:
-    """The class names of a .mat file, with WordNet's numbers.
+    """Read the class names of a .mat file, with WordNet's numbers.
 
     Raises:
         CamrtError: The file is not there, or holds none.

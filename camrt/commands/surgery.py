@@ -1,4 +1,4 @@
-"""`camrt surgery`: a classifier's prototxt gets the head of the CAM networks."""
+"""The command `camrt surgery`: a classifier's prototxt gets the head of the CAM networks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from camrt.commands.options import STATUS, Json, is_same_file
 from camrt.commands.output import reporting
 from camrt.results import json_line
+from converters.terminal import echo
 
 EXAMPLES = f"""Examples:
 
@@ -70,7 +71,8 @@ def surgery(
             facts = {"output": str(output), "after": made.after}
             print(json_line({**facts, "kept": made.kept, "dropped": made.dropped, "new": made.new}))
             return
-        gone = f"left out {', '.join(made.dropped)}" if made.dropped else "nothing came behind it"
-        print(
-            f"cut after {made.after}: kept {len(made.kept)} layers, {gone}; new are {' and '.join(made.new)}\n{output}"
+        gone = f"left out {', '.join(made.dropped)}" if made.dropped else "nothing followed it"
+        echo(
+            f"cut after {made.after}: kept {len(made.kept)} layers, {gone}; new are {' and '.join(made.new)}",
+            str(output),
         )

@@ -94,7 +94,7 @@ def _validated(
 
 
 def _demo_preprocess(model: NamedModel, folder: Path) -> Preprocess:
-    """What the original demo does with an image: with the mean image, which lies with its data files."""
+    """Return the preprocessing of the original demo, with the mean image, which is one of its data files."""
     if (mean := model.preprocessing.mean_image) is None:
         return preprocess_of_named(model)
     with hint_of_download():

@@ -15,10 +15,14 @@ THRESHOLDS = (20, 100, 110)
 
 __all__ = ["THRESHOLDS", "boxes_from_heatmap", "boxes_from_mask", "format_boxes", "read_boxes"]
 
-__getattr__, __dir__, _ = lazy_loader.attach(
+__getattr__, _, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "boxes": ["boxes_from_heatmap", "format_boxes", "read_boxes"],
         "components": ["boxes_from_mask"],
     },
 )
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -181,6 +181,8 @@ def test_an_explainer_and_an_image_of_ones_own(tmp_path: Path) -> None:
     [
         (["--cached", "3"], 2, "--cached"),
         (["lenetCAM", "a.png", "--cached", "1"], 2, "--cached"),
+        (["--preprocess", "caffe", "--cached", "1"], 2, "--cached"),
+        (["missing.onnx", "--weights", "a.caffemodel"], 2, "--weights"),
         (["no-such-model"], 2, "Known:"),
         (["googlenetCAMM"], 2, "Did you mean"),
         (["photo.jpg"], 2, "the model comes first"),

@@ -23,6 +23,8 @@ from PIL import Image
 
 import camrt
 from camrt import CamrtError, CamrtWarning, Explainer, Explanation, explainer, images
+from camrt.preprocess import preprocess_of
+from camrt.session import Session
 from converters import ConversionError, zoo
 from tests.seeded import SeededModel
 from tests.tiny_models import CLASSES, LABELS, photo, tiny_classifier, tiny_explainer
@@ -360,6 +362,54 @@ def test_a_classifier_without_metadata_says_what_to_give(tmp_path: Path) -> None
     wants = camrt.Preprocess(size=32, crop=28, mean=(104.0, 117.0, 123.0))
     found = Explainer(path, preprocess=wants)(photo(40, 40))
     np.testing.assert_allclose(found.heatmaps, Explainer(tiny_classifier())(photo(40, 40)).heatmaps, rtol=1e-6)
+
+
+def test_an_explainer_has_its_own_preprocessing(tmp_path: Path) -> None:
+    path = tmp_path / "explainer.onnx"
+    graph = camrt.explain_graph(tiny_classifier(), protocol="center")
+    onnx.save(graph, path)
+    own = preprocess_of(None, {entry.key: entry.value for entry in tiny_classifier().metadata_props})
+    for model in (graph, path):
+        assert Explainer(model, preprocess=own).size == 32
+        with pytest.raises(CamrtError, match=r"found an explainer graph with the preprocessing .*camrt export"):
+            Explainer(model, preprocess="torchvision")
+
+
+def test_weights_go_with_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    onnx.save(tiny_classifier(), path)
+    for model in (path, str(path), tiny_classifier()):
+        with pytest.raises(CamrtError, match=r"found the weights .*mine\.caffemodel beside .*expected the name"):
+            Explainer(model, weights="mine.caffemodel")
+
+
+def test_the_largest_side_does_not_change_the_answers(tiny: Explainer) -> None:
+    """The network sees the whole image; only what is kept of it is smaller."""
+    image = photo(300, 200)
+    small = Explainer(tiny_explainer(), max_side=60)(image)
+    whole = tiny(image)
+    for field in ("classes", "scores", "heatmaps", "all_scores"):
+        np.testing.assert_array_equal(getattr(small, field), getattr(whole, field))
+    assert (small.image.shape, small.original_size) == ((60, 40, 3), (300, 200))
+    assert (whole.image.shape, whole.original_size) == ((300, 200, 3), (300, 200))
+
+
+def test_a_batch_that_fails_is_explained_image_by_image(
+    tiny: Explainer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the memory of a GPU is enough for one image, but not for a batch."""
+    run = Session.run
+
+    def little_memory(session: Session, feeds: Any) -> Any:
+        if len(feeds["image"]) > 1:
+            raise CamrtError("ONNX Runtime failed: out of memory")
+        return run(session, feeds)
+
+    good = [folder / f"{number}.png" for number in GOOD]
+    expected = [tiny(path) for path in good]
+    monkeypatch.setattr(Session, "run", little_memory)
+    for found, one in zip(tiny.map(good, batch=4, on_error="raise"), expected, strict=True):
+        same(found, one)
 
 
 # ---------------------------------------------------------------------------------------------------- the named models

@@ -221,7 +221,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "a bomb of the largest kind": (huge_png(2**31 - 1, 2**31 - 1), "is gigantic|broken"),
     "floats": (encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "floating-point numbers.*8 or 16 bits"),
     "long integers": (encoded(Image.fromarray(np.ones((4, 4), np.int32)), "TIFF"), "32-bit integers"),
-    "lab": (encoded(Image.new("LAB", (4, 4)), "TIFF"), "L\\*a\\*b\\* colours"),
+    "lab": (encoded(Image.new("LAB", (4, 4)), "TIFF"), "L\\*a\\*b\\* colors"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image"),
 }
 
