@@ -1,27 +1,18 @@
-"""ONNX -> ONNX: a classifier becomes an explainer."""
+"""ONNX -> ONNX: a classifier becomes an explainer, a model gets its gradients.
 
-from __future__ import annotations
+Everything here takes a model or the path of one, and opens it by `open_model`.
+"""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from camrt.graph.explain import explain_graph
-    from camrt.graph.gradient import differentiate
-
-__all__ = ["differentiate", "explain_graph"]
-
-# Loaded when first asked for, as in camrt: the command line asks camrt.graph.methods for names, and nothing else.
-_HOMES = {"differentiate": "camrt.graph.gradient", "explain_graph": "camrt.graph.explain"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+# Imported on first use: the command line asks camrt.graph.methods for names, and for nothing else.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["methods", "rules"],
+    submod_attrs={
+        "explain": ["explain_graph"],
+        "gradient": ["differentiate"],
+        "opening": ["open_model"],
+        "view": ["GraphView"],
+    },
+)

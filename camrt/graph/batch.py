@@ -7,7 +7,7 @@ import onnx
 from onnx import numpy_helper
 
 from camrt.errors import CamrtError
-from camrt.graph.view import GraphView, attributes_of, shape_of, skeleton
+from camrt.graph.view import GraphView, attributes_of, infer_shapes, shape_of, skeleton
 
 
 def with_free_batch(view: GraphView, image: str, size: tuple[int, int, int], scores: str) -> onnx.ModelProto:
@@ -56,7 +56,14 @@ def _free_reshapes(view: GraphView, graph: onnx.GraphProto, batch: int) -> None:
         if node.op_type != "Reshape":
             continue
         target, shape = view.constant(node.input[1]), view.shapes.get(node.input[0])
-        if target is None or not target.size or target[0] != batch or not shape or shape[0] != batch:
+        if (
+            target is None
+            or target.ndim != 1
+            or not target.size
+            or target[0] != batch
+            or not shape
+            or shape[0] != batch
+        ):
             continue
         if 0 in target:
             continue  # an empty tensor, or a size that is copied already: not an exporter's frozen batch
@@ -74,7 +81,7 @@ def _check(model: onnx.ModelProto, scores: str, size: tuple[int, int, int]) -> N
     if scores not in {output.name for output in light.graph.output}:
         light.graph.output.append(onnx.ValueInfoProto(name=scores))
     try:
-        inferred = onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True, data_prop=True)
+        inferred = infer_shapes(light, strict=True)
     except onnx.shape_inference.InferenceError as error:
         raise CamrtError(
             f"the network cannot take several images of {size[1]} x {size[2]} at once: {error}. Export it with a free "

@@ -12,6 +12,8 @@ from camrt.graph.builder import Builder
 from camrt.matlab import imresize
 from camrt.preprocess import Preprocess
 
+_LONGEST = 4096  # rows or columns of a map that is enlarged
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -172,6 +174,11 @@ def enlargement(size: int, larger: int) -> np.ndarray:
 
     Returns:
         (larger, size) float64.
+
+    Raises:
+        CamrtError: ``size`` is beyond that of any features.
     """
+    if size > _LONGEST:
+        raise CamrtError(f"found maps of {size} rows or columns, expected at most {_LONGEST}: name a later layer")
     # imresize is linear: applied to the columns of the identity, it gives its matrix.
     return np.asarray(imresize(np.eye(size), (larger, size), method="bicubic"))

@@ -16,14 +16,14 @@ from camrt.graph.batch import with_free_batch
 from camrt.graph.builder import PREFIX, Builder
 from camrt.graph.crops import crops_of, cut, merge, paste
 from camrt.graph.head import Head, find_head
-from camrt.graph.layers import FeatureMap, feature_map_of, last_features, named_tensor
+from camrt.graph.layers import FeatureMap, dependents, feature_map_of, last_features, named_tensor
 from camrt.graph.methods import METHODS, Method, find
 from camrt.graph.methods.context import Layer, MethodContext, Pass
 from camrt.graph.opening import ModelLike, check_model, naming, open_model
 from camrt.graph.rewrite import repeated, tensor_names
 from camrt.graph.scores import Scores, find_scores
 from camrt.graph.targets import SUM, Target, Targets, targets_of
-from camrt.graph.view import GraphView, captured, labels_of, metadata_of, needed_for, shape_of
+from camrt.graph.view import GraphView, captured, control_flow, labels_of, metadata_of, needed_for, shape_of
 from camrt.preprocess import KEY, Preprocess, preprocess_of
 
 IMAGE, TARGET, SCORES, CLASSES, HEATMAPS = "image", "target", "scores", "classes", "heatmaps"
@@ -137,10 +137,20 @@ def _explainer(
     image, side = _image_input(opened, preprocess, protocol)
     crops = crops_of(protocol, preprocess.size, side)
     network = with_free_batch(opened, image, (3, side, side), scores.output)
-    second = _second_run(network, image, side, scores.logits) if entry.again else None
     view = GraphView(network)
+    if scores.logits not in dependents(view, image):
+        raise CamrtError(f"found the scores {scores.logits!r}, which do not depend on the input {image!r}")
     feature_maps = _feature_maps(view, entry, asked, seen, image)
+    starts = [one.tensor for one in feature_maps if entry.gradients and entry.kind == "features"]
+    if entry.again or entry.kind == "pixels":
+        starts.append(image)
+    for start in starts:
+        _check_control_flow(view, start, scores.logits, has_head=seen.head is not None)
 
+    second = None
+    if entry.again:
+        second = _second_run(network, image, side, scores.logits)
+        view = GraphView(network)
     builder = Builder(view.opset, tensor_names(network.graph))
     for name in RESERVED:
         builder.claim(name)
@@ -300,6 +310,20 @@ def _image_input(view: GraphView, preprocess: Preprocess, protocol: str) -> tupl
 
 
 # ------------------------------------------------------------------------------------------------- what is computed
+
+
+def _check_control_flow(view: GraphView, start: str, logits: str, *, has_head: bool) -> None:
+    """Refuse control flow where the network is differentiated or run again."""
+    behind = dependents(view, start)
+    way = [node for node in view.needed_for([logits]) if not behind.isdisjoint([*node.input, *captured(node)])]
+    if found := control_flow(way):
+        methods = "cam or eigencam, which need" if has_head else "eigencam, which needs"
+        behind_it = "" if start in {value.name for value in view.inputs} else "name a layer behind it (--layer), "
+        raise CamrtError(
+            f"found control flow between {start!r} and the scores {logits!r}: {found}. It has no gradient here and "
+            f"cannot be run again. Use --method {methods} neither, explain scores before it (--scores), {behind_it}or "
+            "export the model without it"
+        )
 
 
 def _second_run(network: onnx.ModelProto, image: str, side: int, logits: str) -> Pass:

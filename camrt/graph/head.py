@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from camrt.errors import CamrtError
-from camrt.graph.view import GraphView, attributes_of, described, operator_of
+from camrt.graph.view import GraphView, attributes_of, control_flow, described, operator_of, quoted
 
 # What may stand between the scores and the linear layer, and between that and the pooling, without changing the sum.
 _AFTER = {
@@ -87,7 +87,9 @@ def find_head(view: GraphView, features: str | None = None, classifier: str | No
         CamrtError: There is none; the text says why, for each output, and what to do.
     """
     if features is not None and features not in view.producers:
-        raise CamrtError(f"found the features {features!r}, expected a tensor of the model: {_few(view.producers)}")
+        raise CamrtError(
+            f"found the features {quoted(features)}, expected a tensor of the model: {_few(view.producers)}"
+        )
     reasons = {}
     for output in reversed(view.outputs):
         try:
@@ -95,7 +97,10 @@ def find_head(view: GraphView, features: str | None = None, classifier: str | No
         except _NoHead as reason:
             reasons[output] = str(reason)
     listed = "; ".join(f"output {output!r}: {reason}" for output, reason in reasons.items())
-    raise CamrtError(f"the model has no head that class activation maps can be made of. {listed}. {_HINT}")
+    hidden = control_flow(view.needed_for(view.outputs))
+    hint = f"control flow is on the way, {hidden}: use --method eigencam, or name scores before it (--scores) and use "
+    hint = f"{hint}--method gradcam" if hidden else _HINT
+    raise CamrtError(f"the model has no head that class activation maps can be made of. {listed}. {hint}")
 
 
 def _head_of(view: GraphView, output: str, features: str | None, classifier: str | None) -> Head:
@@ -104,14 +109,14 @@ def _head_of(view: GraphView, output: str, features: str | None, classifier: str
     if node is None:
         raise _NoHead("it does not depend on a layer")
     if classifier is not None and not _is_named(view, node, classifier):
-        raise _NoHead(f"it ends in {described(node)}, not in {classifier!r}")
+        raise _NoHead(f"it ends in {described(node)}, not in {quoted(classifier)}")
     if _is_global_pooling(view, node):
         return _convolution_then_pooling(view, output, node, features, activation)
     weights, initializer, source = _linear(view, node)
     _, pooling = _back(view, source, _BETWEEN)
     if features is not None:
         found = features
-        pooling = pooling if pooling is not None and pooling.input[0] == features else None
+        pooling = pooling if pooling is not None and features in pooling.input[:1] else None
     elif pooling is not None and _is_global_pooling(view, pooling):
         found = pooling.input[0]
     else:
@@ -175,10 +180,8 @@ def _is_global_pooling(view: GraphView, node: onnx.NodeProto) -> bool:
     if shape is None or len(shape) != 4:
         return False
     if operator_of(node) == "ReduceMean":
-        axes = attributes_of(node).get("axes")
-        if axes is None and len(node.input) > 1:
-            axes = view.constant(node.input[1])
-        return axes is not None and sorted(int(axis) % 4 for axis in axes) == [2, 3]
+        axes = view.axes_of(node)
+        return axes is not None and sorted(axis % 4 for axis in axes) == [2, 3]
     if operator_of(node) == "AveragePool":
         attributes = attributes_of(node)
         return tuple(attributes.get("kernel_shape", ())) == shape[2:] and not any(attributes.get("pads", ()))

@@ -1,8 +1,9 @@
 """Shapes and small values of a graph whose inputs have known sizes, further than onnx's own inference goes.
 
-Exporters compute the targets of Reshape, the bounds of Slice and the like in the graph, from the shapes of tensors.
-onnx follows a few of those operators. Here each small value that depends on nothing but constants and shapes is
-computed with onnx's reference evaluator, and given to onnx's inference of the node that reads it.
+Exporters compute the targets of Reshape, the bounds of Slice, the indices of Gather and the like in the graph, from the
+shapes of tensors. onnx follows a few of those operators. Here each value that depends on nothing but constants and
+shapes is computed with onnx's reference evaluator, and given to onnx's inference of the node that reads it. Of
+floating-point values only small ones are computed: they are scales, and not weights.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ import onnx
 from onnx import TensorProto, TypeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from camrt.graph.view import Shape, attributes_of, opset_of, shape_of
+from camrt.graph.view import Shape, attributes_of, infer_shapes, opset_of, shape_of
 
-MOST = 4096  # elements of a value that is computed; shapes, bounds and indices have fewer
+_MOST = 4096  # elements of a value that is computed
+_MOST_INTEGERS = 1 << 22  # of integers: indices of whole tensors, as PyTorch's as_strided has them
+_MOST_ALTOGETHER = 1 << 25  # elements of all values that are kept
+_INTEGERS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
 _OPAQUE = {"If", "Loop", "Scan", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike",
            "Multinomial", "Bernoulli", "Dropout"}  # fmt: skip
 _LIKE_INPUT = {"GroupNormalization"}  # their output has the input's shape, which onnx does not infer
 _STANDARD = ("", "ai.onnx")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Inferred:
     """What is known of tensors before they are computed.
 
@@ -32,11 +36,23 @@ class Inferred:
         shapes: Numbers, names of free sizes, or None for those that are not known.
         types: Element types, `onnx.TensorProto.DataType`.
         values: Those that do not depend on the data.
+        room: How many more elements of values may be kept.
     """
 
     shapes: dict[str, Shape] = field(default_factory=dict)
     types: dict[str, int] = field(default_factory=dict)
     values: dict[str, np.ndarray] = field(default_factory=dict)
+    room: int = _MOST_ALTOGETHER
+
+    def has_room(self, kind: int, shape: Shape) -> bool:
+        """Whether a value of this type and shape may be computed and kept."""
+        count = _count(shape)
+        return count <= min(self.room, _MOST_INTEGERS if kind in _INTEGERS else _MOST)
+
+    def keep(self, name: str, value: np.ndarray) -> None:
+        """Keep the value of a tensor."""
+        self.values[name] = value
+        self.room -= value.size
 
 
 def infer(model: onnx.ModelProto, initializers: Mapping[str, TensorProto]) -> Inferred:
@@ -47,20 +63,20 @@ def infer(model: onnx.ModelProto, initializers: Mapping[str, TensorProto]) -> In
         initializers: All of them.
 
     Returns:
-        Nothing at all where the model contradicts itself.
+        Nothing at all where the shapes contradict each other.
     """
     try:
-        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, ValueError):
+        graph = infer_shapes(model).graph
+    except Exception:  # onnx raises whatever its C++ does
         return Inferred()
     found = Inferred()
     for tensor in initializers.values():
         found.shapes[tensor.name], found.types[tensor.name] = tuple(tensor.dims), tensor.data_type
     for value in (*graph.input, *graph.value_info, *graph.output):
         _learn(found, value.name, value.type)
-    for tensor in graph.initializer:
-        if _count(tuple(tensor.dims)) <= MOST:
-            found.values[tensor.name] = numpy_helper.to_array(tensor)
+    for tensor in initializers.values():
+        if found.has_room(tensor.data_type, tuple(tensor.dims)):
+            found.keep(tensor.name, numpy_helper.to_array(tensor))
     for node in graph.node:
         if node.domain in _STANDARD and node.op_type not in _OPAQUE:
             _visit(model, node, found)
@@ -79,14 +95,11 @@ def _visit(model: onnx.ModelProto, node: onnx.NodeProto, found: Inferred) -> Non
     if node.op_type == "Shape":
         shape, limits = found.shapes.get(node.input[0]), attributes_of(node)
         if shape is not None and all(isinstance(size, int) for size in shape):
-            found.values[node.output[0]] = np.array(shape, np.int64)[limits.get("start") : limits.get("end")]
-    elif node.op_type == "Constant" and node.attribute[0].name == "value":
-        if _count(tuple(node.attribute[0].t.dims)) <= MOST:
-            found.values[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+            found.keep(node.output[0], np.array(shape, np.int64)[limits.get("start") : limits.get("end")])
     elif all(name in found.values for name in node.input if name) and _is_small(found, node):
         for name, value in zip(node.output, _evaluated(model, node, found), strict=False):
-            found.values[name], found.shapes[name] = value, value.shape
-            found.types[name] = helper.np_dtype_to_tensor_dtype(value.dtype)
+            found.keep(name, value)
+            found.shapes[name], found.types[name] = value.shape, helper.np_dtype_to_tensor_dtype(value.dtype)
 
 
 def _inferred_alone(model: onnx.ModelProto, node: onnx.NodeProto, found: Inferred) -> dict[str, TypeProto]:
@@ -128,7 +141,8 @@ def _learn(found: Inferred, name: str, kind: TypeProto) -> None:
     if kind.tensor_type.elem_type:
         found.types[name] = kind.tensor_type.elem_type
     if kind.tensor_type.HasField("shape"):
-        shape = shape_of(onnx.ValueInfoProto(name=name, type=kind))
+        declared = shape_of(onnx.ValueInfoProto(name=name, type=kind))
+        shape = tuple(None if isinstance(size, int) and size < 0 else size for size in declared)
         if name not in found.shapes or _unknown(shape) <= _unknown(found.shapes[name]):
             found.shapes[name] = shape
 
@@ -138,8 +152,11 @@ def _is_known(found: Inferred, name: str) -> bool:
 
 
 def _is_small(found: Inferred, node: onnx.NodeProto) -> bool:
-    shapes = [found.shapes.get(name) for name in node.output if name]
-    return all(shape is not None and not _unknown(shape) and _count(shape) <= MOST for shape in shapes)
+    for name in node.output:
+        shape = found.shapes.get(name)
+        if name and (shape is None or _unknown(shape) or not found.has_room(found.types.get(name, 0), shape)):
+            return False
+    return True
 
 
 def _unknown(shape: Shape) -> int:

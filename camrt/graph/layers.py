@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from camrt.classes import alike
 from camrt.errors import CamrtError
+from camrt.graph.layout import channels_of
 from camrt.graph.scores import FLOATS, check_tensor, few, shown
 from camrt.graph.sizes import Sizes
 from camrt.graph.values import Value
-from camrt.graph.view import GraphView, Shape, captured, operator_of
+from camrt.graph.view import GraphView, Shape, captured, control_flow, operator_of, quoted
 
 # The features that a method weighs are those before the last pooling: finer, and "the last convolutional layer" of
 # Selvaraju et al. (2017, section 3).
 _POOLING = {"MaxPool", "AveragePool", "LpPool", "Dropout", "Identity"}
 _ATTENTION = {"Softmax", "Attention"}
-_PREFIX_TOKENS = (
-    0,
-    1,
-    2,
-    5,
-)  # tokens before those of the image: none, a class token, DeiT's two, DINOv2's with registers
+# Tokens before those of the image: none, a class token, DeiT's two, DINOv2's with registers.
+_PREFIX_TOKENS = (0, 1, 2, 5)
 
 
 @dataclass(frozen=True)
@@ -72,9 +69,8 @@ class FeatureMap:
         if self.num_prefix_tokens:
             value = value.slice(3 - self.channels_axis, self.num_prefix_tokens)
         if self.channels_axis != 1:
-            if self.num_prefix_tokens is None:
-                value = value.reshape(-1, self.positions, self.channels)
-            value = value.transpose(0, 2, 1)
+            others = [axis for axis in range(1, value.rank) if axis != self.channels_axis]
+            value = value.transpose(0, self.channels_axis, *others)
         return value.reshape(*outer, self.channels, self.positions)
 
 
@@ -105,41 +101,48 @@ def named_tensor(view: GraphView, name: str, role: str = "layer") -> str:
         outputs = {node.name: node.output[0] for node in view.model.graph.node if node.name and node.output}
         if name not in outputs:
             near = alike(name, [*view.producers, *outputs]) or f": {few(view.producers)}"
-            raise CamrtError(f"found the {role} {name!r}, expected a tensor of the model, or a node{near}")
+            raise CamrtError(f"found the {role} {quoted(name)}, expected a tensor of the model, or a node{near}")
         name = outputs[name]
     check_tensor(view, name, role)
     return name
 
 
 def feature_map_of(view: GraphView, tensor: str) -> FeatureMap:
-    """The places of a layer.
+    """Find the channels and positions of a layer.
 
     Args:
         view: A model whose input has a fixed size but for the batch.
         tensor: The layer.
 
     Raises:
-        CamrtError: It has no places, as all behind the pooling; or their number is not known.
+        CamrtError: It has no positions, as everything behind the pooling, or their number is not known; or the axis of
+            its channels cannot be told.
     """
-    shape = _Shapes(view).of(tensor)
-    found = _feature_map(tensor, shape)
+    shapes = _Shapes(view)
+    shape = shapes.of(tensor)
+    found = _feature_map(view, tensor, shapes)
     if found is not None:
         return found
-    if shape is not None and len(shape) == 4 and not all(isinstance(size, int) for size in shape[1:]):
-        raise CamrtError(f"the size of the features {tensor!r} cannot be inferred, found {shown(shape)}")
+    if shape is None or (len(shape) == 4 and not all(isinstance(size, int) for size in shape[1:])):
+        hidden = control_flow(view.needed_for([tensor]))
+        advice = f": control flow hides it, {hidden}. Name a layer before it (--layer), with --method eigencam"
+        raise CamrtError(
+            f"the size of the features {tensor!r} cannot be inferred, found {shown(shape)}{advice if hidden else ''}"
+        )
     raise CamrtError(
-        f"found the layer {tensor!r} of shape {shown(shape)}, expected N x channels x height x width, or N x tokens x "
-        "channels with a square of tokens: a tensor behind the pooling has no places left to map"
+        f"found the layer {tensor!r} of shape {shown(shape)}, expected N x channels x height x width, N x height x "
+        "width x channels, or N x tokens x channels with a square of tokens: a tensor behind the pooling has no "
+        "positions left to map"
     )
 
 
 def last_features(view: GraphView, image: str, logits: str) -> FeatureMap:
-    """The last features with places that everything goes through on its way from the image to the scores.
+    """Find the last features with positions that everything passes on its way from the image to the scores.
 
-    Poolings are passed, so that the features before them are taken. Of a transformer with a class token they are those
-    before the last attention: behind it, the scores do not depend on the other tokens any more. If they are normalized
-    first, it is what comes of that: the score does not change with the length of what goes into a normalization, so its
-    derivative stands upright on it, and their product, which HiResCAM and XGrad-CAM take, is 0.
+    Pooling is skipped, so that the features before it are taken. In a transformer with a class token these are the
+    features before the last attention: after it, the scores do not depend on the other tokens any more. If they are
+    normalized first, the normalized features are taken: the score does not change with the scale of what is normalized,
+    so its derivative is orthogonal to it, and their product, which HiResCAM and XGrad-CAM take, is 0.
 
     Args:
         view: A model whose input has a fixed size but for the batch.
@@ -151,46 +154,70 @@ def last_features(view: GraphView, image: str, logits: str) -> FeatureMap:
     """
     shapes = _Shapes(view)
     for tensor, passed in _bottlenecks(view, image, logits):
-        found = _feature_map(tensor, shapes.of(tensor))
-        if tensor in (logits, image) or found is None or (found.num_prefix_tokens and not passed & _ATTENTION):
+        found = None if tensor in (logits, image) else _feature_map(view, tensor, shapes)
+        if found is None or (found.num_prefix_tokens and not passed & _ATTENTION):
             continue
         while (
             found.num_prefix_tokens is None and (node := view.producers.get(tensor)) and operator_of(node) in _POOLING
         ):
             tensor = node.input[0]
-            found = _feature_map(tensor, shapes.of(tensor)) or found
+            found = _feature_map(view, tensor, shapes) or found
         normalized = [node.output[0] for node in view.consumers[tensor] if operator_of(node) == "LayerNormalization"]
         if found.num_prefix_tokens is not None and passed & _ATTENTION and normalized:
-            return _feature_map(normalized[0], shapes.of(normalized[0])) or found
+            return _feature_map(view, normalized[0], shapes) or found
         return found
+    hidden = control_flow(view.needed_for([logits]))
     raise CamrtError(
-        f"the model has no features with places that all of the image goes through on its way to {logits!r}: name the "
-        "layer yourself (--layer)"
+        f"the model has no features with positions that all of the image goes through on its way to {logits!r}"
+        f"{f', past control flow ({hidden})' if hidden else ''}: name the layer yourself (--layer), or use a method of "
+        "pixels, such as --method input-gradient"
     )
 
 
-def _feature_map(tensor: str, shape: Shape | None) -> FeatureMap | None:
-    """The places of a tensor; None where it has none."""
-    if shape is None:
+def _feature_map(view: GraphView, tensor: str, shapes: _Shapes) -> FeatureMap | None:
+    """The channels and positions of a tensor; None where it has none.
+
+    Raises:
+        CamrtError: The axis of the channels cannot be told.
+    """
+    shape = shapes.of(tensor)
+    if shape is None or len(shape) not in (3, 4) or not all(isinstance(size, int) for size in shape[1:]):
         return None
     sizes = [size for size in shape[1:] if isinstance(size, int)]
-    if len(sizes) != len(shape) - 1:
+    readings = {axis: _read(tensor, sizes, axis) for axis in range(1, len(shape))}
+    if sum(size > 1 for size in sizes) < 2 or not any(readings.values()):
         return None
-    if len(sizes) == 3:
-        channels, height, width = sizes
-        return FeatureMap(tensor, channels, height, width) if height * width > 1 else None
-    if len(sizes) == 2:
-        tokens, channels = sizes
-        for prefix in _PREFIX_TOKENS:
-            side = math.isqrt(max(0, tokens - prefix))
-            if side > 1 and side * side == tokens - prefix:
-                return FeatureMap(tensor, channels, side, side, 2, prefix)
+    told = channels_of(view, tensor, shapes.of)
+    if len(told) == 1:
+        return readings[told[0].axis]
+    candidates = [one.axis for one in told] or [1, len(shape) - 1]
+    if all(readings[axis] is None for axis in candidates):
+        return None
+    listed = [f"axis {axis}, of {sizes[axis - 1]}" for axis in candidates]
+    if told:
+        listed = [f"{text}, by {one.source}" for text, one in zip(listed, told, strict=True)]
+    raise CamrtError(
+        f"the axis of the channels of {tensor!r} of shape {shown(shape)} cannot be told: it may be "
+        f"{' or '.join(listed)}. Name another layer (--layer), such as the output of a convolution"
+    )
+
+
+def _read(tensor: str, sizes: Sequence[int], axis: int) -> FeatureMap | None:
+    """A tensor of these sizes behind the batch, read with the channels on an axis; None where it has one position."""
+    channels, others = sizes[axis - 1], [size for number, size in enumerate(sizes, 1) if number != axis]
+    if len(others) == 2:
+        height, width = others
+        return FeatureMap(tensor, channels, height, width, axis) if height * width > 1 else None
+    for prefix in _PREFIX_TOKENS:
+        side = math.isqrt(max(0, others[0] - prefix))
+        if side > 1 and side * side == others[0] - prefix:
+            return FeatureMap(tensor, channels, side, side, axis, prefix)
     return None
 
 
 def _bottlenecks(view: GraphView, image: str, logits: str) -> Iterator[tuple[str, set[str]]]:
     """Tensors that all of the image goes through, the last first; and the operators that stand behind them."""
-    depends = _reached(view, image)
+    depends = dependents(view, image)
     live, passed = {logits}, set[str]()
     for node in reversed(view.needed_for([logits])):
         if not live.intersection(node.output):
@@ -199,12 +226,13 @@ def _bottlenecks(view: GraphView, image: str, logits: str) -> Iterator[tuple[str
             yield next(iter(live)), set(passed)
         live.difference_update(node.output)
         passed.add(operator_of(node))
-        live.update(name for name in node.input if name in depends and view.types.get(name) in FLOATS)
+        read = (*node.input, *captured(node))
+        live.update(name for name in read if name in depends and view.types.get(name) in FLOATS)
     if len(live) == 1:
         yield next(iter(live)), passed
 
 
-def _reached(view: GraphView, tensor: str) -> set[str]:
+def dependents(view: GraphView, tensor: str) -> set[str]:
     """A tensor and all that depends on it."""
     reached = {tensor}
     for node in view.model.graph.node:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,8 +16,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from camrt.errors import CamrtError
-from camrt.graph.rewrite import check_functions, clashes, inlined, rename_tensors, sort_nodes, upgraded
-from camrt.graph.view import GraphView, shortened, skeleton
+from camrt.graph.rewrite import check_functions, clashes, inlined, rename_tensors, sort_nodes, tensor_names, upgraded
+from camrt.graph.view import GraphView, bodies, check_values, described, metadata_of, shortened, skeleton
 
 ModelLike: TypeAlias = onnx.ModelProto | str | os.PathLike[str]
 _OLDEST_IR = 4  # before it, initializers had to be inputs as well
@@ -117,7 +117,10 @@ def _opened(model: onnx.ModelProto, reserved: Collection[str]) -> GraphView:
 
 
 def _ready(model: onnx.ModelProto, reserved: Collection[str]) -> GraphView:
+    _check_names(model)
     _check_weights(model)
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        _check_splits(nodes)
     light = skeleton(model)
     changed = sort_nodes(light.graph)
     if model.ir_version < _OLDEST_IR:
@@ -138,13 +141,36 @@ def _ready(model: onnx.ModelProto, reserved: Collection[str]) -> GraphView:
     return GraphView(whole, renamed)
 
 
+def _check_names(model: onnx.ModelProto) -> None:
+    """Names and metadata must be text: Protocol Buffers reads what is no UTF-8 as bytes."""
+    names = [*tensor_names(model.graph), *(text for item in metadata_of(model).items() for text in item)]
+    names += [text for node in model.graph.node for text in (node.name, node.op_type, node.domain)]
+    for name in names:
+        if not isinstance(name, str):
+            raise CamrtError(f"found the name {name!r}, expected text in UTF-8")
+
+
+def _check_splits(nodes: Iterable[onnx.NodeProto]) -> None:
+    """A Split must have as many outputs as it says: onnx's shape inference ends the process where it has more."""
+    for node in nodes:
+        parts = next((one.i for one in node.attribute if one.name == "num_outputs"), len(node.output))
+        if node.op_type == "Split" and parts != len(node.output):
+            raise CamrtError(
+                f"found the node {described(node)} with num_outputs {parts} and {len(node.output)} outputs"
+            )
+        for body in bodies(node):
+            _check_splits(body.node)
+
+
 def _check_weights(model: onnx.ModelProto) -> None:
-    """Large weights are not seen by the checker: they must be in the message, and of a known type."""
+    """Weights must be in the message, and their values fit their shapes. The checker does not see the large ones."""
     seen = set[str]()
     for tensor in model.graph.initializer:
         if tensor.name in seen:
             raise CamrtError(f"found two initializers {tensor.name!r}, expected one of each name")
         seen.add(tensor.name)
+    constants = [one.t for node in model.graph.node for one in node.attribute if one.HasField("t")]
+    for tensor in (*model.graph.initializer, *constants):
         if tensor.data_location == TensorProto.EXTERNAL:
             place = next((entry.value for entry in tensor.external_data if entry.key == "location"), "another file")
             raise CamrtError(
@@ -156,6 +182,7 @@ def _check_weights(model: onnx.ModelProto) -> None:
                 f"found the weights {tensor.name!r} of type {tensor.data_type} and shape {tuple(tensor.dims)}, which "
                 "is no type or shape of ONNX"
             )
+        check_values(tensor)
 
 
 def _with_weights(light: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:

@@ -236,22 +236,18 @@ def repeated(
     """Copy nodes so that they compute the same from other inputs. What depends on weights alone is not copied.
 
     Args:
-        nodes: In the graph's order. Not changed.
+        nodes: In the graph's order, without control flow. Not changed.
         prefix: What the new names begin with; no name of the graph begins so.
         inputs: The tensors that are replaced.
 
     Returns:
         The copies; and old tensor -> new tensor, of ``inputs`` and of all that the copies make.
-
-    Raises:
-        CamrtError: A node is control flow.
     """
     names = {name: f"{prefix}/{name}" for name in inputs}
     copies = []
     for node in nodes:
         if names.keys().isdisjoint([*node.input, *captured(node)]):
             continue
-        check_no_control_flow(node)
         names.update((name, f"{prefix}/{name}") for name in node.output if name)
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
@@ -260,17 +256,3 @@ def repeated(
         copy.output[:] = [names.get(name, name) for name in node.output]
         copies.append(copy)
     return copies, names
-
-
-def check_no_control_flow(node: onnx.NodeProto) -> None:
-    """Refuse control flow, which has no gradient here and cannot be run twice.
-
-    Raises:
-        CamrtError: The node has a body.
-    """
-    if next(bodies(node), None) is not None:
-        raise CamrtError(
-            f"found control flow on the way to the scores ({node.name or node.output[0]!r}, {node.op_type}), expected "
-            "a plain graph: it has no gradient here, nor can it be run twice. Export the model without it, or use "
-            "--method cam or eigencam"
-        )

@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from camrt.classes import alike
 from camrt.errors import CamrtError
-from camrt.graph.view import GraphView, Shape, attributes_of, operator_of
+from camrt.graph.view import GraphView, Shape, attributes_of, control_flow, operator_of, quoted, type_name
 
 # What may stand between an activation at the end and the output, and changes neither the scores nor their order.
 _SHAPING = {"Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast"}
@@ -67,8 +67,10 @@ def find_scores(view: GraphView, tensor: str | None = None) -> Scores:
         if classes is not None and output in view.producers and view.types.get(output) in FLOATS:
             return _behind(view, output, classes)
     found = ", ".join(f"{name!r} {shown(view.shapes.get(name))}" for name in view.outputs)
+    hidden = control_flow(view.needed_for(view.outputs))
     raise CamrtError(
-        f"the model has no output of scores, found {found}, expected N x classes, float32. Name the tensor: --scores, "
+        f"the model has no output of scores, found {found}, expected N x classes, float32"
+        f"{f'. Control flow may hide its shape: {hidden}' if hidden else ''}. Name the tensor: --scores, "
         "and --target sum where it is no row of classes"
     )
 
@@ -88,13 +90,13 @@ def check_tensor(view: GraphView, tensor: str, role: str) -> None:
     """
     if tensor not in view.producers:
         raise CamrtError(
-            f"found the {role} {tensor!r}, expected a tensor of the model"
+            f"found the {role} {quoted(tensor)}, expected a tensor of the model"
             f"{alike(tensor, list(view.producers)) or ': ' + few(view.producers)}"
         )
     kind = view.types.get(tensor, TensorProto.FLOAT)
     if kind not in FLOATS:
         raise CamrtError(
-            f"found the {role} {tensor!r} of type {TensorProto.DataType.Name(kind).lower()}, expected floating point: "
+            f"found the {role} {tensor!r} of type {type_name(kind)}, expected floating point: "
             "integers have no gradient, and are no features"
         )
 

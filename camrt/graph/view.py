@@ -13,10 +13,11 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from camrt.errors import CamrtError
-from converters.model import split
+from converters.model import bytes_of, split
 
 Shape = tuple[int | str | None, ...]
 _LONGEST = 600  # characters of a foreign error that become part of ours: onnx prints whole nodes
+_LONG = 100_000  # numbers of a vector whose values onnx's shape inference would follow
 _STANDARD = ("", "ai.onnx")
 
 
@@ -57,6 +58,12 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
+def control_flow(nodes: Iterable[onnx.NodeProto], most: int = 3) -> str:
+    """The nodes that are control flow, for people; empty where none is."""
+    found = [described(node) for node in nodes if next(bodies(node), None) is not None]
+    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
+
+
 def captured(node: onnx.NodeProto) -> Iterator[str]:
     """The tensors that the bodies of control flow read, those from outside among them."""
     for body in bodies(node):
@@ -91,6 +98,34 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     light.graph.input.extend(inputs)
     light.graph.name = light.graph.name or "graph"
     return light
+
+
+def infer_shapes(model: onnx.ModelProto, *, strict: bool = False) -> onnx.ModelProto:
+    """Run onnx's shape inference, which follows the values of shapes as far as that is feasible.
+
+    Args:
+        model: A model without large weights (`skeleton`).
+        strict: Whether a contradiction is an error.
+    """
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=strict, strict_mode=strict)
+    values = (*inferred.graph.input, *inferred.graph.value_info)
+    if any(_is_long_vector(value.type.tensor_type) for value in values):
+        return inferred  # onnx would follow each of its numbers, for minutes
+    return onnx.shape_inference.infer_shapes(model, check_type=strict, strict_mode=strict, data_prop=True)
+
+
+def _is_long_vector(kind: onnx.TypeProto.Tensor) -> bool:
+    return len(kind.shape.dim) == 1 and kind.shape.dim[0].dim_value > _LONG
+
+
+def type_name(kind: int) -> str:
+    """An element type for people: ``float16``; its number where ONNX has none."""
+    return TensorProto.DataType.Name(kind).lower() if kind in TensorProto.DataType.values() else str(kind)
+
+
+def quoted(name: str) -> str:
+    """A name for people, in quotes, and cut where it is long."""
+    return repr(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}...")
 
 
 class GraphView:
@@ -159,7 +194,7 @@ class GraphView:
     @cached_property
     def _inferred(self) -> tuple[Mapping[str, Shape], Mapping[str, int]]:
         try:
-            inferred = onnx.shape_inference.infer_shapes(skeleton(self.model), data_prop=True).graph
+            inferred = infer_shapes(skeleton(self.model)).graph
         except Exception as error:  # onnx raises whatever its C++ does
             raise CamrtError(f"the shapes of the model cannot be inferred: {shortened(error)}") from error
         shapes: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in self.initializers.values()}
@@ -175,6 +210,19 @@ class GraphView:
         """The number of axes, where it is known."""
         return len(self.shapes[tensor]) if tensor in self.shapes else None
 
+    def is_constant(self, tensor: str) -> bool:
+        """Whether `constant` gives a tensor's value, without reading it."""
+        while (node := self.producers.get(tensor)) is not None and operator_of(node) in ("Identity", "Transpose"):
+            tensor = node.input[0]
+        return tensor in self.initializers or (node is not None and operator_of(node) == "Constant")
+
+    def axes_of(self, node: onnx.NodeProto) -> list[int] | None:
+        """The axes of a reduction: an attribute in older operator sets, an input since then; None if computed."""
+        axes = attributes_of(node).get("axes")
+        if axes is None and len(node.input) > 1:
+            axes = self.constant(node.input[1])
+        return None if axes is None else [int(axis) for axis in np.reshape(axes, -1)]
+
     def constant(self, tensor: str) -> np.ndarray | None:
         """A tensor's value where it does not depend on the input: an initializer, a Constant, or one transposed.
 
@@ -187,7 +235,7 @@ class GraphView:
                 turned.append(attributes_of(node).get("perm"))
             tensor = node.input[0]
         if tensor in self.initializers:
-            value = _array(self.initializers[tensor], tensor)
+            value = array_of(self.initializers[tensor], tensor)
         elif node is not None and operator_of(node) == "Constant":
             found = _value_of(node)
             if found is None:
@@ -222,7 +270,7 @@ def _value_of(node: onnx.NodeProto) -> np.ndarray | None:
     """The value of a Constant node; None where it is text or sparse."""
     for name, value in attributes_of(node).items():
         if name == "value":
-            return _array(value, node.output[0])
+            return array_of(value, node.output[0])
         if name in ("value_float", "value_floats"):
             return np.asarray(value, np.float32)
         if name in ("value_int", "value_ints"):
@@ -230,12 +278,34 @@ def _value_of(node: onnx.NodeProto) -> np.ndarray | None:
     return None
 
 
-def _array(tensor: TensorProto, name: str) -> np.ndarray:
+def check_values(tensor: TensorProto) -> None:
+    """Check that a tensor holds as many values as its shape says.
+
+    Raises:
+        CamrtError: It holds more or fewer.
+    """
+    sized = TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1, TensorProto.STRING  # not whole bytes
+    if not tensor.HasField("raw_data") or tensor.data_type in sized:
+        array_of(tensor)
+    elif len(tensor.raw_data) != bytes_of(tensor):
+        raise CamrtError(
+            f"found the weights {tensor.name!r} of shape {tuple(tensor.dims)} with {len(tensor.raw_data)} bytes, "
+            f"expected {bytes_of(tensor)}"
+        )
+
+
+def array_of(tensor: TensorProto, name: str = "") -> np.ndarray:
+    """The values of an initializer or a constant.
+
+    Raises:
+        CamrtError: They do not fit the shape.
+    """
     try:
         return numpy_helper.to_array(tensor)
     except Exception as error:  # the values are too few or too many: ValueError, TypeError, ...
         raise CamrtError(
-            f"found the weights {name!r}, whose values do not fit their shape {tuple(tensor.dims)}: {shortened(error)}"
+            f"found the weights {name or tensor.name!r} of shape {tuple(tensor.dims)}, and values that do not fit it: "
+            f"{shortened(error)}"
         ) from error
 
 

@@ -194,9 +194,9 @@ def with_control_flow() -> onnx.ModelProto:
     [
         ("featuers", "found the layer 'featuers', expected a tensor of the model, or a node. Did you mean 'features'"),
         ("xyz", "found the layer 'xyz', expected a tensor of the model, or a node: conv, features, pooled"),
-        ("flat", "found the layer 'flat' of shape batch x 6, .* behind the pooling has no places left to map"),
-        ("pooled", "found the layer 'pooled' of shape batch x 6 x 1 x 1, .* no places left to map"),
-        ("logits", "no places left to map"),
+        ("flat", "found the layer 'flat' of shape batch x 6, .* behind the pooling has no positions left to map"),
+        ("pooled", "found the layer 'pooled' of shape batch x 6 x 1 x 1, .* no positions left to map"),
+        ("logits", "no positions left to map"),
         ("fc.weight", "found the layer 'fc.weight', expected a tensor of the model, or a node"),
         (["features", "flat"], "found the layer 'flat'"),
         ([], None),
@@ -229,7 +229,7 @@ def test_control_flow_on_the_way(method: str) -> None:
 @pytest.mark.parametrize("method", ["scorecam", "smoothgrad", "integrated-gradients"])
 def test_control_flow_that_would_be_run_twice(method: str) -> None:
     options = {"layer": "features"} if method == "scorecam" else {}
-    with pytest.raises(CamrtError, match=r"found control flow .*'choice', If"):
+    with pytest.raises(CamrtError, match=r"found control flow .*'choice' \(If\)"):
         explain_graph(with_control_flow(), method, preprocess=PREPROCESS, **options)
 
 
@@ -277,7 +277,7 @@ def test_operators_without_a_rule_are_all_named() -> None:
 
 
 def test_no_features_at_all() -> None:
-    """A perceptron: the image is flattened at once, and has no features with places but itself."""
+    """A perceptron: the image is flattened at once, and has no features with positions but itself."""
     model = classifier("gemm")
     graph = model.graph
     del graph.node[:]
@@ -286,7 +286,7 @@ def test_no_features_at_all() -> None:
     graph.node.append(helper.make_node("Flatten", ["data"], ["flat"]))
     graph.node.append(helper.make_node("Gemm", ["flat", "mlp.weight"], ["logits"], transB=1))
     graph.node.append(helper.make_node("Softmax", ["logits"], ["prob"]))
-    with pytest.raises(CamrtError, match="no features with places"):
+    with pytest.raises(CamrtError, match="no features with positions"):
         explain_graph(model, "gradcam", preprocess=PREPROCESS)
     explainer = explain_graph(model, "input-gradient", preprocess=PREPROCESS)
     assert run(explainer, {"image": images(1)})[2].max() > 0

@@ -229,6 +229,13 @@ def test_damaged_models(change: Any, words: str) -> None:
         explain_graph(damaged(change), "gradcam", preprocess=PREPROCESS)
 
 
+def test_a_split_of_more_outputs_than_it_says() -> None:
+    """onnx's shape inference ended the process."""
+    node = helper.make_node("Split", ["x"], ["y", "z"], "cut", axis=0, num_outputs=1)
+    with pytest.raises(CamrtError, match=r"'cut' \(Split\) with num_outputs 1 and 2 outputs"):
+        open_model(small(node, opset_imports=[helper.make_opsetid("", 18)]))
+
+
 def test_long_errors_are_shortened() -> None:
     """onnx's checker prints the node at fault with all that it holds."""
     node = helper.make_node("Relu", ["x"], ["c"], own=[1] * 100_000)

@@ -1,0 +1,8 @@
+from . import methods as methods
+from . import rules as rules
+from .explain import explain_graph as explain_graph
+from .gradient import differentiate as differentiate
+from .opening import open_model as open_model
+from .view import GraphView as GraphView
+
+__all__: list[str]
