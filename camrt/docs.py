@@ -20,10 +20,10 @@ FOLDER = "methods"  # of the pictures, beside the page
 _HEAD = """\
 # Methods
 
-Generated from the registry by `python -m camrt.docs docs`; a test fails when it is stale.
+Generated from the registry by `python -m camrt.docs docs`. A test fails when this page is out of date.
 
-A map is a weighted sum of features, and a method says what the weights are. The methods of pixels give a map of the
-image itself. All of them are part of the ONNX graph, in standard operators:
+A class activation map is a weighted sum of features, and a method defines the weights. Pixel methods give a map of the
+image itself. Every method is part of the ONNX graph, in standard operators:
 
 ```
 camrt export resnet50.onnx --method gradcam --preprocess torchvision -o resnet50_gradcam.onnx
@@ -35,74 +35,75 @@ explainer = camrt.Explainer("resnet50.onnx", "layercam", preprocess="torchvision
 model = camrt.explain_graph(classifier, "smoothgrad", "center", target="cup", settings={"samples": 50})
 ```
 
-The pictures: the digit that lenetCAM finds among clutter. It ends in global average pooling and a linear layer, where
-Grad-CAM, HiResCAM and XGrad-CAM are CAM less its negative values.
+The pictures show the digit that lenetCAM finds among clutter. This network ends in global average pooling and a linear
+layer, where Grad-CAM, HiResCAM and XGrad-CAM equal CAM without its negative values.
 """
 
 _REST = """\
 ## What is explained
 | `target` | what | classes |
 |---|---|---|
-| left out | the classes with the best scores, after the crops were merged: all in one run | `top` of them |
+| not given | the classes with the best scores, after the crops are merged; all in one run | `top` of them |
 | `504`, `"cup"`, `["cup", 281]` | these classes, for each image; `--target` may be repeated | as many |
-| `"input"` | those that come with each image: the graph's second input `target` (N x top, int64) | `top` |
-| `"sum"` | the sum of all that the tensor `scores` holds for an image, whatever its shape | one map |
+| `"input"` | the classes that come with each image: the graph's second input `target` (N x top, int64) | `top` |
+| `"sum"` | the sum of all values of the tensor `scores` for an image, whatever its shape | one map |
 
 `explainer(image, target="cup")` and `explainer.map(images, targets=...)` feed the input of the third kind. A class that
-does not exist is an error, in the graph too (but for negative numbers, which ONNX counts from the end).
+does not exist is an error, in the graph too (except for negative numbers, which ONNX counts from the end).
 
-What is differentiated is the score before the Softmax (Sigmoid, LogSoftmax) at the end, of the last output that has a
-row of scores for an image. `scores="tensor"` (`--scores`) names another: then the output `scores` holds it as it is.
+The score is differentiated before the final Softmax (Sigmoid, LogSoftmax). By default it belongs to the last output
+with a row of scores for each image. `scores="tensor"` (`--scores`) names another tensor, and the output `scores` then
+holds it unchanged.
 
 ## Which features
-By default, the features are the last ones with positions that everything in the image passes, before the last pooling:
-in VGG16 `relu5_3`, 14 x 14, and not `pool5`. The choice is logged and written into the model's metadata. To choose
-another layer, give the name of a tensor or a node: `layer="relu4_3"` (`--layer`).
+By default, a method uses the last features with positions that all of the image passes through, before the last
+pooling: `relu5_3` (14 x 14) of VGG16, not `pool5`. The choice is logged and stored in the model's metadata.
+`layer="relu4_3"` (`--layer`) names another, by tensor or node.
 
 The axis of the channels is found, not assumed. ConvNeXt, Swin and MambaOut work on N x height x width x channels in
 between; the axes are followed along the graph to the nearest operator that tells, such as a convolution, a layer
 normalization or a linear layer. Where no operator tells, or several contradict each other, the error names the
 candidates.
 
-Several layers (`layer=["relu4_3", "relu5_3"]`) are fused as in pytorch-grad-cam: each map, of each crop and class, is
-scaled to 0..1, and their mean is taken. pytorch-grad-cam enlarges them bilinearly, camrt bicubically.
+Several layers (`layer=["relu4_3", "relu5_3"]`) are fused: the map of each layer, crop and class is scaled to 0..1, and
+the maps are averaged. pytorch-grad-cam does the same, but enlarges them bilinearly; camrt enlarges bicubically.
 
-In a vision transformer the features are the tokens that the last attention gets, after their normalization: behind it,
-only the class token counts. The prefix tokens (a class token, DeiT's two, registers) are left out, and the others form
-a square; if they do not, that is an error. Before the normalization, HiResCAM and XGrad-CAM would give nothing but
-rounding errors: the score does not change with the scale of a token there, so its derivative is orthogonal to it.
+For a vision transformer, the features are the tokens that enter the last attention, after their normalization: behind
+the attention only the class token counts. Prefix tokens (a class token, DeiT's two, registers) are left out, and the
+others form a square; it is an error if they do not. Before the normalization, HiResCAM and XGrad-CAM would give
+rounding errors only: there the score does not change with the length of a token, so its derivative is orthogonal to it.
 
 Where an If or a Loop lies between the features and the scores, there is no gradient, and the network cannot be run
 again. `eigencam` needs neither. The error names the operator and what else works: scores before it (`--scores`), or a
 layer behind it (`--layer`).
 
 ## Several crops
-`protocol="ten-crop"` and `"full"` run all crops, and differentiate all of them, in one pass. The best classes are those
-of the merged scores. Each crop's map is laid where the crop was, mirrored back, and they are added. Maps of features
-are enlarged bicubically before; ten of them count three times, as in the original. What enlarging brings below 0 is cut
-off where the method has a ReLU, while cam adds magnitudes, as the original does.
+`protocol="ten-crop"` and `"full"` run and differentiate all crops in one pass. The best classes are those of the merged
+scores. Each crop's map is mirrored back, pasted where the crop was, and the maps are added. Feature maps are enlarged
+bicubically first, and ten of them count three times, as in the original. Negative values from the enlargement are cut
+off where the method has a ReLU; cam adds magnitudes, as the original does.
 
-## What it costs
-One pass forward, and one back to the layer: of VGG16 through its linear layers alone. All classes share the pass
-forward, and each has a row of its own on the way back. The methods of pixels go back through the whole network for each
-class, so they explain one if nothing is said. smoothgrad, integrated-gradients and scorecam run the network again and
-again, in an ONNX Loop whose memory does not grow with their settings; scorecam once for each channel, unless
-`channels` says less. Weights are in the file once.
+## Cost
+A method of features takes one forward pass, and one backward pass to the layer: for VGG16, through its linear layers
+alone. All classes share the forward pass, and one backward pass carries the cotangents of all of them. Pixel methods
+go back through the whole network for each class, so they explain one class by default. smoothgrad,
+integrated-gradients and scorecam run the network repeatedly, in an ONNX Loop whose memory does not grow with their
+settings; scorecam runs it once for each channel, unless `channels` is smaller. The file holds the weights once.
 
-## Where we differ from others
-Maps are compared with those of pytorch-grad-cam 1.5 and torch-cam 0.5, on the same weights, image and layer: they agree
-to 1e-4 after these libraries' own normalization, but for what follows.
+## Differences from other libraries
+Maps are compared with those of pytorch-grad-cam 1.5 and torch-cam 0.5, on the same weights, image and layer. They agree
+to 1e-4 after these libraries' own normalization, with these exceptions:
 
 - **gradcam++**: pytorch-grad-cam adds 1e-6 to the denominator, which matters where derivatives are small (below 1e-2);
-  we divide g^2 out, and add nothing. torch-cam leaves the division out: it divides a copy, and goes on with g^2.
-- **xgradcam**: both add 1e-7 or 1e-8 to the sum of a map; we leave out maps whose sum is 0.
-- **eigencam**: the sign of a singular vector is open, and pytorch-grad-cam takes what the decomposition happens to
-  give; we take that which goes with the sum of the features. Then what is below 0 is cut off, as it does.
-- **scorecam**: maps are brought to 0..1 and enlarged as in torch-cam. pytorch-grad-cam aligns the corners of map and
-  image, and brings to 0..1 after the enlarging: its maps are alike, not the same.
-- **layercam** of several layers: torch-cam takes the largest of their tanh, we the mean.
-- **Normalization**: others bring a finished map to 0..1, by its least and largest value. Our heatmaps are not
-  normalized, so that crops, classes and images can be compared; `Explanation.heatmap` divides by the largest.
+  camrt cancels g^2 and adds nothing. torch-cam omits the division: it divides a copy, and continues with g^2.
+- **xgradcam**: both add 1e-7 or 1e-8 to the sum of a map; camrt leaves out maps whose sum is 0.
+- **eigencam**: the sign of a singular vector is arbitrary, and pytorch-grad-cam takes whatever the decomposition
+  returns; camrt takes the sign that agrees with the sum of the features. Both cut off negative values.
+- **scorecam**: maps are scaled to 0..1 and enlarged as in torch-cam. pytorch-grad-cam aligns the corners of map and
+  image, and scales after the enlargement: its maps are similar, not equal.
+- **layercam** of several layers: torch-cam takes the largest of their tanh, camrt the mean.
+- **Normalization**: others scale a finished map to 0..1 by its smallest and largest value. camrt's heatmaps are not
+  normalized, so that crops, classes and images can be compared; `Explanation.heatmap` divides by the largest value.
 - **smoothgrad**: the noise is the same in each run, so that the same image has the same map.
 
 ## A method of your own

@@ -1,4 +1,4 @@
-"""A network for any number of images, of a given size."""
+"""Networks for any number of images of a given size."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Reverse-mode differentiation of ONNX graphs: ONNX in, ONNX out.
 
-The backward pass goes through the nodes between the wanted tensors and the output, last first. The rule of each node's
-operator (`camrt.graph.rules`) writes what turns the gradient at its output into those at its inputs. The new nodes are
+The backward pass visits the nodes between the wanted tensors and the output, last first. The rule of each operator
+(`camrt.graph.rules`) is the formula of its vector-Jacobian product. The engine does what all rules have in common: it
+sums along broadcast axes, adds up the cotangents of a tensor, and removes nodes that nothing reads. The new nodes are
 standard operators that read the tensors of the forward pass, so that one run gives outputs and gradients.
 """
 
@@ -44,20 +45,20 @@ def differentiate(
     Args:
         model: A model or the path of one. Not changed. Below opset 13 the result is one of opset 17.
         output: The tensor that is differentiated: an output of the model, or any other floating-point tensor.
-        wrt: The tensors that it is differentiated by: inputs, any others, initializers.
-        seed: What the output is multiplied by before it is summed: None for ones, so that the sum of all its elements
-            is differentiated; an array that broadcasts to the output's shape (``np.eye(K)[class]``: one class); or the
-            name of a new input of the model, of the output's shape.
+        wrt: The tensors that it is differentiated with respect to: inputs, intermediate tensors, initializers.
+        seed: The factor of the output before it is summed. None means ones: the sum of all elements is differentiated.
+            Otherwise an array that broadcasts to the output's shape (``np.eye(K)[class]``: one class), or the name of
+            a new input of the model, of the output's shape.
         relu: ``"guided"`` (Springenberg et al. 2015) or ``"deconvnet"`` (Zeiler & Fergus 2014): another backward pass
             through rectifiers, see `camrt.graph.rules.modifiers`.
 
     Returns:
-        The model with ``output`` and ``gradient/<tensor>`` for each of ``wrt`` as outputs, beside those that it has.
-        A gradient has its tensor's shape and element type.
+        The model with ``output`` and ``gradient/<tensor>`` for each of ``wrt`` as additional outputs. A gradient has
+        the shape and element type of its tensor.
 
     Raises:
         CamrtError: The model is not valid; a tensor does not exist, holds integers, or the output does not depend on
-            it; operators on the way have no rule (all are named).
+            it; operators between them have no rule (all are named).
 
     Example:
         >>> seeded = differentiate(model, "logits", "features", np.eye(1000, dtype=np.float32)[281])
@@ -118,19 +119,18 @@ def backpropagate(
     """Write the nodes of the backward pass.
 
     Args:
-        builder: Where they go. They read tensors of ``view`` by name: both have to end in one graph.
+        builder: Where the nodes go. They read tensors of ``view`` by name, so both must end in one graph.
         view: The graph that is differentiated.
-        gradients: Tensor of the graph -> name of the tensor that holds its cotangent, of the same shape and element
-            type (but for ``cotangents``). Those of several tensors add up.
+        gradients: Tensor of the graph -> name of the tensor that holds its cotangent, of the same element type and
+            shape (behind the axis of ``cotangents``). The gradients of several tensors add up.
         wrt: The tensors whose gradients are wanted.
         cotangents: K, to differentiate K scores in one pass: cotangents and gradients then have the shape (K, *shape of
-            the tensor). The forward pass runs once. By default there is one, and no such axis.
+            the tensor). The forward pass runs once. By default there is one, without that axis.
         relu: None, ``"guided"`` or ``"deconvnet"``, as in `differentiate`.
-        sizes: Those of ``view``, where the caller has them: they are not inferred twice then.
+        sizes: The sizes of ``view``, if the caller has inferred them.
 
     Returns:
-        Tensor of ``wrt`` -> name of the tensor that holds its gradient, of the shape of that tensor; with
-        ``cotangents`` (K, *shape of the tensor).
+        Tensor of ``wrt`` -> name of the tensor that holds its gradient.
 
     Raises:
         CamrtError: As `differentiate`.
@@ -140,21 +140,21 @@ def backpropagate(
     if cotangents is not None and cotangents < 1:
         raise CamrtError(f"found cotangents={cotangents}, expected 1 or more")
     _expect_known(view, [*gradients, *wrt])
-    way = _Way.between(view, sizes or Sizes(view), gradients, wrt)
+    part = _Between.of(view, sizes or Sizes(view), gradients, wrt)
     before = len(builder.nodes), len(builder.initializers)
     lead = None if cotangents == 1 else cotangents
     pending: dict[str, list[Value]] = defaultdict(list)
     for tensor, name in gradients.items():
         if cotangents == 1:
             name = builder.node("Squeeze", [name, builder.shape(0)])
-        pending[tensor].append(Value(builder, name, way.sizes.shape(tensor), way.kind(tensor), lead))
+        pending[tensor].append(Value(builder, name, part.sizes.shape(tensor), part.kind(tensor), lead))
     failed: list[str] = []
-    for node in reversed(way.nodes):
-        arrived = [_arrived(pending, name) if name in way.tensors else None for name in node.output]
+    for node in reversed(part.nodes):
+        arrived = [_arrived(pending, name) if name in part.tensors else None for name in node.output]
         if all(one is None for one in arrived):
             continue  # all that stands behind it gives no gradient
         try:
-            for name, cotangent in _pulled_back(builder, way, node, arrived, relu):
+            for name, cotangent in _pulled_back(builder, part, node, arrived, relu):
                 pending[name].append(cotangent)
         except CamrtError as error:
             failed.append(f"{describe(node)}: {error.message}")
@@ -164,35 +164,36 @@ def backpropagate(
     for name in wrt:
         found = _arrived(pending, name)
         if found is None:
-            raise CamrtError(f"the gradient at {name!r} is zero everywhere: {way.steps_behind(name)}")
+            raise CamrtError(f"the gradient at {name!r} is zero everywhere: {part.readers_of(name)}")
         result[name] = found.name if cotangents != 1 else builder.unsqueeze(found.name, 0)
     _drop_unused(builder, before, result.values())
     return result
 
 
 def _pulled_back(
-    builder: Builder, way: _Way, node: onnx.NodeProto, arrived: Sequence[Value | None], relu: str | None
+    builder: Builder, part: _Between, node: onnx.NodeProto, arrived: Sequence[Value | None], relu: str | None
 ) -> Iterator[tuple[str, Value]]:
     """The cotangents at a node's inputs: (tensor, cotangent)."""
     entry = registry.find(node)
-    assert entry is not None  # _Way has looked
+    assert entry is not None  # _Between has looked
     if not entry.several and any(one is not None for one in arrived[1:]):
         used = [name for name, one in zip(node.output, arrived, strict=True) if one is not None]
         raise CamrtError(f"the output depends on {used[-1]!r}, and only a gradient at {node.output[0]!r} is supported")
-    outputs = [way.value(builder, name) for name in node.output if name]
-    inputs = [way.value(builder, name) if name else None for name in node.input]
+    outputs = [part.value(builder, name) for name in node.output if name]
+    inputs = [part.value(builder, name) if name else None for name in node.input]
     some = next(one for one in arrived if one is not None)
-    g = [one or out.zeros(some.lead) for one, out in zip(arrived, outputs, strict=False)]
-    if relu is not None and (source := modifiers.rectified(way.view, way.sizes, node)) is not None:
+    named = [one for one, name in zip(arrived, node.output, strict=True) if name]
+    g = [one or out.zeros(some.lead) for one, out in zip(named, outputs, strict=True)]
+    if relu is not None and (source := modifiers.rectified(part.view, part.sizes, node)) is not None:
         if relu == "deconvnet":
             yield source, modifiers.deconvnet(g[0])
             return
-        g[0] = modifiers.guided(g[0], way.value(builder, source), node.op_type)
+        g[0] = modifiers.guided(g[0], part.value(builder, source), node.op_type)
     attributes = {key: one.decode() if isinstance(one, bytes) else one for key, one in attributes_of(node).items()}
     given = (g, outputs) if entry.several else (g[0], outputs[0])
     found = entry.rule(*given, *inputs, **entry.asked(attributes))
     for x, one in zip(inputs, found if isinstance(found, (list, tuple)) else [found], strict=False):
-        if x is None or x.name not in way.tensors:
+        if x is None or x.name not in part.tensors:
             continue
         cotangent = one if isinstance(one, Value) or one is None else one()
         if cotangent is None:
@@ -220,17 +221,17 @@ def _drop_unused(builder: Builder, before: tuple[int, int], wanted: Iterable[str
     builder.initializers[before[1] :] = [one for one in builder.initializers[before[1] :] if one.name in read]
 
 
-# ------------------------------------------------------------------------------------------------------ finding the way
+# ------------------------------------------------------------------------------------------------- what lies between
 
 
 @dataclass(frozen=True, eq=False)
-class _Way:
-    """What lies between the wanted tensors and those that are differentiated.
+class _Between:
+    """The part of a graph between the wanted tensors and those that are differentiated.
 
     Attributes:
         view: The whole graph.
-        sizes: Those of its tensors.
-        nodes: In the graph's order.
+        sizes: The sizes of its tensors.
+        nodes: The nodes, in the graph's order.
         tensors: Floating-point tensors that depend on a wanted one, and that a differentiated one depends on.
     """
 
@@ -240,11 +241,11 @@ class _Way:
     tensors: Collection[str]
 
     @classmethod
-    def between(cls, view: GraphView, sizes: Sizes, outputs: Collection[str], wrt: Sequence[str]) -> _Way:
-        """Find it.
+    def of(cls, view: GraphView, sizes: Sizes, outputs: Collection[str], wrt: Sequence[str]) -> _Between:
+        """Find the part between tensors.
 
         Raises:
-            CamrtError: There is none, or operators on it have no rule.
+            CamrtError: There is none, or operators in it have no rule.
         """
         for name in wrt:
             if not sizes.is_float(name):
@@ -274,8 +275,8 @@ class _Way:
         """A tensor of the forward pass."""
         return Value(builder, tensor, self.sizes.shape(tensor), self.kind(tensor), sizes=self.sizes)
 
-    def steps_behind(self, tensor: str) -> str:
-        """Who reads a tensor, for people."""
+    def readers_of(self, tensor: str) -> str:
+        """Say who reads a tensor, for an error."""
         readers = [describe(node) for node in self.nodes if tensor in node.input]
         return "what depends on it has no slope" + (f", as {', '.join(readers[:5])}" if readers else "")
 
@@ -313,7 +314,7 @@ def _expect_rules(nodes: Iterable[onnx.NodeProto]) -> None:
 
 
 def _why_not(view: GraphView, tensor: str, outputs: Collection[str], active: AbstractSet[str]) -> str:
-    """Why there is no gradient at a tensor."""
+    """Say why there is no gradient at a tensor."""
     shown = " and ".join(repr(name) for name in outputs)
     depends = {tensor}
     for node in view.model.graph.node:
@@ -346,7 +347,7 @@ def _expect_known(view: GraphView, names: Iterable[str]) -> None:
 
 
 def describe(node: onnx.NodeProto) -> str:
-    """A node for people: its name and operator."""
+    """Name a node and its operator, for an error."""
     domain = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
     return f"{node.name or next((name for name in node.output if name), '?')!r} ({domain}{node.op_type})"
 

@@ -66,13 +66,10 @@ class FeatureMap:
         Returns:
             (*outer, channels, positions).
         """
-        rank = 4
-        if self.num_prefix_tokens is not None:
-            rank = 3
-            if self.num_prefix_tokens:
-                value = value.slice(3 - self.channels_axis, self.num_prefix_tokens)
+        if self.num_prefix_tokens:
+            value = value.slice(3 - self.channels_axis, self.num_prefix_tokens)
         if self.channels_axis != 1:
-            others = [axis for axis in range(1, rank) if axis != self.channels_axis]
+            others = [axis for axis in range(1, value.rank) if axis != self.channels_axis]
             value = value.transpose(0, self.channels_axis, *others)
         return value.reshape(*outer, self.channels, self.positions)
 

@@ -146,6 +146,7 @@ def scales(*numbers: float) -> np.ndarray:
 X = Data((3, 4, 6, 5))
 ROW = Data((3, 7))
 UP = Data((3, 4, 6, 5), 0.3, 2.0)
+NUMBER = Data((), 0.3, 2.0, batch=None)  # without axes
 
 
 def _unary(op: str, torch: Callable[..., Any] | None, data: Data = X, **attributes: Any) -> Case:
@@ -809,6 +810,39 @@ def _reductions() -> list[Case]:
     return table
 
 
+def _scalars() -> list[Case]:
+    unary: dict[str, Callable[..., Any]] = {
+        "Sqrt": lambda t, F, x: x.sqrt(),
+        "Sigmoid": lambda t, F, x: x.sigmoid(),
+        "Tanh": lambda t, F, x: x.tanh(),
+        "Exp": lambda t, F, x: x.exp(),
+        "Log": lambda t, F, x: x.log(),
+        "Relu": lambda t, F, x: x.relu(),
+        "LeakyRelu": lambda t, F, x: F.leaky_relu(x),
+        "Softplus": lambda t, F, x: F.softplus(x),
+        "Identity": lambda t, F, x: x,
+    }
+    return [
+        *(Case(op, [NUMBER], torch=torch, note="of a scalar") for op, torch in unary.items()),
+        Case("Clip", [NUMBER, floats(0.1).reshape(())], torch=lambda t, F, x, a: t.clamp(x, a), note="of a scalar"),
+        Case("Pow", [NUMBER, floats(1.5).reshape(())], torch=lambda t, F, x, p: x**p, note="of a scalar"),
+        Case("Pow", [NUMBER, NUMBER], torch=lambda t, F, x, p: x**p, note="of a scalar, a scalar"),
+        Case("Mul", [NUMBER, NUMBER], torch=lambda t, F, a, b: a * b, note="of scalars"),
+        Case("Div", [NUMBER, NUMBER], torch=lambda t, F, a, b: a / b, note="of scalars"),
+        Case("Sub", [X, NUMBER], torch=lambda t, F, a, b: a - b, note="of a scalar"),
+        Case("Max", [NUMBER, floats(0.0).reshape(())], torch=lambda t, F, a, b: t.maximum(a, b), note="of scalars"),
+        Case("Unsqueeze", [NUMBER, ints(0)], torch=lambda t, F, x, _: x[None], note="of a scalar"),
+        Case("Reshape", [NUMBER, ints(1, -1)], torch=lambda t, F, x, _: x.reshape(1, 1), note="of a scalar"),
+        Case("Expand", [NUMBER, ints(2, 3)], torch=lambda t, F, x, _: x.expand(2, 3), note="of a scalar"),
+        Case("Squeeze", [Data((1, 1), batch=None)], torch=lambda t, F, x: x.squeeze(), note="to a scalar"),
+        Case("ReduceSum", [NUMBER], {"keepdims": 0}, lambda t, F, x: x.sum(), note="of a scalar"),
+        Case("ReduceMean", [UP], {"keepdims": 0}, lambda t, F, x: x.mean(), note="to a scalar"),
+        Case("ReduceMax", [UP], {"keepdims": 0}, lambda t, F, x: x.max(), note="to a scalar"),
+        Case("ReduceL2", [UP], {"keepdims": 0}, lambda t, F, x: x.norm(), note="to a scalar"),
+        Case("ReduceLogSumExp", [UP], {"keepdims": 0}, lambda t, F, x: x.flatten().logsumexp(0), note="to a scalar"),
+    ]
+
+
 CASES = [
     *_activations(),
     *_elementwise(),
@@ -819,4 +853,5 @@ CASES = [
     *_shapes(),
     *_resizes(),
     *_reductions(),
+    *_scalars(),
 ]

@@ -1,4 +1,4 @@
-"""The methods: how a map comes about.
+"""The methods, which define how a map is computed.
 
 One idea, as in the family of class activation maps: a map is a weighted sum of features, ``ReLU(sum_k w_k A_k)``, and a
 method says what the weights are. It is a function of a `camrt.graph.methods.context.Layer` (features, gradients) that
@@ -49,17 +49,17 @@ class Method:
     """A registered method.
 
     Attributes:
-        name: What it is called by.
+        name: Its name.
         maps: The function.
-        kind: What it makes the map of: ``"head"``: the features of a classifier that ends in global average pooling and
-            a linear layer; ``"features"``: those of a layer; ``"pixels"``: the network's input.
+        kind: What the map is of: ``"head"``: the features of a classifier that ends in global average pooling and a
+            linear layer; ``"features"``: those of a layer; ``"pixels"``: the network's input.
         title: Its name in the papers.
-        rectified: Whether what is negative is cut off.
-        layered: Whether it looks at features of a layer.
+        rectified: Whether negative values are cut off.
+        layered: Whether it uses the features of a layer.
         again: Whether it runs the network again, on other images.
         gradients: Whether the network is differentiated.
-        top: How many classes it explains if nothing is said.
-        protocol: What the network sees of an image if nothing is said.
+        top: How many classes it explains by default.
+        protocol: The crops by default.
     """
 
     name: str
@@ -81,15 +81,15 @@ class Method:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What can be set of it -> the default."""
+        """Its settings, with their defaults."""
         parameters = list(inspect.signature(self.maps).parameters.values())[1:]
         return {parameter.name: parameter.default for parameter in parameters}
 
     def checked(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Its settings, with those that are given.
+        """Check settings, and fill in the defaults.
 
         Args:
-            settings: Name -> value; a text is read as what the default is.
+            settings: Name -> value; a text is converted to the type of the default.
 
         Raises:
             CamrtError: There is no such setting, or its value is of another type.
@@ -147,7 +147,7 @@ def method(
 
 
 def find(name: str) -> Method:
-    """The method of a name.
+    """Find a method by its name.
 
     Raises:
         CamrtError: There is none.
@@ -161,7 +161,7 @@ def find(name: str) -> Method:
 
 
 def _as(value: Any, default: Any, what: str) -> Any:
-    """A setting as the type of its default."""
+    """Convert a setting to the type of its default."""
     kind = type(default)
     try:
         if isinstance(value, bool) or (kind is not str and not isinstance(value, (int, float, str))):

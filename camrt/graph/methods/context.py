@@ -47,7 +47,7 @@ class Pass:
 
 @dataclass(eq=False)
 class MethodContext:
-    """An image that was cut into crops, and a network that has looked at them.
+    """The crops of an image, and a network that has run on them.
 
     Attributes:
         builder: Where new nodes go.
@@ -56,11 +56,11 @@ class MethodContext:
         second: The run on other images of the same size: its nodes stand in ``view``, and in no graph yet.
         crops: What the crops are.
         side: Their side in pixels.
-        preprocess: What the network wants of an image.
-        scores: What the scores are.
+        preprocess: How the network wants an image.
+        scores: The scores.
         targets: What is explained.
         chosen: The tensor of the classes that are explained: (N, count) int64.
-        grids: The layers that are looked at.
+        grids: The layers that are explained.
         head: The head of the classifier, where the method needs one.
     """
 
@@ -86,7 +86,7 @@ class MethodContext:
 
     @cached_property
     def layers(self) -> list[Layer]:
-        """The layers that are looked at."""
+        """The layers that are explained."""
         return [Layer(self, grid) for grid in self.grids]
 
     @cached_property

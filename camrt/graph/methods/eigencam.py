@@ -12,12 +12,11 @@ _LEAST = 1e-30
 
 @method("eigencam", kind="features", title="Eigen-CAM", gradients=False, top=1)
 def eigencam(layer: Layer) -> Value:
-    """What the features have most in common, whatever the class: all classes get the same map.
+    """The first principal component of the features. All classes get the same map.
 
-    L = ReLU(X v), X (positions, channels) the features less their means over the positions, v the first right singular
-    vector of X. It is found by 4096 steps of the power iteration, in 12 squarings of the smaller of X X^T and X^T X,
-    from where the features are strong. So the sign, which a singular vector leaves open, is such that the map goes with
-    the sum of the features.
+    L = ReLU(X v), X (positions, channels) the features minus their means over the positions, v the first right singular
+    vector of X. It is found by 4096 steps of the power iteration, in 12 squarings of the smaller of X X^T and X^T X.
+    The iteration starts from the sum of the features, which determines the sign that a singular vector leaves open.
 
     Source:
         Muhammad, Yeasin: Eigen-CAM: Class Activation Map using Principal Components. IJCNN 2020.

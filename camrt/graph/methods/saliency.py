@@ -27,9 +27,9 @@ _SHIFT = 7919  # numbers that a sample's noise is further on in the row of all; 
     protocol="center",
 )
 def guided_backprop(context: MethodContext) -> Value:
-    """The derivative by the image, where only what is positive comes back through a ReLU.
+    """The derivative with respect to the image, where only positive values pass back through a ReLU.
 
-    At a ReLU the derivative R goes back as (f > 0) (R > 0) R, f what went in. The map is its largest magnitude over the
+    At a ReLU with input f, the derivative R becomes (f > 0) (R > 0) R. The map is its largest magnitude over the
     three channels.
 
     Source:
@@ -44,7 +44,7 @@ def guided_backprop(context: MethodContext) -> Value:
 
 @method("guided-gradcam", kind="pixels", title="Guided Grad-CAM", rectified=False, top=1, protocol="center")
 def guided_gradcam(context: MethodContext) -> Value:
-    """Guided backpropagation times Grad-CAM: the pixels of the first, where the second sees the class.
+    """Guided backpropagation times Grad-CAM.
 
     Grad-CAM's map is enlarged to the crop (bicubic, what falls below 0 cut off), and multiplied pixel by pixel.
 
@@ -61,7 +61,7 @@ def guided_gradcam(context: MethodContext) -> Value:
 
 @method("input-gradient", kind="pixels", title="Gradient", rectified=False, layered=False, top=1, protocol="center")
 def input_gradient(context: MethodContext) -> Value:
-    """The derivative by the image: M(i, j) = max over the channels of |dy_c/dX(i, j)|.
+    """The derivative with respect to the image: M(i, j) = max over the channels of |dy_c/dX(i, j)|.
 
     Source:
         Simonyan, Vedaldi, Zisserman: Deep Inside Convolutional Networks: Visualising Image Classification
@@ -86,9 +86,9 @@ def input_gradient(context: MethodContext) -> Value:
 def smoothgrad(context: MethodContext, *, samples: int = 25, sigma: float = 0.15) -> Value:
     """The mean of the derivative over noisy images: M = 1/n sum of dy_c/dX(X + noise), noise of deviation sigma.
 
-    sigma is a part of the range of what the network sees, largest less smallest value of the crop. The map is the
-    largest magnitude of the mean over the three channels. The noise is part of the graph (one row of normal numbers,
-    each sample further on in it), so that each run, each machine and each image of a batch gets the same.
+    sigma is a fraction of the range of the crop, its largest minus its smallest value. The map is the largest magnitude
+    of the mean over the three channels. The noise is part of the graph (one row of normal numbers, of which each sample
+    reads another part), so that each run, each machine and each image of a batch gets the same.
 
     Source:
         Smilkov, Thorat, Kim, Viégas, Wattenberg: SmoothGrad: Removing Noise by Adding Noise. ICML Workshops
@@ -96,8 +96,8 @@ def smoothgrad(context: MethodContext, *, samples: int = 25, sigma: float = 0.15
 
     Args:
         context: The image.
-        samples: How many noisy images there are. One runs after the other.
-        sigma: The noise's standard deviation, as a part of the range.
+        samples: The number of noisy images. One runs after the other.
+        sigma: The noise's standard deviation, as a fraction of the range.
 
     Example:
         >>> explainer = camrt.explain_graph(model, method="smoothgrad", settings={"samples": 50})  # doctest: +SKIP
@@ -129,18 +129,18 @@ def smoothgrad(context: MethodContext, *, samples: int = 25, sigma: float = 0.15
     protocol="center",
 )
 def integrated_gradients(context: MethodContext, *, steps: int = 32, baseline: str = "black") -> Value:
-    """The derivative along the line from a baseline B to the image, times the way: what each pixel adds to the score.
+    """The derivative along the line from a baseline B to the image X, times X - B: what each pixel adds to the score.
 
-    IG = (X - B) * integral over t of dy_c/dX(B + t (X - B)), by the midpoint rule. Its sum is y_c(X) - y_c(B), the more
-    exactly the more steps. The map is the magnitude of its sum over the three channels.
+    IG = (X - B) * integral over t of dy_c/dX(B + t (X - B)), by the midpoint rule. With enough steps its
+    sum is y_c(X) - y_c(B). The map is the magnitude of its sum over the three channels.
 
     Source:
         Sundararajan, Taly, Yan: Axiomatic Attribution for Deep Networks. ICML 2017, equations 1 and 3.
 
     Args:
         context: The image.
-        steps: How many points of the line are taken. One runs after the other.
-        baseline: ``"black"``, or ``"mean"``: what the network's preprocessing makes 0.
+        steps: The number of points on the line. One runs after the other.
+        baseline: ``"black"``, or ``"mean"``: the mean of the network's preprocessing.
 
     Example:
         >>> explainer = camrt.explain_graph(model, method="integrated-gradients")  # doctest: +SKIP

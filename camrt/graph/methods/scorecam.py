@@ -1,4 +1,4 @@
-"""Score-CAM: the weights are what the network says of the image behind each map."""
+"""Score-CAM: the weights are the scores of the image masked by each map."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LEAST = 1e-8
 
 @method("scorecam", kind="features", title="Score-CAM", gradients=False, again=True, protocol="center")
 def scorecam(layer: Layer, *, channels: int = 0) -> Value:
-    """How sure the network is of the class when it sees the image through one map alone.
+    """The score of the class when the network sees the image through one map alone.
 
     L_c = ReLU(sum_k a_k A_k) with a = softmax over k of y_c(X * s(U(A_k))): U enlarges the map to the image (bilinear),
-    s brings it to 0..1. The score of a baseline, which the paper subtracts, is the same for all k and falls out of the
+    s scales it to 0..1. The score of a baseline, which the paper subtracts, is the same for all k and cancels in the
     softmax. Needs no gradients, but one run of the network for each channel, 16 at a time.
 
     Source:
@@ -28,7 +28,7 @@ def scorecam(layer: Layer, *, channels: int = 0) -> Value:
 
     Args:
         layer: The features.
-        channels: How many maps are tried: those of the largest variance; 0 for all of them.
+        channels: The number of maps that are tried, those of the largest variance; 0 for all of them.
 
     Example:
         >>> explainer = camrt.explain_graph(model, method="scorecam", settings={"channels": 64})  # doctest: +SKIP
