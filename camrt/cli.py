@@ -11,6 +11,7 @@ import typer
 
 from camrt.commands import bbox, demo, evaluate, explain, export, models, surgery, train, validate
 from converters import cli as converters_cli
+from converters import show as converters_show
 from converters.terminal import run
 
 app = typer.Typer(
@@ -42,6 +43,7 @@ def options(
 
 
 app.command("convert", epilog=converters_cli.EXAMPLES)(converters_cli.convert)
+app.command("show", epilog=converters_show.EXAMPLES)(converters_show.show)
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.command("bbox", epilog=bbox.EXAMPLES)(bbox.bbox)
 app.add_typer(evaluate.app, name="evaluate")

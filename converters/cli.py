@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ from converters.terminal import amount, bar, reporting, run, say, table
 if TYPE_CHECKING:
     from converters.conversion import Converted
     from converters.net import Net
+    from converters.survey import Row
     from converters.verification import Report
 
 LONG_WORK = 32 << 20  # bytes; writing more than this shows a bar
@@ -95,6 +96,9 @@ def convert(
         list[Path] | None,
         typer.Option(metavar="FILE.py", help="A file that registers handlers for further layers; may be given again."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be converted and what is missing; write nothing.")
+    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare every output on random input with OpenCV 4's importer.")
     ] = False,
@@ -103,10 +107,15 @@ def convert(
     """Convert a Caffe network to an ONNX model that answers as Caffe does."""
     began = time.perf_counter()
     with reporting():
-        task = _task(source, caffemodel, weights, output)
-        shapes = _shapes(input_shape or [])
+        task = _task(source, caffemodel, weights, output, dry=dry_run)
+        shapes = shapes_of(input_shape or [])
         if any(Path(file).exists() and task.output.exists() and task.output.samefile(file) for file in task.files):
             raise typer.BadParameter(f"{task.output} is one of the files to convert", param_hint="--output")
+        if dry_run:
+            _dry_run(
+                task, plugin or [], (phase, level, stage or [], fork), shapes, ignore_unknown or [], as_json=as_json
+            )
+            return
         wanted = [name for group in outputs or [] for name in group.split(",") if name] or None
         say(f"converting {_described(task)}")
         with Provenance(task.files, _memory()) as provenance:  # hashes beside everything that follows
@@ -129,7 +138,9 @@ def convert(
 # ---------------------------------------------------------------------------------------------------- the command line
 
 
-def _task(source: str, caffemodel: Path | None, weights: Path | None, output: Path | None) -> _Task:
+def _task(
+    source: str, caffemodel: Path | None, weights: Path | None, output: Path | None, *, dry: bool = False
+) -> _Task:
     path = Path(source)
     if path.exists() or path.suffix or len(path.parts) > 1:
         if weights is not None:
@@ -137,16 +148,18 @@ def _task(source: str, caffemodel: Path | None, weights: Path | None, output: Pa
         return _Task(path, caffemodel, output or Path(f"{(caffemodel or path).stem.removesuffix('.caffemodel')}.onnx"))
     if caffemodel is not None:
         raise typer.BadParameter(f"{source!r} is no file; with a named model the weights are --weights FILE")
-    return _named(source, weights, output)
+    return _named(source, weights, output, dry=dry)
 
 
-def _named(name: str, weights: Path | None, output: Path | None) -> _Task:
+def _named(name: str, weights: Path | None, output: Path | None, *, dry: bool = False) -> _Task:
     from converters import metadata, zoo
 
     try:
         model = zoo.find(name)
     except ConversionError as error:
         raise typer.BadParameter(str(error)) from None
+    if dry:  # no download
+        return _Task(model.prototxt(), weights, output or Path(f"{model.name}.onnx"), model.name)
     properties = metadata.of_named(model, note=lambda text: say(f"note: {text}"))
     file = zoo.weights(model, weights)
     return _Task(model.prototxt(), file, output or Path(f"{model.name}.onnx"), model.name, properties)
@@ -159,7 +172,8 @@ def _memory() -> Path:
     return zoo.cache_folder() / "digests.json"
 
 
-def _shapes(given: list[str]) -> dict[str, tuple[int, ...]]:
+def shapes_of(given: list[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of ``--input-shape``."""
     shapes = {}
     for text in given:
         name, _, sizes = text.rpartition("=")
@@ -224,6 +238,58 @@ def _built(net: Net, shapes: Mapping[str, Sequence[int]], **options: Any) -> Con
 
 def _as_option(name: str, shape: Sequence[int]) -> str:
     return f"{name}={','.join(map(str, shape))}"
+
+
+def _dry_run(
+    task: _Task,
+    plugins: list[Path],
+    state: tuple[str, int, list[str], str],
+    shapes: dict[str, tuple[int, ...]],
+    ignored: list[str],
+    *,
+    as_json: bool,
+) -> None:
+    """Print what would become of each layer; leave with status 1 if something is missing.
+
+    Weights need not be there. An input whose shape is not known is no obstacle: the layers behind it have no shapes.
+    """
+    from converters import registry, survey
+
+    for file in plugins:
+        registry.load_plugin(file)
+    net = _read(task, *state)
+    rows = survey.of_net(net, input_shapes=shapes, ignore_unknown=ignored)
+    open_inputs = [data.name for data in net.inputs if data.shape is None and data.name not in shapes]
+    problems = [row for row in rows if row.problem]
+    parameters, operations = survey.total(rows)
+    if as_json:
+        facts = {"layers": [asdict(row) for row in rows], "parameters": parameters, "operations": operations}
+        print(json.dumps({**facts, "unknown_inputs": open_inputs, "convertible": not problems and not open_inputs}))
+    else:
+        _show_dry_run(net, rows, open_inputs)
+    if problems or open_inputs:
+        raise typer.Exit(1)
+
+
+def _show_dry_run(net: Net, rows: list[Row], open_inputs: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("layer", "type", "from", "becomes", "output", box=None, pad_edge=False)
+    for row in rows:
+        becomes = "MISSING" if row.problem else " ".join(row.becomes) or "?"
+        table.add_row(row.name, row.type, row.origin, becomes, "\n".join(shape or "?" for shape in row.shapes))
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(table)
+    problems = [row for row in rows if row.problem]
+    for row in problems:
+        console.print(f"{row.name} ({row.type}): {row.problem}")
+    if problems and net.origin:
+        console.print(net.origin)
+    for name in open_inputs:
+        console.print(f"the shape of the input {name!r} is not known: give it with --input-shape {name}=1,3,H,W")
+    verdict = f"{len(rows) - len(problems):,} of {len(rows):,} layers can be converted"
+    console.print(verdict + ("; nothing was written" if problems or open_inputs else ": the network converts"))
 
 
 def _write(task: _Task, converted: Converted, provenance: Provenance) -> int:
