@@ -60,7 +60,7 @@ def python_proposal(layer: Layer, graph: Graph) -> None:
     The rows, (R, 5), are 0 (the image), x1, y1, x2, y2 in pixels; R is known only when the network runs. The scores,
     (R, 1), are the second top. Source: lib/rpn/proposal_layer.py of rbgirshick/py-faster-rcnn.
     """
-    param = _parameters(layer)
+    param = parameters(layer)
     if "feat_stride" not in param:
         raise layer.error(f"found no feat_stride in the param_str {_param_str(layer)!r}, expected one, as 16")
     given = {name: values[0] for name, values in param.items() if name in CONFIGURATION}
@@ -132,7 +132,7 @@ def _param_str(layer: Layer) -> str:
     return layer.params.python_param.param_str or str(spelled.get("param_str_", ""))
 
 
-def _parameters(layer: Layer) -> Mapping[str, list[float]]:
+def parameters(layer: Layer) -> Mapping[str, list[float]]:
     """The numbers in a param_str, which is YAML: ``'feat_stride': 16``, or a dictionary with lists.
 
     Raises:

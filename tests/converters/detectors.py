@@ -86,6 +86,28 @@ def suppressed(boxes: np.ndarray, threshold: float, *, keep: int = 0, extra: flo
 # -------------------------------------------------------------------------------------------------------------- regions
 
 
+def roi_pooled(x: np.ndarray, rois: np.ndarray, bins: tuple[int, int], scale: float) -> np.ndarray:
+    """Fast R-CNN's pooling (R, C, *bins); C's round() goes away from zero at halves."""
+    height, width = x.shape[2:]
+    pooled = np.zeros((len(rois), x.shape[1], *bins), np.float32)
+    for index, (image, *corners) in enumerate(rois):
+        left, top, right, bottom = (int(math.copysign(math.floor(abs(c * scale) + 0.5), c)) for c in corners)
+        size = (F(max(bottom - top + 1, 1)) / F(bins[0]), F(max(right - left + 1, 1)) / F(bins[1]))
+        for row, column in np.ndindex(*bins):
+            rows = [
+                min(max(edge + top, 0), height)
+                for edge in (math.floor(F(row) * size[0]), math.ceil(F(row + 1) * size[0]))
+            ]
+            columns = [
+                min(max(edge + left, 0), width)
+                for edge in (math.floor(F(column) * size[1]), math.ceil(F(column + 1) * size[1]))
+            ]
+            window = x[int(image), :, slice(*rows), slice(*columns)]
+            if window.size:
+                pooled[index, :, row, column] = window.max(axis=(1, 2))
+    return pooled
+
+
 def psroi_pooled(maps: np.ndarray, rois: np.ndarray, scale: float, outputs: int, group: int) -> np.ndarray:
     """R-FCN's averages, (R, outputs, group, group); the bins' edges in single precision, as the fork has them."""
     answer = np.zeros((len(rois), outputs, group, group))

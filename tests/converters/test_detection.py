@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from converters import ConversionError
+from tests.converters.detectors import roi_pooled
 from tests.converters.one_layer import OneLayer, assert_close, assert_error_names_layer, run
 
 # ------------------------------------------------------------------------------------------------- Permute, Normalize
@@ -327,27 +328,6 @@ def test_detection_output_as_opencv(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- ROIPooling
 
 
-def roi_pool(x: np.ndarray, rois: np.ndarray, bins: tuple[int, int], scale: float) -> np.ndarray:
-    """Fast R-CNN's pooling by plain loops; C's round() goes away from zero at halves."""
-    height, width = x.shape[2:]
-    pooled = np.zeros((len(rois), x.shape[1], *bins), np.float32)
-    for index, (image, *corners) in enumerate(rois):
-        left, top, right, bottom = (int(math.copysign(math.floor(abs(c * scale) + 0.5), c)) for c in corners)
-        size = (max(bottom - top + 1, 1) / bins[0], max(right - left + 1, 1) / bins[1])
-        for row, column in np.ndindex(*bins):
-            rows = [
-                min(max(edge + top, 0), height) for edge in (math.floor(row * size[0]), math.ceil((row + 1) * size[0]))
-            ]
-            columns = [
-                min(max(edge + left, 0), width)
-                for edge in (math.floor(column * size[1]), math.ceil((column + 1) * size[1]))
-            ]
-            window = x[int(image), :, slice(*rows), slice(*columns)]
-            if window.size:
-                pooled[index, :, row, column] = window.max(axis=(1, 2))
-    return pooled
-
-
 @pytest.mark.parametrize("rank", [2, 4])
 @pytest.mark.parametrize(("bins", "scale"), [((3, 3), 1.0), ((2, 4), 0.0625), ((7, 7), 0.5)])
 def test_roi_pooling(bins: tuple[int, int], scale: float, rank: int) -> None:
@@ -363,7 +343,7 @@ def test_roi_pooling(bins: tuple[int, int], scale: float, rank: int) -> None:
         corners = np.round(rng.uniform(-2, 14, (count, 4)) * 2) / 2 / scale  # halves, and outside of the image
         rois = np.concatenate([rng.integers(0, batch, (count, 1)), corners], axis=1).astype(np.float32)
         found = run(model, {"x": x, "rois": rois.reshape(count, 5, *trailing)})[0]
-        assert_close(found, roi_pool(x, rois, bins, scale))
+        assert_close(found, roi_pooled(x, rois, bins, scale))
 
 
 # ------------------------------------------------------------------------------------------------------------- errors
