@@ -20,14 +20,14 @@ import tempfile
 import warnings
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.utils
 import onnxruntime
-from onnx.utils import Extractor
 from rich.console import Console
 from rich.table import Table
 
@@ -118,8 +118,8 @@ def balanced(net: Net, inputs: Mapping[str, np.ndarray], shapes: Mapping[str, tu
             wanted[writer.tops[0]] = (writer, spread)
     if not wanted:
         return {}
-    model = quietly_converted(seeded(net, {}), list(wanted), shapes)
-    answers = session_of(model).run(list(wanted), {name: inputs[name] for name in names_of(model.graph.input)})
+    session = session_of(quietly_converted(seeded(net, {}), list(wanted), shapes).SerializeToString())
+    answers = session.run(list(wanted), {one.name: inputs[one.name] for one in session.get_inputs()})
     return {
         writer.name: spread / float(answer.std())
         for answer, (writer, spread) in zip(answers, wanted.values(), strict=True)
@@ -137,17 +137,13 @@ def quietly_converted(net: Net, outputs: Sequence[str], shapes: Mapping[str, tup
         return convert(net, outputs=outputs, input_shapes=sizes)
 
 
-def session_of(model: onnx.ModelProto, profile: str | None = None) -> onnxruntime.InferenceSession:
+def session_of(model: Path | bytes, profile: str = "") -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if profile:
         options.enable_profiling = True
         options.profile_file_prefix = profile
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def names_of(values: Iterable[onnx.ValueInfoProto]) -> list[str]:
-    return [value.name for value in values]
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 # ----------------------------------------------------------------------------------------------------- NumPy's answers
@@ -218,37 +214,41 @@ def compare(prototxt: Path, size: tuple[int, int], runs: int) -> Result:
     ours = [layer for layer in net.layers if layer.type in OURS]
     net = seeded(net, balanced(net, inputs, shapes))
     blobs = dict.fromkeys(blob for layer in ours for blob in (*layer.tops, *layer.bottoms) if blob not in shapes)
-    model = quietly_converted(net, [*net.outputs, *(blob for blob in blobs if blob not in net.outputs)], shapes)
+    outputs = [*net.outputs, *(blob for blob in blobs if blob not in net.outputs)]
     with tempfile.TemporaryDirectory() as folder:
-        session = session_of(model, str(Path(folder) / "profile"))
-        names = names_of(model.graph.output)
-        fed = {name: inputs[name] for name in names_of(model.graph.input)}
+        file = Path(folder) / "network.onnx"
+        onnx.save(quietly_converted(net, outputs, shapes), file)
+        session = session_of(file, profile=str(Path(folder) / "profile"))
+        fed = {one.name: inputs[one.name] for one in session.get_inputs()}
         for _ in range(runs):
-            answers = dict(zip(names, session.run(names, fed), strict=True))
+            answers = dict(zip(outputs, session.run(outputs, fed), strict=True))
         milliseconds = times_of(Path(session.end_profiling()), ours, runs)
         del session
-    known = dict(fed)
-    tops: dict[str, float] = {}
-    for layer in ours:
-        bottoms = [known.get(blob, answers.get(blob)) for blob in layer.bottoms]
-        for top, computed in zip(layer.tops, in_numpy(layer, bottoms), strict=True):
-            known[top] = computed
-            tops[f"{layer.name}.{top}"] = difference(answers[top], computed)
-    outputs = {
-        name: difference(answers[name], value) for name, value in heads(model, net, ours, known, answers).items()
-    }
-    rows = next((len(known[layer.tops[0]]) for layer in ours if PARTS.get(layer.type) == "proposals"), None)
-    found = f"{rows} regions" if rows else f"{known[ours[-1].tops[0]].shape[-2]} detections"
-    return Result(found if ours[-1].type in OURS else "", tops, outputs, milliseconds)
+        known = with_numpy(ours, fed, answers)
+        tops = {f"{one.name}.{top}": difference(answers[top], known[top]) for one in ours for top in one.tops}
+        computed = heads(file, net, ours, known)
+    found = f"{len(known[rois])} regions" if (rois := regions_of(ours)) else f"{known[ours[-1].tops[0]].shape[2]} boxes"
+    different = {name: difference(answers[name], value) for name, value in computed.items()}
+    return Result(found, tops, different, milliseconds)
 
 
-def heads(
-    model: onnx.ModelProto,
-    net: Net,
-    ours: Sequence[Layer],
-    known: Mapping[str, np.ndarray],
-    answers: Mapping[str, np.ndarray],
+def with_numpy(
+    ours: Sequence[Layer], fed: Mapping[str, np.ndarray], answers: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
+    """The tops of the fork's layers, one computed from the other."""
+    known = dict(fed)
+    for layer in ours:
+        bottoms = [known[blob] if blob in known else answers[blob] for blob in layer.bottoms]
+        known |= zip(layer.tops, in_numpy(layer, bottoms), strict=True)
+    return known
+
+
+def regions_of(ours: Sequence[Layer]) -> str:
+    """The blob of the proposed regions."""
+    return next((layer.tops[0] for layer in ours if PARTS.get(layer.type) == "proposals"), "")
+
+
+def heads(file: Path, net: Net, ours: Sequence[Layer], known: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The network's outputs from NumPy's tops: what follows them is a model of its own."""
     computed = {top for layer in ours for top in layer.tops}
     behind = set(computed)
@@ -259,9 +259,11 @@ def heads(
     found = {name: known[name] for name in net.outputs if name in computed}
     if outputs:
         read = {blob for layer in net.layers if layer.type not in OURS for blob in layer.bottoms}
-        part = Extractor(model).extract_model(sorted(computed & read), outputs)
-        fed = {name: known[name] for name in names_of(part.graph.input)}
-        found |= dict(zip(outputs, session_of(part).run(outputs, fed), strict=True))
+        part = file.with_name("head.onnx")
+        onnx.utils.extract_model(file, part, sorted(computed & read), outputs, check_model=False)
+        session = session_of(part)
+        fed = {one.name: known[one.name] for one in session.get_inputs()}
+        found |= zip(outputs, session.run(outputs, fed), strict=True)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,8 +16,8 @@ from converters.shape import product, show
 
 @handles(
     "PSROIPooling",
-    operators="Reshape Cast Transpose Pad CumSum Split Abs Floor Sub GreaterOrEqual Sign Mul Add Max Min Ceil Gather "
-    "Div",
+    operators="Reshape Cast Transpose CumSum Split Abs Floor Sub GreaterOrEqual Greater Sign Mul Add Max Min Ceil "
+    "Gather Div",
     origin="R-FCN",
 )
 def psroi_pooling(layer: Layer, graph: Graph) -> None:
@@ -44,12 +45,11 @@ def psroi_pooling(layer: Layer, graph: Graph) -> None:
         raise layer.error(f"found {show(graph.shape(regions))} for the blob {regions!r}, expected 5 numbers a region")
     if len(rest) > 1:
         regions = graph.reshape(regions, (count, 5))
-    image, starts, ends = _edges(layer, graph, regions)
-    lows, highs = _bins(layer, graph, starts, ends)
-    sums = _bin_sums(layer, graph, image, lows, highs)
-    area = _area(graph, lows, highs, group)
-    mean = graph.cast(graph.node("Div", [sums, area], shape=graph.shape(sums)), np.float32)
-    graph.transpose(mean, (0, 3, 1, 2), layer.tops)
+    image, low, high = _edges(layer, graph, regions)
+    starts, ends = _bins(layer, graph, low, high)
+    sums = _bin_sums(layer, graph, image, starts, ends)
+    mean = graph.node("Mul", [sums, _weights(graph, starts, ends)])
+    graph.transpose(graph.cast(mean, np.float32), (0, 3, 1, 2), layer.tops)
 
 
 def _edges(layer: Layer, graph: Graph, regions: str) -> tuple[str, str, str]:
@@ -81,19 +81,19 @@ def _bins(layer: Layer, graph: Graph, start: str, end: str) -> tuple[list[str], 
     extent = graph.node("Max", [graph.node("Sub", [end, start]), graph.constant(0.1)])
     bins = graph.node("Div", [extent, graph.constant(float(group))])
     steps = np.arange(group + 1, dtype=np.float32)
-    lows: list[str] = []
-    highs: list[str] = []
+    starts: list[str] = []
+    ends: list[str] = []
     for one, origin, size in zip(
         parts(graph, bins, 1, [1, 1]), parts(graph, start, 1, [1, 1]), (width, height), strict=True
     ):
-        for index, rounding, found in ((steps[:-1], "Floor", lows), (steps[1:], "Ceil", highs)):
+        for index, rounding, found in ((steps[:-1], "Floor", starts), (steps[1:], "Ceil", ends)):
             edge = graph.node("Add", [graph.node("Mul", [graph.constant(index[None]), one]), origin])
             inside = graph.node("Max", [graph.node(rounding, [edge]), graph.constant(0.0)])
             found.append(graph.cast(graph.node("Min", [inside, graph.constant(float(size))]), np.int64))
-    return lows, highs
+    return starts, ends
 
 
-def _bin_sums(layer: Layer, graph: Graph, image: str, lows: list[str], highs: list[str]) -> str:
+def _bin_sums(layer: Layer, graph: Graph, image: str, starts: Sequence[str], ends: Sequence[str]) -> str:
     """The sums over the bins: (R, g, g, outputs) float64."""
     maps = layer.bottoms[0]
     group, outputs = layer.params.psroi_pooling_param.group_size, layer.params.psroi_pooling_param.output_dim
@@ -101,31 +101,49 @@ def _bin_sums(layer: Layer, graph: Graph, image: str, lows: list[str], highs: li
     height, width = graph.fixed_shape(maps, 2, "the map's size")
     # Channels last: then a corner is `outputs` neighbors in memory.
     split = graph.reshape(maps, (images, outputs, group, group, height, width))
-    last = graph.cast(graph.transpose(split, (0, 2, 3, 4, 5, 1)), np.float64)
-    shape = (images, group, group, height + 1, width + 1, outputs)
-    pads = graph.constant([0] * 9 + [1, 1, 0], np.int64)
-    integral = graph.node("Pad", [last, pads], shape=shape, mode="constant")
+    integral = graph.cast(graph.transpose(split, (0, 2, 3, 4, 5, 1)), np.float64)
     for axis in (3, 4):
-        integral = graph.node("CumSum", [integral, graph.constant(axis, np.int64)], shape=shape, exclusive=1)
-    rows = graph.reshape(integral, (product(shape[:-1]) or 0, outputs))
-    low, high = (_lines(graph, image, y, group, height + 1, width + 1) for _, y in (lows, highs))
-    left, right = (graph.reshape(x, (graph.shape(x)[0], 1, group)) for x, _ in (lows, highs))
-    # The sum between two corners: integral[high, right] - integral[low, right] - integral[high, left] + ...
-    inner, above, before, both = (
-        _corner(graph, rows, line, x) for line, x in ((high, right), (low, right), (high, left), (low, left))
+        integral = graph.node("CumSum", [integral, graph.constant(axis, np.int64)], shape=graph.shape(integral))
+    rows = graph.reshape(integral, (product(graph.shape(integral)[:-1]) or 0, outputs))
+    (left, top), (right, bottom) = (
+        [_before(graph, x, (1, group)), _lines(graph, image, _before(graph, y, (group, 1)), (height, width))]
+        for x, y in (starts, ends)
     )
-    right_part = graph.node("Sub", [inner, above])
-    return graph.node("Sub", [right_part, graph.node("Sub", [before, both])])
+    # A bin that starts at the map's edge has nothing before it.
+    has_left, has_top = (
+        graph.cast(
+            graph.node(
+                "Greater",
+                [graph.reshape(start, (*graph.shape(start)[:1], *shape)), graph.constant(0, np.int64)],
+                dtype=np.bool_,
+            ),
+            np.float64,
+        )
+        for start, shape in zip(starts, ((1, group, 1), (group, 1, 1)), strict=True)
+    )
+    inside, above = (
+        graph.node(
+            "Sub", [_corner(graph, rows, line, right), graph.node("Mul", [_corner(graph, rows, line, left), has_left])]
+        )
+        for line in (bottom, top)
+    )
+    return graph.node("Sub", [inside, graph.node("Mul", [above, has_top])])
 
 
-def _lines(graph: Graph, image: str, y: str, group: int, height: int, width: int) -> str:
-    """Where the lines of the integral image at ``y``, (R, g), begin among its rows: (R, g, g) int64."""
-    count = graph.shape(y)[0]
-    of_image = graph.node("Mul", [graph.reshape(image, (count, 1, 1)), graph.constant(group**2, np.int64)])
-    channel = graph.constant(np.arange(group**2).reshape(1, group, group), np.int64)
-    plane = graph.node("Mul", [graph.node("Add", [of_image, channel]), graph.constant(height, np.int64)])
-    line = graph.node("Add", [plane, graph.reshape(y, (count, group, 1))])
-    return graph.node("Mul", [line, graph.constant(width, np.int64)])
+def _before(graph: Graph, edge: str, shape: tuple[int, ...]) -> str:
+    """The last position before an edge, (R, g), at least 0: (R, *shape)."""
+    last = graph.node("Sub", [edge, graph.constant(1, np.int64)])
+    return graph.reshape(graph.node("Max", [last, graph.constant(0, np.int64)]), (graph.shape(edge)[0], *shape))
+
+
+def _lines(graph: Graph, image: str, y: str, size: tuple[int, int]) -> str:
+    """Where the lines of the integral image at ``y``, (R, g, 1), begin among its rows: (R, g, g) int64."""
+    count, group, _ = graph.shape(y)
+    planes = int(group) ** 2
+    of_image = graph.node("Mul", [graph.reshape(image, (count, 1, 1)), graph.constant(planes, np.int64)])
+    channel = graph.constant(np.arange(planes).reshape(1, int(group), int(group)), np.int64)
+    plane = graph.node("Mul", [graph.node("Add", [of_image, channel]), graph.constant(size[0], np.int64)])
+    return graph.node("Mul", [graph.node("Add", [plane, y]), graph.constant(size[1], np.int64)])
 
 
 def _corner(graph: Graph, rows: str, line: str, x: str) -> str:
@@ -133,10 +151,11 @@ def _corner(graph: Graph, rows: str, line: str, x: str) -> str:
     return graph.node("Gather", [rows, at], shape=(*graph.shape(at), graph.shape(rows)[1]), axis=0)
 
 
-def _area(graph: Graph, lows: list[str], highs: list[str], group: int) -> str:
-    """The number of positions in each bin: (R, g, g, 1) float64; 1 for a bin that has none, whose sum is 0."""
-    width, height = (graph.node("Sub", [high, low]) for low, high in zip(lows, highs, strict=True))
-    count = graph.shape(width)[0]
+def _weights(graph: Graph, starts: Sequence[str], ends: Sequence[str]) -> str:
+    """One over the number of positions in each bin, 0 for a bin that has none: (R, g, g, 1) float64."""
+    width, height = (graph.node("Sub", [end, start]) for start, end in zip(starts, ends, strict=True))
+    count, group = graph.shape(width)
     down, across = graph.reshape(height, (count, group, 1, 1)), graph.reshape(width, (count, 1, group, 1))
-    area = graph.node("Mul", [down, across])
-    return graph.cast(graph.node("Max", [area, graph.constant(1, np.int64)]), np.float64)
+    area = graph.cast(graph.node("Mul", [down, across]), np.float64)
+    one = graph.constant(1, np.float64)
+    return graph.node("Div", [graph.node("Min", [area, one]), graph.node("Max", [area, one])])
