@@ -26,7 +26,7 @@ CONVOLUTIONS = ("Convolution", "ConvolutionDepthwise", "DepthwiseConvolution")
 
 FAMILIES = (
     "convolution", "pooling", "normalization", "activation", "elementwise", "shaping", "resampling", "reduction",
-    "recurrent", "detection", "proposal", "region", "yolo", "forks",
+    "recurrent", "detection", "proposal", "region", "yolo", "detectnet", "forks",
 )  # fmt: skip
 
 

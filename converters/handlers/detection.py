@@ -457,7 +457,9 @@ def or_placeholders(graph: Graph, rows: str, boxes: str) -> tuple[str, Free]:
 
 def counted(graph: Graph, what: str) -> Free:
     """A size that only the data tells."""
-    return Free(graph.new_name(what), 1)
+    name = graph.new_name(what)
+    graph.reserve([name])  # two counts of a layer are two sizes
+    return Free(name, 1)
 
 
 def _size(graph: Graph, tensor: str) -> str:
