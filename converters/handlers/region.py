@@ -109,25 +109,19 @@ def _bin_sums(layer: Layer, graph: Graph, image: str, starts: Sequence[str], end
         [_before(graph, x, (1, group)), _lines(graph, image, _before(graph, y, (group, 1)), (height, width))]
         for x, y in (starts, ends)
     )
-    # A bin that starts at the map's edge has nothing before it.
-    has_left, has_top = (
-        graph.cast(
-            graph.node(
-                "Greater",
-                [graph.reshape(start, (*graph.shape(start)[:1], *shape)), graph.constant(0, np.int64)],
-                dtype=np.bool_,
-            ),
-            np.float64,
-        )
-        for start, shape in zip(starts, ((1, group, 1), (group, 1, 1)), strict=True)
-    )
-    inside, above = (
-        graph.node(
-            "Sub", [_corner(graph, rows, line, right), graph.node("Mul", [_corner(graph, rows, line, left), has_left])]
-        )
-        for line in (bottom, top)
-    )
-    return graph.node("Sub", [inside, graph.node("Mul", [above, has_top])])
+    has_left = _starts_inside(graph, starts[0], (1, group, 1))
+    has_top = _starts_inside(graph, starts[1], (group, 1, 1))
+    sums = []
+    for line in (bottom, top):
+        before = graph.node("Mul", [_corner(graph, rows, line, left), has_left])
+        sums.append(graph.node("Sub", [_corner(graph, rows, line, right), before]))
+    return graph.node("Sub", [sums[0], graph.node("Mul", [sums[1], has_top])])
+
+
+def _starts_inside(graph: Graph, edge: str, shape: tuple[int, ...]) -> str:
+    """1 where something stands before a bin, 0 at the map's edge: (R, *shape) float64."""
+    start = graph.reshape(edge, (graph.shape(edge)[0], *shape))
+    return graph.cast(graph.node("Greater", [start, graph.constant(0, np.int64)], dtype=np.bool_), np.float64)
 
 
 def _before(graph: Graph, edge: str, shape: tuple[int, ...]) -> str:
