@@ -28,6 +28,22 @@ A network as it was trained (`train_val.prototxt`) becomes the network as it is 
 |---|---|
 """
 
+_CENSUS = """\
+## Which networks convert
+
+`scripts/census.py` converts every network of a folder of checkouts. On 2026-11-21 it was given the 791 different
+prototxts of forty public repositories (BVLC, Intel's and NVIDIA's Caffe, py-faster-rcnn, R-FCN, PVANET, PSPNet, SegNet,
+MobileNet-YOLO, C3D, caffe-model, SENet, TSN and others):
+
+| networks | |
+|---|---|
+| 764 | convert (97.9 % of those for inference) |
+| 11 | are not for inference: templates, the form of 2013, fragments of a training |
+| 6 | have an error of their own, which Caffe refuses too: sizes that do not go together |
+| 10 | have a layer that is missing: `MultiStageMeanfield`, `AssistedExcitation`, Python layers |
+
+"""
+
 _NOT_SUPPORTED = """\
 ## Not supported
 
@@ -47,7 +63,7 @@ def layers() -> str:
     parts = [_HEAD]
     for family, entries in sections.items():
         parts.append(f"## {family.replace('_', ' ').capitalize()}\n\n{_table(entries)}")
-    parts += [_TRAINING + "".join(_training_rows()), _NOT_SUPPORTED]
+    parts += [_TRAINING + "".join(_training_rows()), _CENSUS + _NOT_SUPPORTED]
     return "\n".join(parts)
 
 

@@ -109,9 +109,12 @@ def _loaded(source: Path) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError
 
     try:
-        return onnx.load(str(source), load_external_data=False)
+        model = onnx.load(str(source), load_external_data=False)
     except (OSError, DecodeError) as error:
         raise ConversionError(f"cannot be read as an ONNX model: {error}", file=str(source)) from None
+    if not model.graph.node:
+        raise ConversionError("holds no nodes, expected an ONNX model", file=str(source))
+    return model
 
 
 def _plot(file: Path, name: str, rows: Sequence[Row], inputs: Sequence[str]) -> None:

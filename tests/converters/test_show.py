@@ -164,7 +164,7 @@ def test_a_dry_run_needs_no_weights(prototxt: Path, tmp_path: Path) -> None:
     result = camrt("convert", prototxt, "--dry-run", "-o", tmp_path / "net.onnx")
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert ["conv", "Convolution", "BVLC", "Conv", "2", "x", "6", "x", "7", "x", "7"] in lines
+    assert ["up", "Deconvolution", "BVLC", "ConvTranspose", "2", "x", "5", "x", "14", "x", "14"] in lines
     assert result.stdout.splitlines()[-1] == "5 of 5 layers can be converted: the network converts"
     assert not (tmp_path / "net.onnx").exists()
 
