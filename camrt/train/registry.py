@@ -18,7 +18,18 @@ from converters.schema.caffe_pb2 import FillerParameter
 if TYPE_CHECKING:
     from torch import Tensor
 
-FAMILIES = ("activation", "convolution", "elementwise", "loss", "normalization", "pooling", "recurrent", "shaping")
+FAMILIES = (
+    "activation",
+    "convolution",
+    "elementwise",
+    "linear",
+    "loss",
+    "normalization",
+    "pooling",
+    "recurrent",
+    "reduction",
+    "shaping",
+)
 
 Shape = tuple[int, ...]
 Forward = Callable[[Sequence["Tensor"], Sequence["Tensor"]], "Tensor | Sequence[Tensor]"]

@@ -155,6 +155,14 @@ def threshold(place: Place) -> Operation:
     return _each(place, lambda x: (x > limit).to(x.dtype))
 
 
+@builds("Softmax")
+def softmax(place: Place) -> Operation:
+    """e^x over the sum of e^x along an axis."""
+    place.layer.expect(bottoms=1, tops=1)
+    axis = place.axis(place.layer.params.softmax_param.axis)
+    return Operation(lambda blobs, bottoms: functional.softmax(bottoms[0], axis))
+
+
 @builds("Dropout")
 def dropout(place: Place) -> Operation:
     """Zeros at random, in training (Srivastava et al. 2014); what is left is scaled then, and not in testing."""

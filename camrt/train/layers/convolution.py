@@ -1,8 +1,7 @@
-"""Layers of linear filters: Convolution, Deconvolution, Im2col, InnerProduct, Embed."""
+"""Layers of linear filters: Convolution, Deconvolution, Im2col."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
@@ -71,47 +70,6 @@ def im2col(place: Place) -> Operation:
         return windows.unflatten(2, out)
 
     return Operation(forward)
-
-
-@builds("InnerProduct")
-def inner_product(place: Place) -> Operation:
-    """Every output a weighted sum of all values from an axis on."""
-    place.layer.expect(bottoms=1, tops=1)
-    param = place.layer.params.inner_product_param
-    axis = place.axis(param.axis)
-    inputs = math.prod(place.shapes[0][axis:])
-    if not param.num_output:
-        raise place.error("found no num_output, expected one from 1 on")
-    shape = (inputs, param.num_output) if param.transpose else (param.num_output, inputs)
-    weights = [Weight(shape, param.weight_filler)]
-    if param.bias_term:
-        weights.append(Weight((param.num_output,), param.bias_filler))
-
-    def forward(blobs: Sequence[Tensor], bottoms: Sequence[Tensor]) -> Tensor:
-        weight, *bias = blobs
-        rows = bottoms[0].reshape(*bottoms[0].shape[:axis], inputs)
-        return functional.linear(rows, weight.t() if param.transpose else weight, *bias)
-
-    return Operation(forward, weights)
-
-
-@builds("Embed")
-def embed(place: Place) -> Operation:
-    """A row of the weights for each index."""
-    place.layer.expect(bottoms=1, tops=1)
-    param = place.layer.params.embed_param
-    if not param.num_output or not param.input_dim:
-        raise place.error("found no num_output or no input_dim, expected both from 1 on")
-    weights = [Weight((param.input_dim, param.num_output), param.weight_filler)]
-    if param.bias_term:
-        weights.append(Weight((param.num_output,), param.bias_filler))
-
-    def forward(blobs: Sequence[Tensor], bottoms: Sequence[Tensor]) -> Tensor:
-        weight, *bias = blobs
-        rows = functional.embedding(bottoms[0].long(), weight)
-        return rows + bias[0] if bias else rows
-
-    return Operation(forward, weights)
 
 
 def _kernel(place: Place) -> tuple[int, Kernel]:

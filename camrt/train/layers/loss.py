@@ -1,4 +1,4 @@
-"""Softmax, losses and Accuracy."""
+"""Losses and Accuracy."""
 
 from __future__ import annotations
 
@@ -15,14 +15,6 @@ from converters.shape import show
 
 _MOST = -math.log(torch.finfo(torch.float32).tiny)  # Caffe's largest loss of one value: probabilities stop at FLT_MIN
 _LEAST_PROBABILITY = 1e-20  # MultinomialLogisticLoss's
-
-
-@builds("Softmax")
-def softmax(place: Place) -> Operation:
-    """e^x over the sum of e^x along an axis."""
-    place.layer.expect(bottoms=1, tops=1)
-    axis = place.axis(place.layer.params.softmax_param.axis)
-    return Operation(lambda blobs, bottoms: functional.softmax(bottoms[0], axis))
 
 
 @builds("SoftmaxWithLoss")
