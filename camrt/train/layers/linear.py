@@ -1,4 +1,4 @@
-"""Linear layers: InnerProduct, and Embed, whose input is one-hot."""
+"""Linear layers: InnerProduct, and Embed, which is an InnerProduct of one-hot vectors."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional
 
-from camrt.train.registry import Operation, Place, Weight, builds
+from camrt.train.registry import LayerContext, Operation, Weight, builds
 
 
 @builds("InnerProduct")
-def inner_product(place: Place) -> Operation:
-    """Every output a weighted sum of all values from an axis on."""
-    place.layer.expect(bottoms=1, tops=1)
-    param = place.layer.params.inner_product_param
-    axis = place.axis(param.axis)
-    inputs = math.prod(place.shapes[0][axis:])
+def inner_product(context: LayerContext) -> Operation:
+    """Weighted sums of all values from an axis on."""
+    context.layer.expect(bottoms=1, tops=1)
+    param = context.layer.params.inner_product_param
+    axis = context.axis(param.axis)
+    inputs = math.prod(context.shapes[0][axis:])
     if not param.num_output:
-        raise place.error("found no num_output, expected one from 1 on")
+        raise context.error("found no num_output, expected 1 or more")
     shape = (inputs, param.num_output) if param.transpose else (param.num_output, inputs)
     weights = [Weight(shape, param.weight_filler)]
     if param.bias_term:
@@ -34,12 +34,12 @@ def inner_product(place: Place) -> Operation:
 
 
 @builds("Embed")
-def embed(place: Place) -> Operation:
-    """A row of the weights for each index."""
-    place.layer.expect(bottoms=1, tops=1)
-    param = place.layer.params.embed_param
+def embed(context: LayerContext) -> Operation:
+    """The row of the weights at each index."""
+    context.layer.expect(bottoms=1, tops=1)
+    param = context.layer.params.embed_param
     if not param.num_output or not param.input_dim:
-        raise place.error("found no num_output or no input_dim, expected both from 1 on")
+        raise context.error("found no num_output or no input_dim, expected 1 or more for both")
     weights = [Weight((param.input_dim, param.num_output), param.weight_filler)]
     if param.bias_term:
         weights.append(Weight((param.num_output,), param.bias_filler))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from camrt.train.registry import Operation, Place, builds
+from camrt.train.registry import LayerContext, Operation, builds
 from converters.schema.caffe_pb2 import ReductionParameter
 
 _REDUCTIONS: dict[int, Callable[[Tensor], Tensor]] = {
@@ -19,11 +19,11 @@ _REDUCTIONS: dict[int, Callable[[Tensor], Tensor]] = {
 
 
 @builds("Reduction")
-def reduction(place: Place) -> Operation:
-    """Sum, sum of magnitudes, of squares, or mean, over everything from an axis on."""
-    place.layer.expect(bottoms=1, tops=1)
-    param = place.layer.params.reduction_param
-    axis, reduce, coeff = place.axis(param.axis), _REDUCTIONS[param.operation], param.coeff
+def reduction(context: LayerContext) -> Operation:
+    """Sum, sum of absolute values, sum of squares, or mean of all values from an axis on."""
+    context.layer.expect(bottoms=1, tops=1)
+    param = context.layer.params.reduction_param
+    axis, reduce, coeff = context.axis(param.axis), _REDUCTIONS[param.operation], param.coeff
 
     def forward(blobs: Sequence[Tensor], bottoms: Sequence[Tensor]) -> Tensor:
         reduced = reduce(bottoms[0].flatten(axis))
@@ -33,15 +33,15 @@ def reduction(place: Place) -> Operation:
 
 
 @builds("ArgMax")
-def argmax(place: Place) -> Operation:
-    """Where the largest values are, along an axis or in the whole item; or the values, or both. No gradient.
+def argmax(context: LayerContext) -> Operation:
+    """Indices of the largest values along an axis or in the whole item; or the values, or both. No gradient.
 
-    Of equal values Caffe gives the one with the larger index first.
+    As in Caffe, of equal values the one with the larger index comes first.
     """
-    place.layer.expect(bottoms=1, tops=1)
-    param = place.layer.params.argmax_param
+    context.layer.expect(bottoms=1, tops=1)
+    param = context.layer.params.argmax_param
     whole = not param.HasField("axis")
-    axis = 1 if whole else place.axis(param.axis)
+    axis = 1 if whole else context.axis(param.axis)
 
     def forward(blobs: Sequence[Tensor], bottoms: Sequence[Tensor]) -> Tensor:
         x = bottoms[0].detach()
