@@ -83,8 +83,8 @@ def measure(explain: Explainer, canvases: Clutter, count: int) -> dict[str, floa
     with bar("explaining", count, bytes_=False) as advance:
         for first in range(0, count, 20 * BATCH):
             images, labels, boxes = canvases.batch(np.arange(first, min(count, first + 20 * BATCH)))
-            colour = np.repeat(images[..., None], 3, axis=3)
-            for found, label, box in zip(explain.map(colour, batch=BATCH), labels, boxes, strict=True):
+            color = np.repeat(images[..., None], 3, axis=3)
+            for found, label, box in zip(explain.map(color, batch=BATCH), labels, boxes, strict=True):
                 hits += found.classes[0] == label, points_at(found, box), best_overlap(found, box) >= 0.5
                 advance(1)
     shares = dict(zip(("accuracy", "pointing", "iou"), (hits / count).tolist(), strict=True))

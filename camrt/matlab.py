@@ -46,7 +46,7 @@ def imresize(image: NDArray[Any], size: tuple[int, int], method: Method = "bicub
 
     One axis is resized after the other, beginning with the one that shrinks more (the rows where both scales are the
     same). Along an axis every output pixel is a weighted sum of the input pixels around it. The weights are a kernel
-    centred there: cubic convolution with a = -0.5, or the triangle. Where the axis shrinks, the kernel is stretched by
+    centerd there: cubic convolution with a = -0.5, or the triangle. Where the axis shrinks, the kernel is stretched by
     as much, against aliasing. The weights of a pixel are divided by their sum. Beyond its border the image is mirrored,
     the last pixel included. The result of each axis has the image's dtype again: integers are rounded, half away from
     zero, and clipped, so an integer image is rounded twice.
@@ -112,10 +112,10 @@ def contributions(size_in: int, size_out: int, scale: float, method: Method) -> 
     support /= stretch
     # Pixels count from 1, as in MATLAB, so that the last bit of the weights is MATLAB's too. Half a pixel before the
     # first one is half a pixel before the first one in both images.
-    centre = np.arange(1, size_out + 1) / scale + 0.5 * (1 - 1 / scale)
-    leftmost = np.floor(centre - support / 2).astype(np.int64)
+    center = np.arange(1, size_out + 1) / scale + 0.5 * (1 - 1 / scale)
+    leftmost = np.floor(center - support / 2).astype(np.int64)
     positions = leftmost[:, None] + np.arange(int(np.ceil(support)) + 2)  # one to spare at each end
-    weights = stretch * kernel(stretch * (centre[:, None] - positions))
+    weights = stretch * kernel(stretch * (center[:, None] - positions))
     weights /= weights.sum(axis=1, keepdims=True)
     mirrored = np.concatenate([np.arange(size_in), np.arange(size_in)[::-1]])
     sources = mirrored[(positions - 1) % (2 * size_in)]
@@ -149,7 +149,7 @@ def _cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.where(np.isnan(values), 0, np.clip(rounded, limits.min, limits.max)).astype(dtype)
 
 
-# --------------------------------------------------------------------------------------------- values and colours
+# --------------------------------------------------------------------------------------------- values and colors
 
 
 def im2double(image: NDArray[Any]) -> NDArray[np.float64]:
@@ -210,7 +210,7 @@ def mat2gray(values: NDArray[Any], limits: tuple[float, float] | None = None) ->
 
 
 def gray2ind(image: NDArray[Any], levels: int = 64) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Give each value of a grey image its row of a colormap, as MATLAB's `gray2ind(I, n)`.
+    """Give each value of a gray image its row of a colormap, as MATLAB's `gray2ind(I, n)`.
 
     It differs in bool images, which have 2 levels in MATLAB if none are given; name them here.
 
@@ -258,11 +258,11 @@ def ind2rgb(index: NDArray[Any], colormap: NDArray[Any]) -> NDArray[np.float64]:
 def jet(rows: int) -> NDArray[np.float64]:
     """MATLAB's colormap `jet(rows)`: dark blue, blue, cyan, yellow, red, dark red.
 
-    Each colour is the same trapezoid: a rise of a quarter of the rows, a plateau as long, and a fall. Green's stands in
+    Each color is the same trapezoid: a rise of a quarter of the rows, a plateau as long, and a fall. Green's stands in
     the middle, red's a quarter later, blue's a quarter before; what reaches beyond the map is cut off.
 
     Args:
-        rows: How many colours.
+        rows: How many colors.
 
     Returns:
         (rows, 3) float64 RGB, 0..1.
@@ -393,8 +393,8 @@ def map2jpg(
     It differs in taking the colormap itself, not the name of a MATLAB function.
 
     Args:
-        heatmap: (H, W). NaN gets the colormap's first colour.
-        limits: The values of the first and the last colour; the map's smallest and largest if left out.
+        heatmap: (H, W). NaN gets the colormap's first color.
+        limits: The values of the first and the last color; the map's smallest and largest if left out.
         colormap: (256, 3), 0..1; `jet(256)` if left out.
 
     Returns:
@@ -442,12 +442,12 @@ def demo_maps(cams: NDArray[Any], crop: int = 224) -> NDArray[np.float64]:
 def demo_result(image: NDArray[np.uint8], maps: NDArray[Any]) -> NDArray[np.uint8]:
     """Draw the demo's picture: the image, and for each map a white bar and the map over the image; `demo.m`.
 
-    The overlay is 0.2 of the image and 0.7 of the map's colours. It differs in giving the pixels that `imwrite` makes
+    The overlay is 0.2 of the image and 0.7 of the map's colors. It differs in giving the pixels that `imwrite` makes
     of the picture, without its JPEG.
 
     Args:
         image: (256, 256, 3) uint8 RGB; `imresize` it first.
-        maps: (K, 256, 256), each coloured over its own range.
+        maps: (K, 256, 256), each colored over its own range.
 
     Returns:
         (256, 256 + K * 264, 3) uint8 RGB: (256, 1576, 3) for five maps.

@@ -54,8 +54,8 @@ def boxes_from_heatmap(heatmap: npt.ArrayLike, thresholds: Sequence[int] = THRES
     Args:
         heatmap: (H, W) uint8, 0..255; or floats on that scale, which are rounded to the nearest integer, halves up, as
             MATLAB's imwrite rounds what the original reads. (H, W, 3) with three equal channels is taken as (H, W):
-            a grey JPEG that was read as colour.
-        thresholds: Three grey levels, 0 < first < second < third < 255. (The original takes 30, 90, 150 without a
+            a gray JPEG that was read as color.
+        thresholds: Three gray levels, 0 < first < second < third < 255. (The original takes 30, 90, 150 without a
             word where they are not; this is an error here.)
 
     Returns:
@@ -72,8 +72,8 @@ def boxes_from_heatmap(heatmap: npt.ArrayLike, thresholds: Sequence[int] = THRES
         [[20, 10, 40, 20], [20, 10, 40, 20]]
     """
     levels = _rising(thresholds)
-    grey = np.ascontiguousarray(_grey(heatmap))
-    found = [_contour_boxes(_core(grey > level)) for level in levels]
+    gray = np.ascontiguousarray(_gray(heatmap))
+    found = [_contour_boxes(_core(gray > level)) for level in levels]
     return _without_overlaps(_largest_first(np.concatenate(found)))
 
 
@@ -141,7 +141,7 @@ def _rising(thresholds: Sequence[int]) -> tuple[int, ...]:
     return levels
 
 
-def _grey(heatmap: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+def _gray(heatmap: npt.ArrayLike) -> npt.NDArray[np.uint8]:
     """The heatmap as (H, W) uint8."""
     found = np.asarray(heatmap)
     plane = found[..., 0] if found.ndim == 3 and found.shape[2] == 3 else found
@@ -149,7 +149,7 @@ def _grey(heatmap: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         raise CamrtError(f"found a heatmap {_described(found)}, expected (H, W), or (H, W, 3) with equal channels")
     if plane is not found and not (found == plane[..., None]).all():
         raise CamrtError(
-            f"found a heatmap {_described(found)} in colour, expected equal channels: give the map, not its overlay"
+            f"found a heatmap {_described(found)} in color, expected equal channels: give the map, not its overlay"
         )
     if plane.dtype == np.uint8:
         return plane

@@ -3,14 +3,14 @@
 P. Krähenbühl, V. Koltun: Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials, NeurIPS 2011.
 
 Each pixel is object or not. Its unary potential is the map's probability; and all pairs of pixels pay for being
-different, the more the nearer they are and the more alike their colours (the paper's equation 3, with Potts
+different, the more the nearer they are and the more alike their colors (the paper's equation 3, with Potts
 compatibility). Mean-field inference (algorithm 1) finds a probability for each pixel on its own, its marginal.
 
 With two labels, one number a pixel says all. Let z be the marginal of the object minus that of the rest. Algorithm 1 is
 
     z <- tanh((logit(p) + sum of compat * K z over the kernels) / 2)
 
-where K is the kernel, normalised on both sides: ``K[i, j] / sqrt(sum of row i * sum of row j)``. It filters one value a
+where K is the kernel, normalized on both sides: ``K[i, j] / sqrt(sum of row i * sum of row j)``. It filters one value a
 pixel in place of two, on a lattice that all maps of an image share (`camrt.localize.permutohedral`).
 
 The yardstick is pydensecrf2, which wraps the authors' C++ code, with features from its ``create_pairwise_bilateral``
@@ -34,8 +34,8 @@ from scipy.special import expit, logit
 from camrt.errors import CamrtError
 from camrt.localize.permutohedral import Lattice, lattice
 
-CLIP = 0.001  # probabilities are kept between this and 1 - this: no pixel is certain before its neighbours are asked
-_LARGEST = 1e9  # of compat, and of pixels or colours: float32 does not overflow
+CLIP = 0.001  # probabilities are kept between this and 1 - this: no pixel is certain before its neighbors are asked
+_LARGEST = 1e9  # of compat, and of pixels or colors: float32 does not overflow
 
 Kernel = tuple[Lattice, np.float32]
 
@@ -45,9 +45,9 @@ class CRF:
     """The settings of a dense CRF. By default, the bilateral kernel alone and 50 iterations.
 
     Attributes:
-        bilateral: sdims, schan, compat: the standard deviations in pixels and in levels of colour (0..255), and the
+        bilateral: sdims, schan, compat: the standard deviations in pixels and in levels of color (0..255), and the
             weight. None for no such kernel.
-        gaussian: sdims, compat of a kernel that does not look at colours. None for no such kernel.
+        gaussian: sdims, compat of a kernel that does not look at colors. None for no such kernel.
         iterations: Of the mean field. After 0, the marginals are the probabilities.
 
     Raises:
@@ -84,14 +84,14 @@ class CRF:
         return marginals.reshape(probabilities.shape)
 
     def _kernels(self, image: NDArray[np.uint8]) -> list[Kernel]:
-        """The kernels that weigh something, normalised on both sides, and their weights."""
+        """The kernels that weigh something, normalized on both sides, and their weights."""
         kernels = []
         if self.bilateral and self.bilateral[2]:
             sdims, schan, compat = self.bilateral
-            kernels.append((_normalised(_points(image, sdims, schan)), np.float32(compat)))
+            kernels.append((_normalized(_points(image, sdims, schan)), np.float32(compat)))
         if self.gaussian and self.gaussian[1]:
             sdims, compat = self.gaussian
-            kernels.append((_normalised(_points(image, sdims)), np.float32(compat)))
+            kernels.append((_normalized(_points(image, sdims)), np.float32(compat)))
         return kernels
 
     def _mean_field(self, kernels: Sequence[Kernel], probability: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -118,16 +118,16 @@ def refine(
     """The marginals of the object after mean-field inference, for each map by itself.
 
     The image is taken at its size: one of 256 x 256 takes a tenth of a second, and each map another tenth at 50
-    iterations. Memory comes to some 300 bytes a pixel, 1,300 where no two neighbours have about the same colour. For
+    iterations. Memory comes to some 300 bytes a pixel, 1,300 where no two neighbors have about the same color. For
     the settings to mean the same in images of all sizes, and for large ones, resize first, as
     `camrt.Explanation.refine` does.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         probabilities: (..., H, W) floats, 0..1: of the pixel being of the object. They are clipped to 0.001..0.999.
-        bilateral: sdims (pixels), schan (levels of colour, 0..255) and compat (weight) of the bilateral kernel. None
+        bilateral: sdims (pixels), schan (levels of color, 0..255) and compat (weight) of the bilateral kernel. None
             for no such kernel.
-        gaussian: sdims and compat of the kernel that does not look at colours. None for no such kernel.
+        gaussian: sdims and compat of the kernel that does not look at colors. None for no such kernel.
         iterations: Of the mean field.
 
     Returns:
@@ -220,7 +220,7 @@ def _described(found: Any) -> str:
 
 
 def _points(image: NDArray[np.uint8], sdims: float, schan: float | None = None) -> NDArray[np.float32]:
-    """Where the pixels lie: row, column, and their colours, in standard deviations. (2 or 5, N) float32."""
+    """Where the pixels lie: row, column, and their colors, in standard deviations. (2 or 5, N) float32."""
     height, width = image.shape[:2]
     points = np.empty((2 if schan is None else 5, height, width), np.float32)
     points[0] = np.arange(height)[:, None]
@@ -233,13 +233,13 @@ def _points(image: NDArray[np.uint8], sdims: float, schan: float | None = None) 
     return points.reshape(len(points), -1)
 
 
-def _normalised(points: NDArray[np.float32]) -> Lattice:
+def _normalized(points: NDArray[np.float32]) -> Lattice:
     """The Gaussian kernel between all points, divided by the square root of the sum over each row and each column."""
     try:
         kernel = lattice(points)
     except OverflowError:
         raise CamrtError(
-            f"found pixels and colours up to {points.max():g} standard deviations apart, which are more than can be "
+            f"found pixels and colors up to {points.max():g} standard deviations apart, which are more than can be "
             "numbered. Raise sdims or schan"
         ) from None
     sums = kernel.filter(np.ones(points.shape[1], np.float32))

@@ -4,7 +4,7 @@ A value at each of N points in d dimensions becomes at each point the sum of all
 ``exp(-|difference|² / 2)``. All pairs would be N² weights; on the lattice it is three sparse products:
 
 * splat: each point gives its value to the d + 1 corners of the simplex that it lies in, by barycentric weights;
-* blur: along each of the d + 1 axes of the lattice, a corner takes half of each of its two neighbours, where they are;
+* blur: along each of the d + 1 axes of the lattice, a corner takes half of each of its two neighbors, where they are;
 * slice: each point takes from its corners, by the same weights.
 
 The result is an approximation, up to a common factor. Which one it is depends on the order of the dimensions and, for
@@ -158,7 +158,7 @@ def _corners(origin: Floats, order: NDArray[np.int8]) -> tuple[NDArray[np.int32]
     """
     size, n = origin.shape
     base = origin[:-1].astype(np.int64)
-    least = base.min(1) - 2 * size  # room for the other corners, and for neighbours
+    least = base.min(1) - 2 * size  # room for the other corners, and for neighbors
     widths = (base.max(1) + 2 * size - least + 1).tolist()
     if math.prod(widths) >= _KEYS:
         raise OverflowError("the points lie too far apart")
@@ -179,7 +179,7 @@ def _corners(origin: Floats, order: NDArray[np.int8]) -> tuple[NDArray[np.int32]
 
 
 def _blur(keys: Keys, order: NDArray[Any], step: int) -> csr_matrix:
-    """Adds half of both neighbours along an axis, whose keys are a step before and behind."""
+    """Adds half of both neighbors along an axis, whose keys are a step before and behind."""
     count = len(keys)
     place = np.searchsorted(keys, keys + step, sorter=order)
     behind = order[np.minimum(place, count - 1)]

@@ -1,4 +1,4 @@
-"""Training as Caffe trains: its network descriptions and solver files, run by PyTorch.
+"""Training of Caffe networks in PyTorch, from Caffe's own network and solver files.
 
 Example:
     >>> import converters
@@ -33,7 +33,7 @@ __all__ = [
     "save_caffemodel",
 ]
 
-# Loaded when first asked for, as in camrt: PyTorch takes seconds to import, and is an extra.
+# Loaded at first use, as in camrt: PyTorch takes seconds to import, and is an extra.
 _HOMES = {
     "Blob": "networks",
     "Network": "networks",
@@ -49,10 +49,10 @@ _HOMES = {
 
 
 def require_torch() -> None:
-    """Check that PyTorch is there.
+    """Check that PyTorch is installed.
 
     Raises:
-        CamrtError: It is not.
+        CamrtError: PyTorch is not installed.
     """
     try:
         importlib.import_module("torch")

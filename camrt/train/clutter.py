@@ -1,14 +1,14 @@
-"""Cluttered digits: a canvas with one digit somewhere, and pieces of other digits around it.
+"""Cluttered digits: canvases with one digit at a random position, and pieces of other digits.
 
-After DeepMind's mnist-cluttered (https://github.com/deepmind/mnist-cluttered): the digit lies at a random place of an
-empty canvas, eight 8 x 8 patches cut from other digits at random places are added to it, and what is brighter than
-white is white. A network that tells the digit must find it; the box around its ink says whether it did.
+As in DeepMind's mnist-cluttered (https://github.com/deepmind/mnist-cluttered), the digit is placed at a random position
+on an empty canvas, eight 8 x 8 patches of other digits are added at random positions, and the sum is clipped at white.
+A network that classifies the digit must find it, and the bounding box of the digit shows whether it does.
 
-The digits are MNIST's, or drawn by OpenCV from Hershey's stroke fonts with random face, thickness, size, shear and
-rotation: no file is needed. PyTorch is not needed either.
+The digits are those of MNIST, or drawn by OpenCV with its Hershey fonts in a random font, thickness, size, shear and
+rotation. Drawn digits need no files. PyTorch is not imported.
 
-Canvas ``i`` of a generator depends on its seed and on ``i`` alone. So it is the same in any batch, order, process and
-run, and training walks through canvases that never repeat.
+Canvas ``i`` of a generator depends only on the seed and ``i``. It is the same in every batch, order, process and run,
+and training never sees a canvas twice.
 
 Example:
     >>> images, labels, boxes = Clutter(Digits.drawn(100)).batch(range(4))
@@ -32,8 +32,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from camrt.errors import CamrtError
 
-SIDE = 28  # pixels of a digit's image, as MNIST's
-SCHEME = "clutter:"  # what the text of a source begins with
+SIDE = 28  # pixels of a digit's image, as in MNIST
+SCHEME = "clutter:"  # the prefix of a source's string
 DRAWN = "drawn"
 DRAWN_COUNT = 60_000  # as many as MNIST's training digits
 
@@ -43,9 +43,9 @@ Reals = NDArray[np.float64]
 _Counters = NDArray[np.uint64]
 
 _IMAGES_MAGIC, _LABELS_MAGIC = 0x803, 0x801  # idx: unsigned bytes with three axes, with one
-_MOST_IDX_BYTES = 1 << 30  # of one file, unpacked: twenty times MNIST
+_MAX_IDX_BYTES = 1 << 30  # of one file, unpacked: twenty times MNIST
 
-# What canvas and drawing draw from: each use of a seed has random numbers of its own.
+# The uses of a seed. Each has an independent stream of random numbers.
 _CANVAS, _DISTORTION, _DRAWING = 1, 2, 3
 
 
@@ -71,50 +71,51 @@ class Digits:
         if labels.shape != images.shape[:1] or labels.dtype != np.int64:
             raise CamrtError(f"found labels {labels.shape} {labels.dtype}, expected ({len(images)},) int64")
         if len(images) < 2:
-            raise CamrtError(f"found {len(images)} digits, expected at least 2: one, and another to cut clutter from")
+            raise CamrtError(f"found {len(images)} digits, expected at least 2: clutter is cut from other digits")
         if labels.min() < 0 or labels.max() > 9:
             raise CamrtError(f"found labels from {labels.min()} to {labels.max()}, expected 0 to 9")
         if not (blank := images.any(axis=(1, 2))).all():
-            raise CamrtError(f"found no ink in image {int(np.argmin(blank))}, expected a digit in each")
+            raise CamrtError(f"found only black pixels in image {int(np.argmin(blank))}, expected a digit")
 
     def __len__(self) -> int:
-        """How many they are."""
+        """Return the number of digits."""
         return len(self.images)
 
     def part(self, first: int = 0, count: int | None = None) -> Digits:
-        """Some of them: ``count`` from number ``first`` on, or all that follow it.
+        """Return ``count`` digits from number ``first`` on, by default all that follow.
 
         Raises:
-            CamrtError: There are fewer.
+            CamrtError: There are too few digits.
         """
         last = len(self) if count is None else first + count
         if not 0 <= first < last <= len(self):
-            raise CamrtError(f"found {len(self)} digits, expected those from {first} up to {last}")
+            raise CamrtError(f"found {len(self)} digits, expected at least {last}, to take those from {first} on")
         return Digits(self.images[first:last], self.labels[first:last])
 
     @classmethod
     def from_idx(cls, images: str | os.PathLike[str], labels: str | os.PathLike[str] | None = None) -> Digits:
-        """Read MNIST's files (http://yann.lecun.com/exdb/mnist/ says what is in them), packed by gzip or not.
+        """Read the files of MNIST (format: http://yann.lecun.com/exdb/mnist/), compressed by gzip or not.
 
         Args:
-            images: The file of the images, such as ``train-images-idx3-ubyte.gz``; or a folder that holds one.
-            labels: The file of the labels; if left out, the one beside with ``labels-idx1`` in place of
-                ``images-idx3``.
+            images: The file of the images, such as ``train-images-idx3-ubyte.gz``; or a folder with one such file.
+            labels: The file of the labels. By default, the file beside ``images`` with ``labels-idx1`` instead of
+                ``images-idx3`` in its name.
 
         Raises:
-            CamrtError: A file is not there, no idx file, truncated, or too long; they do not fit each other.
+            CamrtError: A file does not exist, is not an idx file, or has a wrong size; or the numbers of images and
+                labels differ.
         """
         file = Path(images)
         if file.is_dir():
             file = _images_file(file)
         beside = file.with_name(file.name.replace("images-idx3", "labels-idx1").replace("images.idx3", "labels.idx1"))
         if labels is None and beside == file:
-            raise CamrtError("found no images-idx3 in its name: name the file of the labels too", file=str(file))
-        labels_file = _either(beside) if labels is None else Path(labels)
+            raise CamrtError("has no images-idx3 in its name: specify the file of the labels as well", file=str(file))
+        labels_file = _packed_or_unpacked(beside) if labels is None else Path(labels)
         pixels = _idx(file, _IMAGES_MAGIC, 3)
         numbers = _idx(labels_file, _LABELS_MAGIC, 1)
         if len(pixels) != len(numbers):
-            raise CamrtError(f"found {len(numbers)} labels, expected {len(pixels)}, for {file}", file=str(labels_file))
+            raise CamrtError(f"found {len(numbers)} labels, expected {len(pixels)} as in {file}", file=str(labels_file))
         try:
             return cls(pixels, numbers.astype(np.int64))
         except CamrtError as error:
@@ -122,21 +123,21 @@ class Digits:
 
     @classmethod
     def drawn(cls, count: int, seed: int = 0) -> Digits:
-        """Draw digits: each has a face, a thickness, a size, a shear and a rotation of its own.
+        """Draw digits, each in a random font, thickness, size, shear and rotation.
 
         Args:
-            count: How many. Digit ``i`` is the same for any count.
-            seed: Of all that is random. Digits of two seeds have nothing in common but the fonts.
+            count: The number of digits, 2 or more. Digit ``i`` does not depend on it.
+            seed: The seed of the random numbers.
 
         Raises:
-            CamrtError: Fewer than 2.
+            CamrtError: ``count`` is less than 2.
         """
         if count < 2:
             raise CamrtError(f"found {count} digits to draw, expected at least 2")
         chance = _uniform(seed, _DRAWING, np.arange(count, dtype=np.uint64), 9)
         labels = (chance[:, 0] * 10).astype(np.int64)
         faces = (chance[:, 1] * len(_FACES)).astype(np.int64)
-        thickness = _THINNEST + (chance[:, 2] * (_THICKEST + 1 - _THINNEST)).astype(np.int64)
+        thickness = _MIN_THICKNESS + (chance[:, 2] * (_MAX_THICKNESS + 1 - _MIN_THICKNESS)).astype(np.int64)
         glyphs = [_glyph(*each) for each in zip(labels.tolist(), faces.tolist(), thickness.tolist(), strict=True)]
         extents = np.array([glyph.shape for glyph in glyphs], np.float64) - 2 * _MARGIN
         matrices = _drawing_matrices(extents, chance[:, 3:])
@@ -151,23 +152,25 @@ def _images_file(folder: Path) -> Path:
     found = sorted({*folder.glob("*images-idx3-ubyte"), *folder.glob("*images-idx3-ubyte.gz")})
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"
-        raise CamrtError(f"found {names}, expected one file of images (*images-idx3-ubyte): name it", file=str(folder))
+        raise CamrtError(
+            f"found {names}, expected one file of images (*images-idx3-ubyte): specify it", file=str(folder)
+        )
     return found[0]
 
 
-def _either(file: Path) -> Path:
-    """The file, or its other form: one of a pair may have been unpacked."""
+def _packed_or_unpacked(file: Path) -> Path:
+    """Return the file, or its compressed or uncompressed form if only that exists."""
     other = file.with_suffix("") if file.suffix == ".gz" else file.with_name(f"{file.name}.gz")
     return other if other.is_file() and not file.is_file() else file
 
 
 def _idx(file: Path, magic: int, axes: int) -> NDArray[np.uint8]:
-    """The array of an idx file: a magic number, the sizes (both as big-endian uint32), the bytes."""
+    """Read an idx file: a magic number and the sizes, as big-endian uint32, followed by the bytes of the array."""
     try:
         with file.open("rb") as stream:
             packed = stream.read(2) == b"\x1f\x8b"
         with gzip.open(file) if packed else file.open("rb") as stream:
-            data = stream.read(_MOST_IDX_BYTES + 1)
+            data = stream.read(_MAX_IDX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise CamrtError(f"cannot be read ({reason}), expected an idx file of MNIST", file=str(file)) from error
@@ -181,9 +184,9 @@ def _idx(file: Path, magic: int, axes: int) -> NDArray[np.uint8]:
         )
     shape = tuple(int(word) for word in words[1:])
     if (expected := header + int(np.prod(shape, dtype=object))) != len(data):
-        more = "more than " if len(data) > _MOST_IDX_BYTES else ""
+        more = "more than " if len(data) > _MAX_IDX_BYTES else ""
         raise CamrtError(
-            f"found {more}{len(data):,} bytes, expected {expected:,} for the shape {shape} that it states",
+            f"found {more}{len(data):,} bytes, expected {expected:,} for the shape {shape} in its header",
             file=str(file),
         )
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
@@ -205,17 +208,17 @@ _FACES = tuple(
     )
     for slant in (0, cv2.FONT_ITALIC)
 )
-_FINE = 2  # samples a pixel and axis when drawing, against jagged edges
-_HEIGHT = 48  # pixels of a glyph before it is bent and made small
-_THINNEST, _THICKEST = 3, 9  # pixels of its strokes
-_MARGIN = 2  # black pixels around it
+_FINE = 2  # samples per pixel and axis when drawing, against aliasing
+_HEIGHT = 48  # pixels of a glyph before it is transformed
+_MIN_THICKNESS, _MAX_THICKNESS = 3, 9  # pixels of the glyph's strokes
+_MARGIN = 2  # black pixels around the glyph
 _INVERSE = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-_LARGEST = SIDE - 2  # pixels that a digit may measure
+_MAX_DIGIT = SIDE - 2  # largest width and height of a digit in pixels
 
 
 @functools.cache
 def _glyph(digit: int, face: int, thickness: int) -> NDArray[np.uint8]:
-    """A digit in one face, upright, cut out."""
+    """Draw a digit in a font, and crop it."""
     text, font = str(digit), _FACES[face]
     (_, unit), _ = cv2.getTextSize(text, font, 1.0, 1)
     canvas = np.zeros((4 * _HEIGHT, 4 * _HEIGHT), np.uint8)
@@ -225,10 +228,10 @@ def _glyph(digit: int, face: int, thickness: int) -> NDArray[np.uint8]:
 
 
 def _drawing_matrices(extents: Reals, chance: Reals) -> Reals:
-    """Where each pixel of the large drawing lies in the glyph: (M, 2, 3), from random rotation, shear, size, aspect.
+    """Return matrices (M, 2, 3) from pixels of the drawing to the glyph, with random rotation, shear, size and aspect.
 
     Args:
-        extents: (M, 2) height and width of the glyphs' ink in pixels.
+        extents: (M, 2) height and width of the glyphs in pixels, without their margins.
         chance: (M, 6) uniform in [0, 1).
     """
     angle, shear, aspect, size, shift = (
@@ -238,17 +241,17 @@ def _drawing_matrices(extents: Reals, chance: Reals) -> Reals:
         _between(chance[:, 3], 17, 23),  # pixels of the longer side
         _between(chance[:, 4:6], -1, 1),  # pixels
     )
-    bend = _bends(angle, shear, aspect)
-    corners = np.abs(bend) @ extents[:, ::-1, None] / 2  # half of the width and height of what was bent
+    bend = _linear_maps(angle, shear, aspect)
+    corners = np.abs(bend) @ extents[:, ::-1, None] / 2  # half of the transformed width and height
     bend *= (size / (2 * corners.max(axis=(1, 2))))[:, None, None]
-    centre = (extents[:, ::-1] - 1) / 2 + _MARGIN
-    room = (_LARGEST - 2 * (np.abs(bend) @ extents[:, ::-1, None] / 2)[..., 0]) / 2
+    center = (extents[:, ::-1] - 1) / 2 + _MARGIN
+    room = (_MAX_DIGIT - 2 * (np.abs(bend) @ extents[:, ::-1, None] / 2)[..., 0]) / 2
     middle = (SIDE * _FINE - 1) / 2 + _FINE * np.clip(shift, -room, room)
-    return _inverted(_FINE * bend, centre, middle)
+    return _inverted(_FINE * bend, center, middle)
 
 
-def _bends(angle: Reals, shear: Reals, aspect: Reals) -> Reals:
-    """(M, 2, 2): stretch along x, then shear along x, then rotate; of columns (x, y)."""
+def _linear_maps(angle: Reals, shear: Reals, aspect: Reals) -> Reals:
+    """Return matrices (M, 2, 2) that stretch along x, shear along x, and rotate, in this order."""
     cos, sin = np.cos(angle), np.sin(angle)
     rotation = np.stack([cos, -sin, sin, cos], axis=-1).reshape(-1, 2, 2)
     sheared = np.zeros((len(angle), 2, 2))
@@ -258,7 +261,7 @@ def _bends(angle: Reals, shear: Reals, aspect: Reals) -> Reals:
 
 
 def _inverted(linear: Reals, source: Reals, target: Reals) -> Reals:
-    """(M, 2, 3): from a pixel to where it comes from, if ``linear`` carries the point ``source`` to ``target``."""
+    """Return the inverses (M, 2, 3) of the affine maps that have a linear part and map ``source`` to ``target``."""
     back = np.linalg.inv(linear)
     offset = source[..., None] - back @ target[..., None]
     return np.concatenate([back, offset], axis=2)
@@ -272,12 +275,12 @@ class Clutter:
     """A generator of cluttered digits.
 
     Attributes:
-        digits: Which of them a canvas shows is random; so is what its clutter is cut from, among the others.
-        seed: Of all that is random.
-        size: The canvas's side in pixels.
-        distractors: How many patches of other digits are added.
-        patch: Their side in pixels.
-        augment: Whether the digit is bent at random (rotation, scale, shear, stretch), for training on few digits.
+        digits: The digits, from which the digit of a canvas and its clutter are drawn.
+        seed: The seed of the random numbers.
+        size: The side of a canvas in pixels.
+        distractors: The number of patches of other digits.
+        patch: The side of a patch in pixels.
+        augment: Whether the digit is randomly rotated, scaled, sheared and stretched, for training on few digits.
     """
 
     digits: Digits
@@ -289,59 +292,60 @@ class Clutter:
 
     def __post_init__(self) -> None:
         if not SIDE <= self.size <= 4096:
-            raise CamrtError(f"found canvases of {self.size} pixels, expected {SIDE} to 4096: a digit has {SIDE}")
+            raise CamrtError(f"found canvases of {self.size} pixels, expected {SIDE}, the size of a digit, to 4096")
         if not 1 <= self.patch <= SIDE:
-            raise CamrtError(f"found patches of {self.patch} pixels, expected 1 to {SIDE}: they are cut from digits")
+            raise CamrtError(f"found patches of {self.patch} pixels, expected 1 to {SIDE}, the size of a digit")
         if not 0 <= self.distractors <= 1000:
             raise CamrtError(f"found {self.distractors} distractors, expected 0 to 1000")
 
     def batch(self, indices: ArrayLike) -> tuple[Canvases, Integers, Integers]:
-        """The canvases of these numbers.
+        """Generate canvases.
 
         Args:
-            indices: (N,) integers, 0 to 2^63 - 1.
+            indices: (N,) integers, 0 to 2^63 - 1: the numbers of the canvases.
 
         Returns:
-            The images (N, size, size) uint8, white on black; the labels (N,) int64; and the tight boxes of the digits'
-            ink (N, 4) int64: x1, y1, x2, y2 in pixels, x2 and y2 just outside. ``images[n, y1:y2, x1:x2]`` is the box.
+            The images (N, size, size) uint8, white on black; the labels (N,) int64; and the bounding boxes of the
+            digits (N, 4) int64: x1, y1, x2, y2 in pixels, where x2 and y2 are exclusive. ``images[n, y1:y2, x1:x2]`` is
+            the digit.
 
         Raises:
-            CamrtError: The indices are something else.
+            CamrtError: The indices are invalid.
         """
         counters = _counters(indices)
         chance = _uniform(self.seed, _CANVAS, counters, 3 + 5 * self.distractors)
         chosen = (chance[:, 0] * len(self.digits)).astype(np.int64)
-        digits = self._bent(chosen, counters) if self.augment else self.digits.images[chosen]
-        x, y = _places(chance[:, 1:3], self.size - SIDE)
+        digits = self._distorted(chosen, counters) if self.augment else self.digits.images[chosen]
+        x, y = _positions(chance[:, 1:3], self.size - SIDE)
         canvases = np.zeros((len(chosen), self.size, self.size), np.uint8)
-        canvases.reshape(-1)[_pixels(np.arange(len(chosen)), y, x, SIDE, self.size)] = digits
+        canvases.reshape(-1)[_square_indices(np.arange(len(chosen)), y, x, SIDE, self.size)] = digits
         for each in np.split(chance[:, 3:], self.distractors or 1, axis=1) if self.distractors else ():
             self._add_distractor(canvases, chosen, each)
         boxes = _ink_boxes(digits) + np.stack([x, y, x, y], axis=1)
         return canvases, self.digits.labels[chosen], boxes
 
     def _add_distractor(self, canvases: Canvases, chosen: Integers, chance: Reals) -> None:
-        """Add one patch to each canvas; ``chance`` (N, 5) says of which other digit, from where, and where to."""
+        """Add a patch to each canvas. ``chance`` (N, 5) selects the other digit, and both positions of the patch."""
         others = len(self.digits) - 1
         other = (chosen + 1 + (chance[:, 0] * others).astype(np.int64)) % len(self.digits)
-        from_x, from_y = _places(chance[:, 1:3], SIDE - self.patch)
-        to_x, to_y = _places(chance[:, 3:5], self.size - self.patch)
-        cut = self.digits.images.reshape(-1)[_pixels(other, from_y, from_x, self.patch, SIDE)]
-        flat, places = canvases.reshape(-1), _pixels(np.arange(len(chosen)), to_y, to_x, self.patch, self.size)
+        from_x, from_y = _positions(chance[:, 1:3], SIDE - self.patch)
+        to_x, to_y = _positions(chance[:, 3:5], self.size - self.patch)
+        cut = self.digits.images.reshape(-1)[_square_indices(other, from_y, from_x, self.patch, SIDE)]
+        flat, places = canvases.reshape(-1), _square_indices(np.arange(len(chosen)), to_y, to_x, self.patch, self.size)
         total = flat[places] + cut
-        total[total < cut] = 255  # what ran over is white
+        total[total < cut] = 255  # uint8 overflowed
         flat[places] = total
 
-    def _bent(self, chosen: Integers, counters: _Counters) -> Canvases:
+    def _distorted(self, chosen: Integers, counters: _Counters) -> Canvases:
         chance = _uniform(self.seed, _DISTORTION, counters, 4)
         scale = _between(chance[:, 2], 0.85, 1.15)
-        bend = _bends(
+        bend = _linear_maps(
             np.deg2rad(_between(chance[:, 0], -15, 15)),
             _between(chance[:, 1], -0.25, 0.25),
             _between(chance[:, 3], 0.85, 1.15),
         )
-        centre = np.full((len(chosen), 2), (SIDE - 1) / 2)
-        matrices = _inverted(scale[:, None, None] * bend, centre, centre)
+        center = np.full((len(chosen), 2), (SIDE - 1) / 2)
+        matrices = _inverted(scale[:, None, None] * bend, center, center)
         bent = np.empty((len(chosen), SIDE, SIDE), np.uint8)
         for image, number, matrix in zip(bent, chosen.tolist(), matrices, strict=True):
             cv2.warpAffine(self.digits.images[number], matrix, (SIDE, SIDE), dst=image, flags=_INVERSE)
@@ -349,14 +353,14 @@ class Clutter:
 
     @classmethod
     def parse(cls, text: str) -> Clutter:
-        """A generator from the text of a data source.
+        """Create a generator from the string of a data source.
 
-        ``clutter:DIGITS`` or ``clutter:DIGITS,key=value,...``, where ``DIGITS`` is ``drawn``, or MNIST's file of images
-        or its folder; the keys are ``first`` and ``count`` (which of the digits; of drawn ones there are 60,000),
+        The string is ``clutter:DIGITS`` or ``clutter:DIGITS,key=value,...``. ``DIGITS`` is ``drawn``, or the file of
+        MNIST's images or its folder. The keys are ``first`` and ``count`` (which digits; there are 60,000 drawn ones),
         ``seed``, ``augment`` (0 or 1), ``size``, ``distractors`` and ``patch``.
 
         Raises:
-            CamrtError: The text says something else, or the digits cannot be read.
+            CamrtError: The string is invalid, or the digits cannot be read.
 
         Example:
             >>> clutter = Clutter.parse("clutter:drawn,count=500,seed=3")
@@ -367,7 +371,7 @@ class Clutter:
         if not text.startswith(SCHEME):
             raise CamrtError(f"found the source {text!r}, {expected}")
         name, *pairs = text[len(SCHEME) :].split(",")
-        while pairs and "=" not in pairs[0]:  # a comma in a path
+        while pairs and "=" not in pairs[0]:  # the comma is part of the path
             name = f"{name},{pairs.pop(0)}"
         values = {key: _whole_number(key, value, text) for key, _, value in (pair.partition("=") for pair in pairs)}
         if not name or len(values) < len(pairs):
@@ -388,29 +392,29 @@ def _whole_number(key: str, value: str, text: str) -> Any:
     if key not in _KEYS:
         raise CamrtError(f"found the key {key!r} in the source {text!r}, expected one of {', '.join(sorted(_KEYS))}")
     if not (value.isascii() and value.isdigit()) or len(value) > 18 or (key == "augment" and int(value) > 1):
-        raise CamrtError(f"found {key}={value} in the source {text!r}, expected a whole number")
+        raise CamrtError(f"found {key}={value} in the source {text!r}, expected an integer of 0 or more")
     return int(value)
 
 
 def _ink_boxes(digits: Canvases) -> Integers:
-    """(N, 4): the tight boxes x1, y1, x2, y2 of what is not black; a digit that was bent away keeps its whole tile."""
+    """Return the bounding boxes (N, 4), x1, y1, x2, y2, of all pixels that are not black; without any, of the image."""
     ink = digits > 0
     sides = []
-    for axis in (1, 2):  # over rows: which columns have ink; over columns: which rows
+    for axis in (1, 2):  # columns with ink, then rows with ink
         has: NDArray[np.bool_] = np.any(ink, axis=axis)
         sides.append((has.argmax(axis=1), SIDE - has[:, ::-1].argmax(axis=1)))
     (x1, x2), (y1, y2) = sides
     return np.stack([x1, y1, x2, y2], axis=1).astype(np.int64)
 
 
-def _places(chance: Reals, last: int) -> tuple[Integers, Integers]:
-    """Two whole numbers from 0 to ``last``."""
+def _positions(chance: Reals, last: int) -> tuple[Integers, Integers]:
+    """Return random x and y, integers from 0 to ``last``."""
     numbers = (chance * (last + 1)).astype(np.int64)
     return numbers[:, 0], numbers[:, 1]
 
 
-def _pixels(images: Integers, y: Integers, x: Integers, side: int, size: int) -> Integers:
-    """Where squares lie in a stack of images of ``size`` pixels: flat indices (N, side, side)."""
+def _square_indices(images: Integers, y: Integers, x: Integers, side: int, size: int) -> Integers:
+    """Return the flat indices (N, side, side) of squares in a stack of images with ``size`` x ``size`` pixels."""
     square = np.arange(side)[:, None] * size + np.arange(side)
     return ((images * size + y) * size + x)[:, None, None] + square
 
@@ -434,20 +438,20 @@ def _counters(indices: ArrayLike) -> _Counters:
 
 
 def _uniform(seed: int, use: int, counters: _Counters, count: int) -> Reals:
-    """Random numbers that depend on the seed, the use and the counter alone: (N, count), uniform in [0, 1).
+    """Return random numbers (N, count), uniform in [0, 1), that depend only on the seed, the use and the counter.
 
-    The finalizer of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014) over the
-    seed, then the counter, then the column. All columns are computed at once.
+    The finalizer of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014) is applied to
+    the seed, then the counter, then the column. All columns are computed at once.
     """
     if not 0 <= seed < 1 << 63:
         raise CamrtError(f"found the seed {seed}, expected 0 to 2^63 - 1")
-    key = _mixed(np.array([(seed * int(_GOLDEN) + use) % (1 << 64)], np.uint64))
-    rows = _mixed(key + counters * _GOLDEN)
+    key = _splitmix64(np.array([(seed * int(_GOLDEN) + use) % (1 << 64)], np.uint64))
+    rows = _splitmix64(key + counters * _GOLDEN)
     columns = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    return (_mixed(rows[:, None] + columns) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (_splitmix64(rows[:, None] + columns) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _mixed(state: _Counters) -> _Counters:
+def _splitmix64(state: _Counters) -> _Counters:
     mixed = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))

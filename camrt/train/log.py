@@ -1,12 +1,11 @@
-"""What a training writes down: lines of JSON, a table as CSV, and a picture of the curves.
+"""The training log: JSON Lines, a CSV table, and a plot of the curves.
 
-``PREFIX_log.jsonl`` grows by a line at each display and test; it is what a resumed run goes on from.
-``PREFIX_log.csv`` holds the same as a table, written anew at each snapshot and at the end. ``PREFIX_curves.png`` shows
-it.
+``PREFIX_log.jsonl`` gets a line at each display and test, and is continued by a resumed run. ``PREFIX_log.csv`` is the
+same as a table, written at each snapshot and at the end. ``PREFIX_curves.png`` is a plot of it.
 
-A training line: ``iteration``, ``phase`` (``"train"``), ``seconds`` (of training, over all runs), ``rate``, ``loss``,
-``smoothed_loss`` (over the solver's ``average_loss``). A test line: ``iteration``, ``phase`` (``"test"``), ``seconds``,
-``net`` (its number), ``outputs`` (name -> mean over the test's batches).
+Fields of a training line: ``iteration``, ``phase`` (``"train"``), ``seconds`` (training time over all runs), ``rate``,
+``loss``, ``smoothed_loss`` (mean over the last ``average_loss`` iterations). Fields of a test line: ``iteration``,
+``phase`` (``"test"``), ``seconds``, ``net`` (the number of the test net), ``outputs`` (name -> mean over all batches).
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ Record = Mapping[str, Any]
 
 
 class Log:
-    """The log of a training.
+    """The log of a training run.
 
     Args:
-        prefix: What the files' names begin with, folder included.
-        iteration: Where the training goes on: lines from there on, of a run that was killed later, are dropped. 0 for a
-            new log.
+        prefix: The prefix of the file names, including the folder.
+        iteration: The iteration at which training starts. Later lines of an existing log are dropped. 0 for a new
+            log.
 
     Attributes:
         records: The lines so far.
 
     Raises:
-        CamrtError: The log cannot be read or written, or has a line that is none.
+        CamrtError: The log cannot be read or written, or has an invalid line.
     """
 
     def __init__(self, prefix: Path, iteration: int = 0) -> None:
@@ -54,7 +53,7 @@ class Log:
         """Add a line.
 
         Raises:
-            CamrtError: It cannot be written.
+            CamrtError: The log cannot be written.
         """
         record = _with_finite_numbers(record)
         results.append(self.lines, record)
@@ -64,7 +63,7 @@ class Log:
         """Write the table.
 
         Raises:
-            CamrtError: It cannot be written.
+            CamrtError: The table cannot be written.
         """
         rows = [dict(_row(record)) for record in self.records]
         columns = list(dict.fromkeys([*_FIRST_COLUMNS, *(name for row in rows for name in row)]))
@@ -75,14 +74,14 @@ class Log:
         results.write(self.table, text.getvalue().encode())
 
     def draw(self) -> Path | None:
-        """Draw the curves.
+        """Plot the curves.
 
         Returns:
-            The picture; None if there is nothing to draw.
+            The image file; None if there is nothing to plot.
 
         Raises:
-            CamrtError: It cannot be written.
-            ImportError: There is something to draw, and matplotlib is not installed.
+            CamrtError: The image cannot be written.
+            ImportError: matplotlib is not installed.
         """
         picture = curves(self.records)
         if picture is None:
@@ -92,13 +91,13 @@ class Log:
 
 
 def curves(records: Sequence[Record]) -> bytes | None:
-    """Losses, what tests gave, and the learning rate over the iterations.
+    """Plot losses, test results and the learning rate over the iterations.
 
     Args:
-        records: Lines of a log.
+        records: The lines of a log.
 
     Returns:
-        A PNG; None where the lines hold no numbers.
+        A PNG image; None if the lines contain no numbers.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -156,7 +155,7 @@ def _lines_of(points: Any) -> _Lines:
 
 
 def _row(record: Record) -> Iterator[tuple[str, Any]]:
-    """A line as a row of the table."""
+    """Yield the columns and values of a line in the table."""
     for key, value in record.items():
         if key in _FIRST_COLUMNS:
             yield key, value
@@ -166,12 +165,12 @@ def _row(record: Record) -> Iterator[tuple[str, Any]]:
 
 
 def _with_finite_numbers(record: Record) -> Record:
-    """NaN and infinity are no JSON: null."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     return json.loads(json.dumps(record), parse_constant=lambda _: None)
 
 
 def _read(file: Path) -> list[Record]:
-    """The lines of a log; the last is left out where it was torn."""
+    """Read the lines of a log. An incomplete last line is ignored."""
     try:
         lines = file.read_bytes().split(b"\n") if file.exists() else []
     except OSError as error:
@@ -185,10 +184,10 @@ def _read(file: Path) -> list[Record]:
             if not isinstance(record, dict) or type(record.get("iteration")) is not int:
                 raise ValueError
         except ValueError:
-            if number == len(lines):  # a run was killed while it wrote it
+            if number == len(lines):  # the run was killed while writing it
                 continue
             raise CamrtError(
-                "the line is none of a log. Mend or remove it, or move the file away", file=f"{file}:{number}"
+                "is not a line of a training log. Correct or remove it, or move the file away", file=f"{file}:{number}"
             ) from None
         records.append(record)
     return records

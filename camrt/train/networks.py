@@ -15,28 +15,28 @@ from torch import Tensor, nn
 from camrt.errors import CamrtError
 from camrt.train import registry
 from camrt.train.fillers import fill
-from camrt.train.layers.normalization import batch_norm_scale, can_take_in
-from camrt.train.registry import Operation, Place, Shape, Weight, in_full
+from camrt.train.layers.normalization import batch_norm_scale, can_fuse
+from camrt.train.registry import LayerContext, Operation, Shape, Weight, upcast
 from converters.errors import ConversionError
 from converters.layer import Layer
 from converters.net import Net, with_shapes
 from converters.schema.caffe_pb2 import ParamSpec
 from converters.shape import MAX_BLOB, show
 
-# Layers whose gradient does not need their tops.
-_FORGETTING = {
+# Layer types whose backward pass does not read their tops.
+_TOPS_NOT_NEEDED = {
     "BatchNorm", "Bias", "Convolution", "ConvolutionDepthwise", "Deconvolution", "DepthwiseConvolution", "Eltwise",
     "InnerProduct", "Scale",
 }  # fmt: skip
 
 
 class Store(nn.Module):
-    """The blobs of a layer: parameters, and buffers for what is not learned.
+    """The blobs of a layer: parameters, and buffers for blobs that are not learned.
 
     Args:
         layer: The layer's name.
-        weights: What they are, in Caffe's order.
-        blobs: Their values. One that another layer owns may have another shape there.
+        weights: The specifications of the blobs, in Caffe's order.
+        blobs: The values. A blob shared with another layer may have another shape there.
     """
 
     def __init__(self, layer: str, weights: Sequence[Weight], blobs: Sequence[Tensor]) -> None:
@@ -50,11 +50,11 @@ class Store(nn.Module):
                 self.register_buffer(f"blob{index}", blob, persistent=weight.saved)
 
     def held(self, index: int) -> Tensor:
-        """A blob, in the shape that its owner gave it."""
+        """Return a blob in the shape that its owner has."""
         return getattr(self, f"blob{index}")
 
     def tensors(self) -> list[Tensor]:
-        """The blobs, in Caffe's order."""
+        """Return the blobs, in Caffe's order."""
         held = [self.held(index) for index in range(len(self.weights))]
         return [
             blob if blob.shape == weight.shape else blob.view(weight.shape)
@@ -62,20 +62,20 @@ class Store(nn.Module):
         ]
 
     def saved(self) -> tuple[Tensor, ...]:
-        """The blobs that belong into a caffemodel."""
+        """Return the blobs that are stored in a caffemodel."""
         return tuple(blob for blob, weight in zip(self.tensors(), self.weights, strict=True) if weight.saved)
 
 
 @dataclass(frozen=True, eq=False)
 class Blob:
-    """One of the blobs that a solver changes.
+    """A blob that a solver updates.
 
     Attributes:
-        layer: The layer that owns it; the first one where several share it.
-        index: Its place among the layer's blobs.
-        store: What holds it.
-        lr_mult: What the learning rate is multiplied with.
-        decay_mult: What the weight decay is multiplied with.
+        layer: The layer that owns the blob; the first one if several layers share it.
+        index: The index among the layer's blobs.
+        store: The module that holds the blob.
+        lr_mult: The factor of the learning rate.
+        decay_mult: The factor of the weight decay.
     """
 
     layer: str
@@ -86,7 +86,7 @@ class Blob:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """Its values."""
+        """The values of the blob."""
         return self.store.held(self.index)
 
 
@@ -99,7 +99,7 @@ class CompiledLayer:
     stores: tuple[Store, ...]
     bottoms: tuple[str, ...]
     tops: tuple[str, ...]
-    closed: frozenset[int]  # bottoms that no gradient goes back to
+    detached: frozenset[int]  # indices of bottoms that receive no gradient
     freed: tuple[str, ...] = ()  # tensors that no later layer reads
 
 
@@ -110,22 +110,23 @@ def network(
     share: Network | None = None,
     seed: int | None = None,
 ) -> Network:
-    """Build a network for training, or for testing while another is trained.
+    """Build a network for training, or for testing during training.
 
     Args:
-        net: The network, from ``converters.read_net``; with ``training=True`` it has its losses. Weights that it has
-            are taken over, all others are filled as its fillers say.
-        input_shapes: Input -> shape, batch included, where the description does not say it or another is wanted. The
-            batch may be another one in each pass.
-        share: A network whose blobs this one uses, matched by the layers' names: Caffe's test net and its train net.
-        seed: For the fillers. Without one, PyTorch's generator gives it.
+        net: The network, from ``converters.read_net``; with ``training=True`` it includes its losses. Weights in it
+            are used, all others are initialized by their fillers.
+        input_shapes: Input -> shape, batch included, for inputs without a declared shape, or to override it. The
+            batch size may change from pass to pass.
+        share: A network whose blobs this one uses, matched by layer names, as Caffe's test net uses those of its
+            train net.
+        seed: The seed of the fillers. By default it is drawn from PyTorch's generator.
 
     Returns:
         The network, on the CPU.
 
     Raises:
-        CamrtError: Layers of types that cannot be trained (all of them together), a layer that does not fit its
-            bottoms, weights of another shape, an input without a shape.
+        CamrtError: The network has layers of types that cannot be trained (the message lists all of them), a layer
+            that does not fit its bottoms, weights of a wrong shape, or an input without a shape.
 
     Example:
         >>> net = converters.read_net("train_val.prototxt", phase="TRAIN", training=True)  # doctest: +SKIP
@@ -137,17 +138,17 @@ def network(
 class Network(nn.Module):
     """A network that computes as Caffe does, forward and backward.
 
-    Its phase is that of the description it was read from: ``train()`` and ``eval()`` change nothing.
+    The phase is that of the description: ``train()`` and ``eval()`` have no effect.
 
     Attributes:
-        name: Its name.
+        name: The name of the network.
         phase: ``"TRAIN"`` or ``"TEST"``.
-        inputs: Blob to feed -> its shape in the description.
-        shapes: Blob -> its shape at the description's batch, by its name in the file.
+        inputs: Input blob -> its shape in the description.
+        shapes: Blob, by its name in the file -> its shape at the batch size of the description.
         outputs: The blobs that no layer reads: losses, accuracies, scores.
-        blobs: What a solver changes, in the order of the layers. BatchNorm's statistics are not among them.
-        loss_weights: Blob -> its share of the loss, where it has one.
-        net: What it was built from.
+        blobs: The blobs that a solver updates, in the order of the layers, without the statistics of BatchNorm.
+        loss_weights: Blob -> its weight in the loss, for blobs that have one.
+        net: The description that the network was built from.
     """
 
     def __init__(
@@ -179,7 +180,7 @@ class Network(nn.Module):
         self.blobs: Sequence[Blob] = build.blobs
         self.shapes: Mapping[str, Shape] = {blob: build.shapes[tensor] for blob, tensor in net.tensors.items()}
         self._read = {bottom for layer in net.layers for bottom in layer.bottoms}
-        self._steps = _freeing(steps, {*self.outputs, *self.loss_weights})
+        self._steps = _with_freed_tensors(steps, {*self.outputs, *self.loss_weights})
         self.layers = nn.ModuleDict()
         self._stores: dict[str, Store] = {}
         for store in (store for step in steps for store in step.stores):
@@ -188,7 +189,7 @@ class Network(nn.Module):
 
     @property
     def stored(self) -> dict[str, tuple[Tensor, ...]]:
-        """The blobs of each layer that has some, in Caffe's order, BatchNorm's statistics included."""
+        """Layer -> its blobs in Caffe's order, including BatchNorm's statistics. Layers without blobs are left out."""
         stored = {layer: store.saved() for layer, store in self._stores.items()}
         return {layer: blobs for layer, blobs in stored.items() if blobs}
 
@@ -196,17 +197,17 @@ class Network(nn.Module):
         """Run all layers.
 
         Args:
-            inputs: Blob -> its values, float32; labels may be whole numbers of any type.
+            inputs: Blob -> its values, float32; labels may have any integer type.
             keep: Further blobs to return, by their names in the description.
 
         Returns:
-            Blob -> its values: the outputs, those that have a share of the loss, and those of ``keep``.
+            Blob -> its values: the outputs, the blobs with a loss weight, and those of ``keep``.
 
         Raises:
-            CamrtError: An input that is missing or unknown, a blob to keep that is unknown, a layer that fails.
+            CamrtError: An input is missing or unknown, a blob to keep is unknown, or a layer fails.
         """
-        kept = self._kept(keep)
-        tensors = self._fed(inputs)
+        kept = self._checked_keep(keep)
+        tensors = self._checked_inputs(inputs)
         returned = {name: tensors[name] for name in kept.values() if name in tensors}
         wanted = {*self.outputs, *self.loss_weights, *kept.values()}
         for step in self._steps:
@@ -221,24 +222,27 @@ class Network(nn.Module):
         return returned
 
     def loss(self, blobs: Mapping[str, Tensor]) -> Tensor:
-        """The sum of what ``forward`` returned, each blob by its weight: a single number.
+        """Compute the total loss, the weighted sum of the blobs that `forward` returned.
+
+        Returns:
+            A scalar tensor.
 
         Raises:
             CamrtError: The network has no loss.
         """
         if not self.loss_weights:
             raise CamrtError(
-                f"the network {self.name!r} has no loss: read it with phase='TRAIN' and training=True, and expect a "
-                "layer like SoftmaxWithLoss in it"
+                f"the network {self.name!r} has no loss, expected a layer such as SoftmaxWithLoss: read it with "
+                "phase='TRAIN' and training=True"
             )
-        parts = [in_full(blobs[name]).sum() * weight for name, weight in self.loss_weights.items()]
+        parts = [upcast(blobs[name]).sum() * weight for name, weight in self.loss_weights.items()]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
     def extra_repr(self) -> str:
-        """For ``repr``."""
+        """Return the text inside ``repr``."""
         return f"{self.name!r}, {self.phase}, {len(self._steps)} layers, outputs {', '.join(self.outputs)}"
 
-    def _fed(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _checked_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         unknown = [name for name in inputs if name not in self.inputs]
         missing = [name for name in self.inputs if name in self._read and name not in inputs]
         if unknown or missing:
@@ -249,12 +253,12 @@ class Network(nn.Module):
         for name, tensor in inputs.items():
             if tensor.dim() != len(self.inputs[name]) and name in self._read and tensor.is_floating_point():
                 raise CamrtError(
-                    f"found the shape {show(tuple(tensor.shape))} for the input {name!r}, expected one like "
+                    f"found the shape {show(tuple(tensor.shape))} for the input {name!r}, expected as many axes as "
                     f"{show(self.inputs[name])}"
                 )
         return dict(inputs)
 
-    def _kept(self, keep: Sequence[str]) -> dict[str, str]:
+    def _checked_keep(self, keep: Sequence[str]) -> dict[str, str]:
         kept = {name: self.net.tensors.get(name, name) for name in keep}
         known = {*self.inputs, *(top for step in self._steps for top in step.tops)}
         for name, tensor in kept.items():
@@ -268,7 +272,7 @@ def _seed(seed: int | None) -> int:
 
 
 def _check_supported(net: Net) -> None:
-    """Report all layers without a builder together."""
+    """Raise one error for all layers without a builder."""
     missing: dict[str, list[str]] = {}
     for layer in net.layers:
         if registry.find(layer.type) is None:
@@ -282,7 +286,7 @@ def _check_supported(net: Net) -> None:
 
 
 def _loss_weights(net: Net) -> dict[str, float]:
-    """What Caffe sums: `loss_weight`, or 1 for the first top of a loss."""
+    """Return the weights of the blobs in the loss: `loss_weight`, by default 1 for the first top of a loss layer."""
     weights: dict[str, float] = {}
     for layer in net.layers:
         given = list(layer.params.loss_weight)
@@ -298,7 +302,7 @@ def _loss_weights(net: Net) -> dict[str, float]:
 
 
 def _run(step: CompiledLayer, bottoms: list[Tensor]) -> Sequence[Tensor]:
-    for index in step.closed:
+    for index in step.detached:
         bottoms[index] = bottoms[index].detach()
     blobs = [blob for store in step.stores for blob in store.tensors()]
     try:
@@ -314,8 +318,8 @@ def _as_tops(result: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
     return (result,) if isinstance(result, Tensor) else result
 
 
-def _freeing(steps: list[CompiledLayer], wanted: set[str]) -> list[CompiledLayer]:
-    """The steps, each with the tensors that it is the last to read."""
+def _with_freed_tensors(steps: list[CompiledLayer], wanted: set[str]) -> list[CompiledLayer]:
+    """Return the steps, each with the tensors that no later step reads."""
     last: dict[str, int] = {}
     for index, step in enumerate(steps):
         last.update(dict.fromkeys((*step.bottoms, *step.tops), index))
@@ -326,14 +330,14 @@ def _freeing(steps: list[CompiledLayer], wanted: set[str]) -> list[CompiledLayer
 
 
 def _free_key(key: str, taken: Any) -> str:
-    """A module's name that is not taken: two layers may have one name, and ModuleDict's methods are no names either."""
+    """Return a free name of a module: layers may share a name, and the names of ModuleDict's methods are reserved."""
     while key in taken or not key or hasattr(taken, key):
         key += "_"
     return key
 
 
 class _Build:
-    """Builds the layers one after the other, following the shapes of the blobs."""
+    """Builds the layers in order, and infers the shapes of the blobs."""
 
     def __init__(self, net: Net, share: Network | None, seed: int) -> None:
         self.net = net
@@ -341,14 +345,14 @@ class _Build:
         self.seed = seed
         self.shapes: dict[str, Shape] = {one.name: one.shape for one in net.inputs if one.shape is not None}
         self.reads = Counter(bottom for layer in net.layers for bottom in layer.bottoms)
-        self.named: dict[str, tuple[str, Tensor]] = {}  # `param { name }` -> the layer that owns the blob, and the blob
+        self.named: dict[str, tuple[str, Tensor]] = {}  # `param { name }` -> the layer that owns the blob, the blob
         self.multipliers = _shared_multipliers(net)
         self.blobs: list[Blob] = []
         self.last = set(net.tensors.values())
         self.writers: dict[str, Layer] = {top: layer for layer in net.layers for top in layer.tops}
 
     def steps(self) -> list[CompiledLayer]:
-        """All layers, in order."""
+        """Return all layers, in order."""
         steps = []
         layers = deque(self.net.layers)
         while layers:
@@ -360,63 +364,67 @@ class _Build:
                 after = layers.popleft()
                 _, scale_weights = self._operation(after)
                 stores.append(self._store(after, scale_weights))
-                operation = batch_norm_scale(self._place(layer), bool(scale_weights[1:]))
+                operation = batch_norm_scale(self._context(layer), bool(scale_weights[1:]))
                 tops = after.tops
                 layer = replace(layer, scale=after)
-            steps.append(CompiledLayer(layer, operation, tuple(stores), layer.bottoms, tops, self._closed(layer)))
+            steps.append(
+                CompiledLayer(layer, operation, tuple(stores), layer.bottoms, tops, self._detached_bottoms(layer))
+            )
         return steps
 
-    def _closed(self, layer: Layer) -> frozenset[int]:
+    def _detached_bottoms(self, layer: Layer) -> frozenset[int]:
         propagates = list(layer.params.propagate_down)
         if propagates and len(propagates) != len(layer.bottoms):
-            raise self._place(layer).error(
+            raise self._context(layer).error(
                 f"found {len(propagates)} propagate_down for {len(layer.bottoms)} bottom(s), expected one each"
             )
         return frozenset(index for index, does in enumerate(propagates) if not does)
 
     def _merges(self, layer: Layer, after: Layer) -> bool:
-        """Whether a BatchNorm and the Scale that changes its top in place are one step."""
+        """Return whether a BatchNorm and the Scale that follows in place become one step."""
         if layer.type != "BatchNorm" or after.type != "Scale" or after.bottoms != layer.tops:
             return False
-        return self._is_private(layer.tops[0]) and not layer.params.loss_weight and can_take_in(after)
+        return self._is_private(layer.tops[0]) and not layer.params.loss_weight and can_fuse(after)
 
-    def _place(self, layer: Layer) -> Place:
+    def _context(self, layer: Layer) -> LayerContext:
         shapes = tuple(self.shapes[bottom] for bottom in layer.bottoms)
-        return Place(layer, shapes, self.net.phase, self._overwrites(layer))
+        return LayerContext(layer, shapes, self.net.phase, self._overwrites(layer))
 
     def _overwrites(self, layer: Layer) -> bool:
-        """Whether the bottom is a version of a blob that only this layer reads, and whose gradient does not need it."""
+        """Return whether the layer may overwrite its bottom: only it reads the bottom, and no gradient needs it."""
         if len(layer.bottoms) != 1 or not self._is_private(layer.bottoms[0]):
             return False
         writer = self.writers[layer.bottoms[0]]
-        return writer.type in _FORGETTING and not writer.params.loss_weight
+        return writer.type in _TOPS_NOT_NEEDED and not writer.params.loss_weight
 
     def _is_private(self, tensor: str) -> bool:
-        """Whether it has one reader and is no blob's last version, which someone may want to keep."""
+        """Return whether a tensor has one reader and is not the last version of a blob, which `keep` may name."""
         return self.reads[tensor] == 1 and tensor not in self.last and tensor in self.writers
 
     def _operation(self, layer: Layer) -> tuple[Operation, Sequence[Weight]]:
-        """The layer's operation; its tops' shapes are those that it gives on PyTorch's device without memory."""
-        place = self._place(layer)
+        """Return the layer's operation, and infer the shapes of its tops on PyTorch's meta device."""
+        context = self._context(layer)
         builder = registry.find(layer.type)
         assert builder is not None
-        operation = builder(place)
+        operation = builder(context)
         try:
             blobs = [torch.empty(weight.shape, device="meta") for weight in operation.weights]
-            bottoms = [torch.empty(shape, device="meta") for shape in place.shapes]
+            bottoms = [torch.empty(shape, device="meta") for shape in context.shapes]
             with torch.no_grad():
                 tops = _as_tops(operation.forward(blobs, bottoms))
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            found = ", ".join(f"{name} {show(shape)}" for name, shape in zip(layer.bottoms, place.shapes, strict=True))
-            raise place.error(f"does not fit its bottoms ({found}): {error}") from error
+            found = ", ".join(
+                f"{name} {show(shape)}" for name, shape in zip(layer.bottoms, context.shapes, strict=True)
+            )
+            raise context.error(f"does not fit its bottoms ({found}): {error}") from error
         if len(tops) != len(layer.tops):
-            raise place.error(f"found {len(layer.tops)} top(s), expected {len(tops)}")
+            raise context.error(f"found {len(layer.tops)} top(s), expected {len(tops)}")
         for name, top in zip(layer.tops, tops, strict=True):
             if top.numel() > MAX_BLOB:
-                raise place.error(f"found a top of {show(tuple(top.shape))}, expected at most {MAX_BLOB:,} numbers")
+                raise context.error(f"found a top of {show(tuple(top.shape))}, expected at most {MAX_BLOB:,} numbers")
             self.shapes[name] = tuple(top.shape)
         if len(layer.params.param) > len(operation.weights):
-            raise place.error(
+            raise context.error(
                 f"found {len(layer.params.param)} param, expected at most one for each of its "
                 f"{len(operation.weights)} blob(s)"
             )
@@ -426,7 +434,7 @@ class _Build:
         specs = [*layer.params.param, *[ParamSpec()] * (len(weights) - len(layer.params.param))]
         shared = self.share._stores.get(layer.name) if self.share is not None else None
         if shared is not None:
-            self._take_over(layer, shared, weights, specs)
+            self._reuse_store(layer, shared, weights, specs)
             return shared
         given = layer.weights(*(weight.shape for weight in weights)) if layer.blobs else [None] * len(weights)
         own = [not spec.name or spec.name not in self.named for spec in specs]
@@ -442,12 +450,12 @@ class _Build:
                 self.blobs.append(Blob(layer.name, index, store, *self._multipliers(spec)))
         return store
 
-    def _take_over(self, layer: Layer, shared: Store, weights: Sequence[Weight], specs: Sequence[ParamSpec]) -> None:
-        """Note the blobs of the other network's layer as this one's."""
+    def _reuse_store(self, layer: Layer, shared: Store, weights: Sequence[Weight], specs: Sequence[ParamSpec]) -> None:
+        """Use the blobs of the other network's layer of the same name."""
         found = [weight.shape for weight in shared.weights]
         expected = [weight.shape for weight in weights]
         if found != expected:
-            raise self._place(layer).error(
+            raise self._context(layer).error(
                 f"found blobs of {', '.join(map(show, found))} in the network to share with, expected "
                 f"{', '.join(map(show, expected))}"
             )
@@ -455,13 +463,13 @@ class _Build:
         self.named.update({spec.name: (layer.name, shared.held(i)) for i, spec in enumerate(specs) if spec.name})
 
     def _filled(self, layer: Layer, index: int, weight: Weight, spec: ParamSpec, given: np.ndarray | None) -> Tensor:
-        """A blob of the layer's own: with the weights that the net came with, or as its filler says."""
+        """Return a blob of the layer itself, with the weights of the net or those of its filler."""
         if spec.lr_mult and spec.HasField("lr_mult") and not weight.learned:
-            raise self._place(layer).error(
+            raise self._context(layer).error(
                 f"found lr_mult {spec.lr_mult:g} for blob {index}, expected 0: it is not learned by gradients"
             )
         if math.prod(weight.shape) > MAX_BLOB:
-            raise self._place(layer).error(
+            raise self._context(layer).error(
                 f"found the shape {show(weight.shape)} for blob {index}, expected at most {MAX_BLOB:,} numbers"
             )
         tensor = torch.empty(weight.shape)
@@ -471,7 +479,7 @@ class _Build:
             try:
                 fill(tensor, weight.filler, seed=self.seed, name=f"{layer.name}/{index}")
             except ValueError as error:
-                raise self._place(layer).error(f"blob {index}: {error}") from None
+                raise self._context(layer).error(f"blob {index}: {error}") from None
         if weight.learned:
             tensor = nn.Parameter(tensor, requires_grad=self._multipliers(spec)[0] != 0)
         if spec.name:
@@ -479,33 +487,33 @@ class _Build:
         return tensor
 
     def _shared(self, layer: Layer, weight: Weight, spec: ParamSpec) -> Tensor:
-        """The blob of an earlier layer that has the same `param { name }`."""
+        """Return the blob of an earlier layer with the same `param { name }`."""
         owner, tensor = self.named[spec.name]
         is_permissive = spec.share_mode == ParamSpec.PERMISSIVE
         if tuple(tensor.shape) != weight.shape and not (is_permissive and tensor.numel() == math.prod(weight.shape)):
-            raise self._place(layer).error(
+            raise self._context(layer).error(
                 f"found the shape {show(weight.shape)} for the shared blob {spec.name!r}, expected "
                 f"{show(tuple(tensor.shape))} as in the layer {owner!r}"
             )
         return tensor
 
     def _multipliers(self, spec: ParamSpec) -> tuple[float, float]:
-        """A blob's lr_mult and decay_mult; of a shared blob, any of its layers may say them."""
-        said = self.multipliers.get(spec.name, {})
-        return said.get("lr_mult", spec.lr_mult), said.get("decay_mult", spec.decay_mult)
+        """Return lr_mult and decay_mult of a blob. Those of a shared blob may be set by any of its layers."""
+        shared = self.multipliers.get(spec.name, {})
+        return shared.get("lr_mult", spec.lr_mult), shared.get("decay_mult", spec.decay_mult)
 
 
 def _shared_multipliers(net: Net) -> dict[str, dict[str, float]]:
-    """Name of a shared blob -> what its layers say of lr_mult and decay_mult."""
+    """Return the lr_mult and decay_mult of shared blobs, by the blobs' names."""
     found: dict[str, dict[str, float]] = {}
     for layer in net.layers:
         for spec in (one for one in layer.params.param if one.name):
-            said = found.setdefault(spec.name, {})
+            multipliers = found.setdefault(spec.name, {})
             for what in ("lr_mult", "decay_mult"):
                 value = getattr(spec, what)
-                if spec.HasField(what) and said.setdefault(what, value) != value:
+                if spec.HasField(what) and multipliers.setdefault(what, value) != value:
                     raise CamrtError(
                         f"layer {layer.name} ({layer.type}): found {what} {value:g} for the shared blob {spec.name!r}, "
-                        f"expected {said[what]:g} as in a layer before it"
+                        f"expected {multipliers[what]:g} as in an earlier layer"
                     )
     return found

@@ -1,4 +1,4 @@
-"""What is asked of a training, what it tells, and what becomes of it. Without PyTorch."""
+"""Options, progress reports and results of training. PyTorch is not imported."""
 
 from __future__ import annotations
 
@@ -14,27 +14,32 @@ Precision = Literal["bf16", "fp16"]
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What is asked of a training, beside its solver file.
+    """The options of a training run, in addition to its solver file.
 
     Attributes:
         solver: The solver file.
-        data: The images to train on, as `camrt.train.data.open_source` takes them; None for what the data layer names.
-        test_data: The images to test on, likewise; None for the part for testing that ``data`` has, or else what the
-            data layer names.
-        weights: `.caffemodel` files to begin from; if empty, those of the solver file.
-        two_stage: For how many iterations only the layers that ``weights`` has not are trained.
-        out: The prefix of all files that are written; None for the solver's snapshot_prefix.
-        resume: Go on from the last snapshot, if there is one.
-        snapshot: Go on from this one.
-        restart: Begin anew, and remove the snapshots that are there.
-        seed: Of all that is random; None for the solver's random_seed, or any.
-        resize: Height and width that images get first.
-        batch: Images in a batch of each process; None for the data layers' own numbers.
-        workers: Processes that load images; None for as many as suit. What is computed does not depend on it.
-        device: As PyTorch calls it; None for a GPU where there is one.
-        threads: Of the CPU; None for as many as PyTorch takes.
-        amp: The type of mixed precision; None for float32.
-        deterministic: Whether a GPU may use only what gives the same result each time.
+        data: The training images, as a source for `camrt.train.data.open_source`. By default, the data layers of the
+            network.
+        test_data: The test images, as a source. By default, the test part of ``data`` if it has one, else the data
+            layers of the network.
+        weights: `.caffemodel` files with the initial weights. By default, those of the solver file.
+        two_stage: The number of iterations in which only the layers without weights in ``weights`` are trained.
+        out: The prefix of all output files. By default, the solver's snapshot_prefix.
+        resume: Whether to resume from the last snapshot, if there is one.
+        snapshot: A snapshot to resume from.
+        restart: Whether to remove existing snapshots and start at iteration 0.
+        seed: The seed of all random numbers. By default, the solver's random_seed, or else a random seed.
+        resize: Height and width in pixels to which images are resized first.
+        batch: The batch size of each process. By default, that of the data layers.
+        workers: The number of processes that load images. The results do not depend on it. By default, it is chosen
+            from the data and the number of CPU cores.
+        device: The device, by PyTorch's name. By default, a GPU if one is available.
+        threads: The number of CPU threads. By default, PyTorch's.
+        amp: The data type of mixed precision. By default, float32 everywhere.
+        deterministic: Whether a GPU uses deterministic algorithms only.
+
+    Raises:
+        CamrtError: ``restart`` is combined with ``resume`` or ``snapshot``.
     """
 
     solver: Path
@@ -57,22 +62,22 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         if self.restart and (self.resume or self.snapshot):
-            raise CamrtError("found --restart with --resume or --snapshot, expected one: begin anew, or go on")
+            raise CamrtError("found --restart together with --resume or --snapshot, expected only one of them")
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What became of a training.
+    """The result of a training run.
 
     Attributes:
-        iteration: How many iterations the weights have seen.
-        weights: The last snapshot's; None where there is none.
+        iteration: The number of iterations done.
+        weights: The weights file of the last snapshot; None without a snapshot.
         loss: The last smoothed loss.
-        tests: For each test net what it gave last: output -> mean.
-        log: The log, as lines of JSON.
-        curves: The picture of the curves; None without matplotlib.
-        seconds: How long it took, over all runs.
-        signal: What ended it early; 0 where nothing did.
+        tests: The last results of each test net: output -> mean.
+        log: The log file, in JSON Lines.
+        curves: The plot of the training curves; None without matplotlib.
+        seconds: The training time in seconds, over all runs.
+        signal: The number of the signal that stopped the training; 0 if it ran to the end.
     """
 
     iteration: int
@@ -86,23 +91,23 @@ class TrainingResult:
 
 
 class Reporter(Protocol):
-    """Who is told how a training goes."""
+    """Receives the progress of a training run."""
 
     def say(self, text: str) -> None:
-        """A line."""
+        """Report a line of text."""
 
     def begin(self, done: int, total: int) -> None:
-        """The iterations begin."""
+        """Report the start of training, with the number of iterations already done and in total."""
 
     def advance(self) -> None:
-        """An iteration is done."""
+        """Report that an iteration is done."""
 
     def show(self, loss: float, rate: float) -> None:
-        """The smoothed loss and the learning rate."""
+        """Report the smoothed loss and the learning rate."""
 
 
-class Silent:
-    """Tells nobody."""
+class SilentReporter:
+    """A reporter that discards everything."""
 
     def say(self, text: str) -> None:
         """See `Reporter`."""

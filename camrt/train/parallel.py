@@ -1,4 +1,4 @@
-"""Several processes that train one network, each on its part of a batch, as `torchrun` starts them."""
+"""Data-parallel training by the processes that `torchrun` starts."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Group:
     """The processes that train together.
 
     Attributes:
-        rank: The number of this one. The first one writes the files.
-        world: How many there are.
-        local_rank: The number of this one on its machine: that of its GPU.
+        rank: The number of this process. Process 0 writes the files.
+        world: The number of processes.
+        local_rank: The number of this process on its machine, which is also the number of its GPU.
     """
 
     rank: int = 0
@@ -35,7 +35,7 @@ class Group:
         return self.rank == 0
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Put the mean over all processes in place of each tensor."""
+        """Replace each tensor by its mean over all processes."""
         if self.world == 1 or not tensors:
             return
         with torch.no_grad():
@@ -48,24 +48,24 @@ class Group:
                 for tensor, part in zip(same, parts, strict=True):
                     tensor.copy_(part.view_as(tensor))
 
-    def largest(self, number: int) -> int:
-        """The largest of the processes' numbers. Waits for all of them; the device does not."""
+    def maximum(self, number: int) -> int:
+        """Return the largest number of all processes. Waits for the processes, but not for the device."""
         if self.world == 1:
             return number
         tensor = torch.tensor(number)
         distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
         return int(tensor)
 
-    def of_first(self, value: T) -> T:
-        """What the first process has; the others' value is not looked at."""
+    def broadcast(self, value: T) -> T:
+        """Return the value of the first process. The values of the others are ignored."""
         if self.world == 1:
             return value
         values = [value]
         distributed.broadcast_object_list(values)
         return values[0]
 
-    def gathered(self, value: T) -> list[T]:
-        """What each process has, the first one's first."""
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all processes, in the order of their ranks."""
         if self.world == 1:
             return [value]
         values: list[T | None] = [None] * self.world
@@ -74,17 +74,20 @@ class Group:
 
 
 def join(environment: Mapping[str, str] = os.environ) -> Group:
-    """Join the other processes that `torchrun` started; alone, where it did not.
+    """Join the process group that `torchrun` started.
 
     Args:
-        environment: ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, and what PyTorch itself reads.
+        environment: The environment variables: ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, and those that PyTorch reads.
+
+    Returns:
+        The group; a group of one if the process was not started by `torchrun`.
 
     Raises:
-        CamrtError: The others cannot be reached.
+        CamrtError: The processes cannot reach each other.
     """
     if "WORLD_SIZE" not in environment or "RANK" not in environment:
         return Group()
-    # CPU tensors too: what the processes agree on must not wait for the GPU.
+    # gloo for CPU tensors: the exchange of signals must not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         distributed.init_process_group(backend)
@@ -95,21 +98,22 @@ def join(environment: Mapping[str, str] = os.environ) -> Group:
 
 
 def leave() -> None:
-    """Leave the other processes."""
+    """Leave the process group."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def choose_device(name: str | None, group: Group, number: int = 0) -> torch.device:
-    """The device to train on.
+    """Return the device to train on.
 
     Args:
-        name: As PyTorch calls it: ``cpu``, ``cuda``, ``cuda:1``, ``mps``. None for a GPU where there is one.
-        group: With several processes on a machine each has a GPU of its own.
-        number: The GPU that the solver's file names.
+        name: The device, by PyTorch's name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``. By default, a GPU if one is
+            available.
+        group: The processes. If there are several, each uses its own GPU.
+        number: The number of the GPU in the solver file.
 
     Raises:
-        CamrtError: There is no such device.
+        CamrtError: PyTorch cannot use the device.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -127,6 +131,6 @@ def choose_device(name: str | None, group: Group, number: int = 0) -> torch.devi
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no number is NaN or infinite. Waits for the device."""
+    """Return whether all values are finite. Waits for the device."""
     found = [tensor.detach().isfinite().all() for tensor in tensors if tensor.is_floating_point()]
     return not found or bool(torch.stack(found).all())

@@ -1,4 +1,4 @@
-"""How the learning rate changes. Caffe: SGDSolver::GetLearningRate in src/caffe/solvers/sgd_solver.cpp."""
+"""Learning rate policies. Caffe: SGDSolver::GetLearningRate in src/caffe/solvers/sgd_solver.cpp."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from converters.schema.caffe_pb2 import SolverParameter
 
 @dataclass(frozen=True)
 class Policy:
-    """One value of `lr_policy`.
+    """A learning rate policy.
 
     Attributes:
-        rate: A function of the solver's parameters and the number of the iteration, from 0.
-        needs: The fields that it reads; none of them has a meaningful default.
+        rate: A function of the solver's parameters and the iteration, counted from 0.
+        needs: The required fields, which have no meaningful default.
     """
 
     rate: Callable[[SolverParameter, int], float]
@@ -49,7 +49,7 @@ def _poly(param: SolverParameter, iteration: int) -> float:
 
 def _sigmoid(param: SolverParameter, iteration: int) -> float:
     exponent = -param.gamma * (iteration - param.stepsize)
-    return param.base_lr / (1 + math.exp(min(exponent, 700.0)))  # e^710 is more than a float holds
+    return param.base_lr / (1 + math.exp(min(exponent, 700.0)))  # e^710 overflows
 
 
 POLICIES = {
@@ -64,14 +64,14 @@ POLICIES = {
 
 
 def learning_rate(param: SolverParameter, iteration: int) -> float:
-    """The learning rate of an iteration, before `lr_mult`.
+    """Return the learning rate of an iteration, before `lr_mult`.
 
     Args:
-        param: A solver's parameters, from `read_solver`.
-        iteration: How many updates came before, from 0.
+        param: The solver's parameters, from `read_solver`.
+        iteration: The number of updates done.
 
     Raises:
-        CamrtError: An unknown `lr_policy`.
+        CamrtError: The `lr_policy` is unknown.
 
     Example:
         >>> param = SolverParameter(base_lr=0.5, lr_policy="step", gamma=0.5, stepsize=10)

@@ -1,4 +1,4 @@
-"""From options to all parts of a training, checked before the first iteration."""
+"""Setup of a training run from its options. Everything is checked before the first iteration."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ _SHOWN = 8  # names that a message lists
 
 @dataclass(frozen=True, eq=False)
 class TrainingSetup:
-    """All parts of a training.
+    """The components of a training run.
 
     Attributes:
-        param: What the solver file says.
-        device: Where it runs.
-        seed: Of all that is random.
-        start: The snapshot that is gone on from.
-        network: The network that is trained, on its device.
-        tests: The networks that are tested. They have its weights.
-        loader_specs: What they are fed with, the trained one first.
+        param: The parameters of the solver file.
+        device: The device.
+        seed: The seed of all random numbers.
+        start: The snapshot to resume from; None to start at iteration 0.
+        network: The network to train, on its device.
+        tests: The networks to test. They share the weights of the trained one.
+        loader_specs: The data of the trained network, followed by the data of each test network.
         solver: The solver, with its history.
-        loaded: The layers whose weights came from files, at the beginning.
-        two_stage: Until which iteration those wait.
+        loaded: The layers whose initial weights were loaded from files.
+        two_stage: The iteration up to which the loaded layers are frozen.
     """
 
     param: SolverParameter
@@ -57,16 +57,18 @@ class TrainingSetup:
     two_stage: int
 
     @property
-    def facts(self) -> Mapping[str, Any]:
-        """What the snapshot says; empty without one."""
-        return self.start.facts if self.start is not None else {}
+    def metadata(self) -> Mapping[str, Any]:
+        """The metadata of the snapshot; empty without one."""
+        return self.start.metadata if self.start is not None else {}
 
 
 def prefix_of(options: TrainingOptions, named: str) -> Path:
-    """Where files go. Without a prefix, and for a folder, the solver file's name completes it, as in Caffe.
+    """Return the prefix of the output files.
+
+    As in Caffe, the name of the solver file is used if there is no prefix, and appended if the prefix is a folder.
 
     Args:
-        options: What is asked.
+        options: The options.
         named: The solver's snapshot_prefix.
     """
     if options.out is None and not named:
@@ -79,24 +81,24 @@ def prefix_of(options: TrainingOptions, named: str) -> Path:
 def prepare(
     options: TrainingOptions, file: SolverFile, saved: Snapshots, group: Group, reporter: Reporter
 ) -> TrainingSetup:
-    """Set up all parts. Nothing is written.
+    """Set up a training run. Nothing is written.
 
     Args:
-        options: What is asked.
+        options: The options.
         file: The solver file.
-        saved: The snapshots that are there.
+        saved: The existing snapshots.
         group: The processes that train together.
-        reporter: Who is told of notes.
+        reporter: Receives notes.
 
     Raises:
-        CamrtError: Whatever is wrong with the files or options.
+        CamrtError: A file or an option is invalid.
     """
     _configure(options)
     param = file.param
     device = choose_device(options.device, group, param.device_id)
     start = _start(options, saved, group, reporter)
     seed = _seed(options, param, start, group)
-    nets, loader_specs = _fed(options, file, seed)
+    nets, loader_specs = _nets_and_data(options, file, seed)
     for note in dict.fromkeys(note for each in loader_specs for note in each.notes):
         reporter.say(f"note: {note}")
     shapes = [each.shapes() for each in loader_specs]
@@ -105,7 +107,7 @@ def prepare(
         network(net, input_shapes=shape, share=trained, seed=seed)
         for net, shape in zip(nets[1:], shapes[1:], strict=True)
     ]
-    loader_specs = [_check_labels(each, fed) for each, fed in zip([trained, *tests], loader_specs, strict=True)]
+    loader_specs = [_check_labels(each, spec) for each, spec in zip([trained, *tests], loader_specs, strict=True)]
     loaded = _load(options, param, trained, start, reporter)
     two_stage = _two_stage(options, start, trained, loaded)
     for each in [trained, *tests]:
@@ -122,7 +124,7 @@ def _configure(options: TrainingOptions) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.deterministic and torch.cuda.is_available():
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS asks for
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
         torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = not options.deterministic
 
@@ -131,92 +133,100 @@ def _configure(options: TrainingOptions) -> None:
 
 
 def _start(options: TrainingOptions, saved: Snapshots, group: Group, reporter: Reporter) -> Snapshot | None:
-    """The snapshot to go on from. The first process decides, all read it."""
+    """Return the snapshot to resume from. The first process chooses it, and all processes read it."""
     chosen = _chosen_start(options, saved, reporter) if group.is_first else None
-    file = group.of_first(chosen.file if chosen is not None else None)
+    file = group.broadcast(chosen.file if chosen is not None else None)
     return chosen if group.is_first or file is None else snapshots.read(file)
 
 
 def _chosen_start(options: TrainingOptions, saved: Snapshots, reporter: Reporter) -> Snapshot | None:
     if options.snapshot is not None:
         return snapshots.read(options.snapshot)
-    there = saved.states()
+    existing = saved.states()
     for file in options.weights if options.restart else ():
-        own = {
+        removed = {
             state.with_name(state.stem + ending).resolve()
-            for state in there
+            for state in existing
             for ending in (snapshots.WEIGHTS, snapshots.WEIGHTS_HDF5)
         }
-        if file.resolve() in own:
-            raise CamrtError("is of a snapshot that --restart removes: give another prefix with --out", file=str(file))
+        if file.resolve() in removed:
+            raise CamrtError(
+                "belongs to a snapshot that --restart removes: choose another prefix with --out", file=str(file)
+            )
     if options.resume:
-        if not there:
-            reporter.say(f"no snapshot of {saved.prefix} is there: beginning at iteration 0")
+        if not existing:
+            reporter.say(f"found no snapshot of {saved.prefix}: starting at iteration 0")
         return saved.last()
-    if there and not options.restart:
+    if existing and not options.restart:
         raise CamrtError(
-            f"found {len(there)} snapshot(s) of an earlier run, the last one {there[-1].name}. Go on from there with "
-            "--resume, begin anew and remove them with --restart, or name another prefix with --out",
+            f"found {len(existing)} snapshot(s) of an earlier run, the last one {existing[-1].name}. Resume from it "
+            "with --resume, remove the snapshots and start over with --restart, or choose another prefix with --out",
             file=str(saved.prefix),
         )
     return None
 
 
 def _seed(options: TrainingOptions, param: SolverParameter, start: Snapshot | None, group: Group) -> int:
-    """The seed of the run that is gone on with; else the one that was given, or any."""
+    """Return the seed of the resumed run, or else the given one, or else a random one."""
     given = options.seed
     if start is not None:
-        began = int(start.facts["seed"])
-        if given not in (None, began):
-            raise CamrtError(f"found --seed {given}, expected {began}, which the run began with", file=str(start.file))
-        return began
+        previous = int(start.metadata["seed"])
+        if given not in (None, previous):
+            raise CamrtError(f"found --seed {given}, expected {previous}, the seed of the run", file=str(start.file))
+        return previous
     if given is None and param.random_seed >= 0:
         given = param.random_seed
-    return group.of_first(secrets.randbelow(2**31) if given is None else given)
+    return group.broadcast(secrets.randbelow(2**31) if given is None else given)
 
 
-def _restore(solver: Solver, start: Snapshot, fed: DataLoaderSpec, reporter: Reporter) -> None:
-    """The solver's history; and a note where the data is not that of the snapshot."""
+def _restore(solver: Solver, start: Snapshot, spec: DataLoaderSpec, reporter: Reporter) -> None:
+    """Restore the solver's history, and report if the data differ from those of the snapshot."""
     try:
-        solver.load_state_dict(snapshots.unpacked(start.facts["solver"], start.arrays, torch.from_numpy))
+        solver.load_state_dict(snapshots.unpacked(start.metadata["solver"], start.arrays, torch.from_numpy))
     except CamrtError as error:
         raise error.in_file(str(start.file)) from None
-    reporter.say(f"going on from {start.file}")
-    source, facts = fed.first, start.facts
-    if (facts["data"], facts["images"]) != (source.name, source.count):
+    reporter.say(f"resuming from {start.file}")
+    source, metadata = spec.first, start.metadata
+    if (metadata["data"], metadata["images"]) != (source.name, source.count):
         reporter.say(
-            f"note: the data was {facts['data']} with {_count(facts['images'])} images, and is {source.name} with "
-            f"{_count(source.count)}: from here on it is another run"
+            f"note: the data have changed from {metadata['data']} ({_count(metadata['images'])} images) to "
+            f"{source.name} ({_count(source.count)}): the results will differ from those of an uninterrupted run"
         )
-    before = facts.get("batch", fed.batch_size)
-    if before != fed.batch_size:
-        reporter.say(f"note: a batch had {before} images, and has {fed.batch_size}: from here on it is another run")
+    before = metadata.get("batch", spec.batch_size)
+    if before != spec.batch_size:
+        reporter.say(
+            f"note: the batch size has changed from {before} to {spec.batch_size}: the results will differ from those "
+            "of an uninterrupted run"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ the data
 
 
-def _fed(options: TrainingOptions, file: SolverFile, seed: int) -> tuple[list[Net], list[DataLoaderSpec]]:
-    """The nets, the trained one first, and what they are fed with."""
+def _nets_and_data(options: TrainingOptions, file: SolverFile, seed: int) -> tuple[list[Net], list[DataLoaderSpec]]:
+    """Return the nets, the trained one first, and their data."""
     test_data = options.test_data
     if test_data is None and options.data is not None and has_test_part(options.data):
         test_data = options.data
     nets = [file.train_net(), *file.test_nets()]
     texts = [options.data, *([test_data] * (len(nets) - 1))]
-    fed = [
+    specs = [
         data_loader_spec(
             net, text, seed=seed, resize=options.resize, batch=options.batch, find=_finder(net, options.solver)
         )
         for net, text in zip(nets, texts, strict=True)
     ]
     if test_data is not None and len(nets) > 2:
-        note = f"all {len(nets) - 1} test nets read the same images, {test_data}: --test-data replaces their own data"
-        fed[1] = replace(fed[1], notes=(*fed[1].notes, note))
-    return nets, fed
+        note = f"all {len(nets) - 1} test nets read {test_data}: --test-data replaces the data of each of them"
+        specs[1] = replace(specs[1], notes=(*specs[1].notes, note))
+    return nets, specs
 
 
 def _finder(net: Net, solver: Path) -> Callable[[str], Path]:
-    """Relative paths in a prototxt: from the current folder, as in Caffe, else from the file's or one above it."""
+    """Return a function that resolves relative paths of a prototxt.
+
+    They are relative to the current folder, as in Caffe, or else to the folder of the prototxt or a parent of it.
+    """
     beside = Path(net.files[0] if net.files else solver).absolute().parent
 
     def find(path: str) -> Path:
@@ -226,13 +236,13 @@ def _finder(net: Net, solver: Path) -> Callable[[str], Path]:
     return find
 
 
-def _check_labels(net: Network, fed: DataLoaderSpec) -> DataLoaderSpec:
-    """Labels must be classes that the losses know: on a GPU a wrong one ends the process without a word.
+def _check_labels(net: Network, spec: DataLoaderSpec) -> DataLoaderSpec:
+    """Check that all labels are classes of the losses. On a GPU, a wrong label would abort the process.
 
     Returns:
-        The data; labels that only loading tells are checked as they come.
+        The data, with limits for the labels that are only known once they are loaded.
     """
-    streams = {top: stream for stream in fed.streams for top in stream.shapes()}
+    streams = {top: stream for stream in spec.streams for top in stream.shapes()}
     limits: dict[str, LabelLimit] = {}
     for layer in net.net.layers:
         shape = net.shapes.get(layer.bottoms[0]) if layer.bottoms else None
@@ -252,7 +262,7 @@ def _check_labels(net: Network, fed: DataLoaderSpec) -> DataLoaderSpec:
                 f"{net.name!r} has {shape[axis]} classes",
                 file=stream.name,
             )
-    return replace(fed, label_limits=limits)
+    return replace(spec, label_limits=limits)
 
 
 # --------------------------------------------------------------------------------------------------------- the weights
@@ -261,49 +271,49 @@ def _check_labels(net: Network, fed: DataLoaderSpec) -> DataLoaderSpec:
 def _load(
     options: TrainingOptions, param: SolverParameter, trained: Network, start: Snapshot | None, reporter: Reporter
 ) -> tuple[str, ...]:
-    """Load the snapshot's weights, or those to begin from.
+    """Load the weights of the snapshot, or the initial weights.
 
     Returns:
-        The layers that were loaded at the beginning of the run.
+        The layers whose initial weights were loaded.
     """
     if start is not None:
         report = load_caffemodel(trained, start.weights)
         if report.filled:
             raise CamrtError(
-                f"found no weights for {_few(report.filled)}: the snapshot is of another network",
+                f"found no weights for {_few(report.filled)}: the snapshot belongs to another network",
                 file=str(start.weights),
             )
-        return tuple(start.facts["loaded"])
+        return tuple(start.metadata["loaded"])
     loaded: set[str] = set()
     for file in options.weights or [Path(one) for each in param.weights for one in each.split(",") if one]:
         report = load_caffemodel(trained, file)
-        said = [f"{file}: {len(report.loaded)} layer(s) loaded"]
-        said += [f"not in it: {_few(report.filled)}"] if report.filled else []
-        said += [f"not in the network: {_few(report.unused)}"] if report.unused else []
-        reporter.say("; ".join(said))
+        parts = [f"{file}: loaded {len(report.loaded)} layer(s)"]
+        parts += [f"not in the file: {_few(report.filled)}"] if report.filled else []
+        parts += [f"not in the network: {_few(report.unused)}"] if report.unused else []
+        reporter.say("; ".join(parts))
         loaded.update(report.loaded)
     return tuple(sorted(loaded))
 
 
 def _two_stage(options: TrainingOptions, start: Snapshot | None, trained: Network, loaded: Sequence[str]) -> int:
-    """Until which iteration the loaded layers wait."""
+    """Return the iteration up to which the loaded layers are frozen."""
     wanted = options.two_stage
     if start is not None:
-        began = int(start.facts["two_stage"])
-        if wanted not in (None, began):
+        previous = int(start.metadata["two_stage"])
+        if wanted not in (None, previous):
             raise CamrtError(
-                f"found --two-stage {wanted}, expected {began or 'none'}, which the run began with",
+                f"found --two-stage {wanted}, expected {previous or 'none'}, the value of the run",
                 file=str(start.file),
             )
-        return began
+        return previous
     if not wanted:
         return 0
     learning = [blob.layer in loaded for blob in trained.blobs if blob.lr_mult]
     if not any(learning):
-        raise CamrtError(f"found --two-stage {wanted} and no layer from --weights, expected some that wait")
+        raise CamrtError(f"found --two-stage {wanted} but no layers from --weights, expected some to freeze at first")
     if all(learning):
         raise CamrtError(
-            f"found --two-stage {wanted}, and all layers that learn in --weights: expected new ones, which learn first"
+            f"found --two-stage {wanted} but weights for all layers, expected new layers, which are trained first"
         )
     return wanted
 

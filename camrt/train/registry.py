@@ -1,7 +1,7 @@
-"""Which function trains which layer type.
+"""Registry of layer builders: layer type -> the function that builds its PyTorch operation.
 
-A builder is a function of a layer and its bottoms' shapes. It checks the layer and says which blobs it learns and how
-it computes its tops; `builds` registers it.
+A builder is a function of a layer and the shapes of its bottoms. It checks the layer, and returns its blobs and the
+function that computes its tops. Register one with `builds`.
 """
 
 from __future__ import annotations
@@ -18,22 +18,33 @@ from converters.schema.caffe_pb2 import FillerParameter
 if TYPE_CHECKING:
     from torch import Tensor
 
-FAMILIES = ("activation", "convolution", "elementwise", "loss", "normalization", "pooling", "recurrent", "shaping")
+FAMILIES = (
+    "activation",
+    "convolution",
+    "elementwise",
+    "linear",
+    "loss",
+    "normalization",
+    "pooling",
+    "recurrent",
+    "reduction",
+    "shaping",
+)
 
 Shape = tuple[int, ...]
 Forward = Callable[[Sequence["Tensor"], Sequence["Tensor"]], "Tensor | Sequence[Tensor]"]
-Builder = Callable[["Place"], "Operation"]
+Builder = Callable[["LayerContext"], "Operation"]
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A blob that a layer stores.
+    """The specification of a blob that a layer stores.
 
     Attributes:
-        shape: Its shape.
-        filler: What it holds before training; None for zeros.
-        learned: Whether the solver changes it. BatchNorm's statistics it does not.
-        saved: Whether it belongs to the layer's blobs in a caffemodel.
+        shape: The shape of the blob.
+        filler: The initial values. None for zeros.
+        learned: Whether the solver updates the blob. False for the statistics of BatchNorm.
+        saved: Whether the blob is stored in a caffemodel.
     """
 
     shape: Shape
@@ -44,10 +55,10 @@ class Weight:
 
 @dataclass(frozen=True)
 class Operation:
-    """How a layer computes.
+    """The computation of a layer.
 
     Attributes:
-        forward: A function of the layer's blobs and its bottoms that gives its top, or its tops.
+        forward: A function of the layer's blobs and its bottoms that returns its top or its tops.
         weights: The layer's blobs, in Caffe's order.
     """
 
@@ -56,14 +67,15 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A layer at its place in a network.
+class LayerContext:
+    """A layer, and what its builder needs to know about the network around it.
 
     Attributes:
         layer: The layer.
         shapes: The shapes of its bottoms.
         phase: ``"TRAIN"`` or ``"TEST"``.
-        overwrites: Whether it may write its top over its bottom: nobody else reads it, not even for a gradient.
+        overwrites: Whether the layer may write its top over its bottom: no other layer and no gradient reads the
+            bottom.
     """
 
     layer: Layer
@@ -72,11 +84,16 @@ class Place:
     overwrites: bool = False
 
     def error(self, message: str) -> CamrtError:
-        """A CamrtError that names the layer."""
+        """Return a CamrtError that names the layer."""
         return CamrtError(f"layer {self.layer.name} ({self.layer.type}): {message}")
 
     def axis(self, axis: int, bottom: int = 0, *, end: bool = False) -> int:
-        """An axis of a bottom, counted from the front.
+        """Return the index of an axis, counted from the front.
+
+        Args:
+            axis: The index; a negative one counts from the end.
+            bottom: The index of the bottom.
+            end: Whether the index one past the last axis is valid.
 
         Raises:
             CamrtError: The bottom has no such axis.
@@ -87,8 +104,8 @@ class Place:
         return axis + rank if axis < 0 else axis
 
 
-def in_full(values: Tensor) -> Tensor:
-    """The values in single precision at least: under autocast they can be of half precision."""
+def upcast(values: Tensor) -> Tensor:
+    """Convert half precision, which autocast produces, to float32. Return other tensors unchanged."""
     return values.float() if values.element_size() < 4 or not values.is_floating_point() else values
 
 
@@ -112,10 +129,10 @@ def builds(*types: str) -> Callable[[Builder], Builder]:
 
 
 def find(type: str) -> Builder | None:
-    """The builder of a layer type, or None."""
+    """Return the builder of a layer type, or None."""
     return _builders.find(type)
 
 
 def types() -> Iterator[str]:
-    """All layer types that can be trained."""
+    """Iterate over all layer types that can be trained."""
     return _builders.keys()

@@ -1,8 +1,8 @@
-"""A training from beginning to end: Caffe's `Solver::Solve`, with snapshots that a killed run goes on from.
+"""The training loop: Caffe's `Solver::Solve`, with snapshots from which a killed run resumes.
 
-An iteration is a function of the weights, the solver's history and its number alone: images, crops and mirroring follow
-from the seed and the position in the data, dropout from the seed and the iteration. So a run that was killed and goes
-on from a snapshot computes, bit by bit, what an unbroken one does.
+An iteration depends only on the weights, the solver's history and the iteration number: images, crops and mirroring are
+determined by the seed and the position in the data, dropout by the seed and the iteration. Therefore a run that is
+killed and resumed from a snapshot gives bit-identical results.
 """
 
 from __future__ import annotations
@@ -24,45 +24,50 @@ from torch import Tensor
 
 from camrt import results
 from camrt.errors import CamrtError
-from camrt.train.data.loading import BatchLoader, DataLoaderSpec, usual_workers
+from camrt.train.data.loading import BatchLoader, DataLoaderSpec, default_workers
+from camrt.train.data.streams import derived_seed
 from camrt.train.log import LINES, Log
 from camrt.train.networks import Network
-from camrt.train.options import Reporter, Silent, TrainingOptions, TrainingResult
+from camrt.train.options import Reporter, SilentReporter, TrainingOptions, TrainingResult
 from camrt.train.parallel import Group, all_finite
 from camrt.train.policies import learning_rate
 from camrt.train.preparation import TrainingSetup, prefix_of, prepare
 from camrt.train.snapshot import WEIGHTS, WEIGHTS_HDF5, Snapshots, packed
 from camrt.train.solverfile import SolverFile, read_solver
 from camrt.train.weights import save_caffemodel
+from converters.errors import install
 from converters.schema.caffe_pb2 import SolverParameter
 
 LABELS = "_labels.txt"
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_CHECK = 100  # iterations at most between two looks at the losses: each waits for the device
-_AGREE = 10  # iterations between two questions to the other processes whether to stop
-_PATIENCE_S = 2.0  # after a signal, before one more is taken for impatience
-_LARGEST_OUTPUT = 100  # numbers of a test's output; more are no measure, but scores
+_CHECK_INTERVAL = 100  # most iterations between two checks of the losses: each check synchronizes with the device
+_SYNC_INTERVAL = 10  # iterations between two exchanges of signals with the other processes
+_REPEAT_SECONDS = 2.0  # time after which a second signal ends the training without a snapshot
+_MAX_METRIC_SIZE = 100  # values of an output; larger outputs are scores rather than metrics
 
 
 def train(options: TrainingOptions, *, group: Group | None = None, reporter: Reporter | None = None) -> TrainingResult:
-    """Train a network as its solver file says.
+    """Train a network according to a solver file.
 
-    Files are written under one prefix: snapshots, the log, its table, the curves, and the names of the classes where
-    they are known. SIGINT and SIGTERM end the training after the iteration, with a snapshot; SIGHUP takes a snapshot
-    and goes on, as in Caffe.
+    All output files share one prefix: snapshots, the log, its table, the curves, and the class names if they are
+    known. SIGINT and SIGTERM stop the training after the current iteration, with a snapshot. SIGHUP takes a snapshot,
+    and the training continues, as in Caffe.
 
     Args:
-        options: What is asked.
-        group: The processes that train together. The batch is then that of the prototxt times their number.
-        reporter: Who is told how it goes; only the first process tells.
+        options: The options.
+        group: The processes that train together. The total batch size is that of the prototxt times their number.
+        reporter: Receives the progress, from the first process only. By default, progress is discarded.
+
+    Returns:
+        The result.
 
     Raises:
-        CamrtError: Something is wrong with the files or options; the loss is not a number; snapshots are there, and
-            nothing says what to do with them.
+        CamrtError: The files or options are invalid; the loss is NaN or infinite; or there are snapshots of an
+            earlier run and no option says whether to resume from or to remove them.
     """
     group = group or Group()
     if reporter is None or not group.is_first:
-        reporter = Silent()
+        reporter = SilentReporter()
     file = read_solver(options.solver)
     saved = Snapshots(prefix_of(options, file.param.snapshot_prefix), _weights_ending(file))
     with saved.locked() if group.is_first else contextlib.nullcontext():
@@ -71,29 +76,30 @@ def train(options: TrainingOptions, *, group: Group | None = None, reporter: Rep
             return _Training(setup, options, saved, group, reporter).run()
         except torch.OutOfMemoryError as error:
             raise CamrtError(
-                "there is not enough memory on the device: lower batch_size and raise iter_size as much, or use --amp",
+                "the device is out of memory: lower batch_size and raise iter_size by the same factor, or use --amp",
                 file=str(options.solver),
             ) from error
 
 
 def _weights_ending(file: SolverFile) -> str:
-    """The ending of the weights that the solver's `snapshot_format` asks for.
+    """Return the file name ending of weights in the solver's `snapshot_format`.
 
     Raises:
-        CamrtError: HDF5, and h5py is not installed.
+        CamrtError: The format is HDF5, and h5py is not installed.
     """
     if file.param.snapshot_format != SolverParameter.HDF5:
         return WEIGHTS
     if importlib.util.find_spec("h5py") is None:
         raise CamrtError(
-            "found snapshot_format HDF5, which needs h5py: pip install h5py, or use snapshot_format: BINARYPROTO",
+            "found snapshot_format HDF5, which needs h5py. Install it with "
+            f"{install('h5py')}, or use snapshot_format: BINARYPROTO",
             file=file.file,
         )
     return WEIGHTS_HDF5
 
 
 class _Training:
-    """A training under way."""
+    """The state of a training run."""
 
     def __init__(
         self, setup: TrainingSetup, options: TrainingOptions, saved: Snapshots, group: Group, reporter: Reporter
@@ -103,33 +109,33 @@ class _Training:
         self.iteration = setup.start.iteration if setup.start is not None else 0
         self.saved = self.iteration if setup.start is not None else -1  # the iteration of the last snapshot
         self.weights = setup.start.weights if setup.start is not None else None
-        self.position = int(setup.facts.get("position", 0))  # in the data, over all processes and epochs
-        self.earlier_seconds = float(setup.facts.get("seconds", 0))
-        self.recent: deque[float] = deque(setup.facts.get("losses", ()), maxlen=max(1, self.param.average_loss))
-        self.losses = _Losses(min(self.param.display or _CHECK, _CHECK), self.device)
+        self.position = int(setup.metadata.get("position", 0))  # in the data, counted over all processes and epochs
+        self.earlier_seconds = float(setup.metadata.get("seconds", 0))
+        self.recent: deque[float] = deque(setup.metadata.get("losses", ()), maxlen=max(1, self.param.average_loss))
+        self.losses = _Losses(min(self.param.display or _CHECK_INTERVAL, _CHECK_INTERVAL), self.device)
         self.results: list[dict[str, float]] = [{} for _ in setup.tests]
-        self.waiting = [
+        self.frozen = [  # parameters that are not trained in the first stage
             blob.parameter
             for blob in setup.network.blobs
             if setup.two_stage and blob.lr_mult and blob.layer in setup.loaded
         ]
         self.precision = _TYPES[options.amp] if options.amp else None
         self.scaler = torch.amp.GradScaler(self.device.type) if options.amp == "fp16" else None
-        if self.scaler is not None and setup.facts.get("scaler"):
-            self.scaler.load_state_dict(setup.facts["scaler"])
-        self.signal = 0  # that came to end it
-        self.hangup = False  # whether a SIGHUP asked for a snapshot
+        if self.scaler is not None and setup.metadata.get("scaler"):
+            self.scaler.load_state_dict(setup.metadata["scaler"])
+        self.signal = 0  # the signal that stops the training
+        self.hangup = False  # whether a SIGHUP requested a snapshot
         self.stopped = False
 
     # ------------------------------------------------------------------------------------------------------- the loop
 
     def run(self) -> TrainingResult:
-        """Train to the end, or until a signal."""
+        """Train to the last iteration or until a signal."""
         self.log = self._begin_log()
         self.began = time.perf_counter()
         curves = None
         try:
-            with self._heeding_signals(), self._loading_ahead():
+            with self._handling_signals(), self._loading_ahead():
                 self._solve()
         finally:
             seconds = self._seconds()
@@ -138,7 +144,7 @@ class _Training:
                 try:
                     curves = self.log.draw()
                 except ImportError:
-                    self.reporter.say("note: no curves were drawn: install matplotlib (pip install matplotlib)")
+                    self.reporter.say(f"note: no curves were drawn. Install matplotlib: {install('matplotlib')}")
         return TrainingResult(
             self.iteration,
             self.weights,
@@ -151,7 +157,7 @@ class _Training:
         )
 
     def _begin_log(self) -> Log | None:
-        """The log, and what else is written at the beginning; all that could be wrong has been seen by now."""
+        """Create the log and the file of class names. All inputs have been checked by now."""
         if not self.group.is_first:
             return None
         if self.options.restart:
@@ -178,13 +184,13 @@ class _Training:
             self._iterate()
             if self._is_due(param.snapshot):
                 self._snapshot()
-        self._look_at_losses()
+        self._check_losses()
         if param.snapshot_after_train and self.iteration != self.saved:
             self._snapshot()
         self.stopped = not self._test()
 
     def _stop(self) -> None:
-        """End early, with a snapshot."""
+        """Stop early, with a snapshot."""
         self.stopped = True
         self.reporter.say(f"stopping after iteration {self.iteration}")
         if self.iteration > max(0, self.saved):
@@ -194,9 +200,9 @@ class _Training:
         return interval > 0 and self.iteration % interval == 0
 
     def _iterate(self) -> None:
-        """One iteration: gradients of iter_size batches, and the solver's step."""
+        """Run one iteration: sum the gradients of iter_size batches, and update the weights."""
         iteration = self.iteration
-        torch.manual_seed(_mixed(self.setup.seed, iteration, self.group.rank))
+        torch.manual_seed(derived_seed(self.setup.seed, iteration, self.group.rank))
         total: Tensor | None = None
         for _ in range(self.param.iter_size):
             with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
@@ -205,13 +211,13 @@ class _Training:
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             total = loss.detach() if total is None else total + loss.detach()
         self._update()
-        self.position += self._batch() * self.param.iter_size
+        self.position += self._total_batch_size() * self.param.iter_size
         self.iteration += 1
         assert total is not None
         self.losses.add(total / self.param.iter_size)
         displays = self.param.display > 0 and iteration % self.param.display == 0
         if displays or self.losses.is_full:
-            self._look_at_losses()
+            self._check_losses()
         if displays:
             self._display(iteration)
         self.reporter.advance()
@@ -227,32 +233,31 @@ class _Training:
         self.scaler.unscale_(step)
         self.scaler.step(step)
         self.scaler.update()
-        if (
-            self.setup.solver.iteration == before
-        ):  # the gradients were too large for float16: no step, and a smaller scale
+        if self.setup.solver.iteration == before:
+            # The gradients overflowed float16. The scaler skipped the update and reduced its scale.
             self.setup.solver.iteration = before + 1
             for parameter in learned:
                 parameter.grad = None
 
     def _set_stage(self) -> None:
-        """Have the loaded layers wait, or learn."""
-        waits = self.iteration < self.setup.two_stage
-        for parameter in self.waiting:
-            parameter.requires_grad_(not waits)
+        """Freeze the loaded layers in the first stage, and unfreeze them in the second."""
+        is_first_stage = self.iteration < self.setup.two_stage
+        for parameter in self.frozen:
+            parameter.requires_grad_(not is_first_stage)
             parameter.grad = None
-        if self.waiting:
-            what = f"only new layers learn, to iteration {self.setup.two_stage}" if waits else "all layers learn"
-            self.reporter.say(f"from iteration {self.iteration} on {what}")
+        if self.frozen:
+            text = f"only new layers, up to iteration {self.setup.two_stage}" if is_first_stage else "all layers"
+            self.reporter.say(f"iteration {self.iteration}: training {text}")
 
     @contextlib.contextmanager
     def _loading_ahead(self) -> Iterator[None]:
-        """Load the batches of this process."""
-        size, own = self._batch(), self.setup.loader_specs[0].batch_size
+        """Create the loaders of the batches of this process, and close them at the end."""
+        size, own = self._total_batch_size(), self.setup.loader_specs[0].batch_size
         left = max(0, self.param.max_iter - self.iteration) * self.param.iter_size
         first = self.position + self.group.rank * own
-        train = self._loading(self.setup.loader_specs[0], range(first, self.position + left * size, size))
+        train = self._loader(self.setup.loader_specs[0], range(first, self.position + left * size, size))
         self.test_batches = [
-            self._loading(each, range(self.group.rank * own, count * own, self.group.world * own))
+            self._loader(each, range(self.group.rank * own, count * own, self.group.world * own))
             for each, count in zip(self.setup.loader_specs[1:], self.param.test_iter, strict=True)
             for own in (each.batch_size,)
         ]
@@ -261,30 +266,31 @@ class _Training:
             yield
         finally:
             self.batches.close()
-            for loading in (train, *self.test_batches):
-                loading.close()
+            for loader in (train, *self.test_batches):
+                loader.close()
 
-    def _loading(self, fed: DataLoaderSpec, positions: Sequence[int]) -> BatchLoader:
+    def _loader(self, spec: DataLoaderSpec, positions: Sequence[int]) -> BatchLoader:
         workers = self.options.workers
         if workers is None:
-            workers = usual_workers(fed, self.group.world)
+            workers = default_workers(spec, self.group.world)
 
         def report(name: str, reason: str) -> None:
             self.reporter.say(f"warning: {name}: {reason}. The image was skipped")
 
-        return BatchLoader(fed, positions, workers=min(workers, len(positions)), device=self.device, on_unusable=report)
+        workers = min(workers, len(positions))
+        return BatchLoader(spec, positions, workers=workers, device=self.device, on_unusable=report)
 
-    def _batch(self) -> int:
-        """Images of all processes together."""
+    def _total_batch_size(self) -> int:
+        """Return the batch size of all processes together."""
         return self.setup.loader_specs[0].batch_size * self.group.world
 
     def _test(self) -> bool:
         """Run the test nets.
 
         Returns:
-            Whether all of it was done: a signal stops it.
+            Whether the tests were completed; False if a signal interrupted them.
         """
-        self._look_at_losses()
+        self._check_losses()
         self.group.average(list(self.network.buffers()))
         for number, (net, batches) in enumerate(zip(self.setup.tests, self.test_batches, strict=True)):
             began = time.perf_counter()
@@ -310,21 +316,21 @@ class _Training:
 
     @torch.no_grad()
     def _mean_outputs(self, net: Network, batches: BatchLoader) -> dict[str, float] | None:
-        """The mean of each output over the batches of all processes; None when a signal came."""
+        """Return the mean of each output over the batches of all processes; None if a signal interrupted the test."""
         sums: dict[str, Tensor] = {}
         count = 0
         for inputs in batches:
             with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
                 blobs = net(inputs)
             for name, blob in blobs.items():
-                if blob.numel() <= _LARGEST_OUTPUT:
+                if blob.numel() <= _MAX_METRIC_SIZE:
                     value = blob.float().reshape(-1)
                     sums[name] = sums[name] + value if name in sums else value.clone()
             count += 1
             if self.signal and self.group.world == 1:
                 return None
         found = [({name: total.double().cpu() for name, total in sums.items()}, count)]
-        parts = self.group.gathered(found[0])
+        parts = self.group.gather(found[0])
         batches_of_all = sum(each for _, each in parts)
         means = {name: sum(part[name] for part, _ in parts if name in part) / batches_of_all for name in parts[0][0]}
         return {
@@ -335,14 +341,14 @@ class _Training:
 
     # -------------------------------------------------------------------------------------------- losses and snapshots
 
-    def _look_at_losses(self) -> None:
-        """Take the losses from the device, and stop where one is not a number."""
+    def _check_losses(self) -> None:
+        """Read the losses from the device, and raise an error if one is NaN or infinite."""
         first = self.iteration - self.losses.count
         for offset, loss in enumerate(self.losses.read(self.group)):
             if not math.isfinite(loss):
                 raise CamrtError(
                     f"the loss is {loss} at iteration {first + offset}. {self._last_good()}. Lower base_lr, set "
-                    "clip_gradients, or look for labels and images that are wrong",
+                    "clip_gradients, or check the labels and images",
                     file=str(self.options.solver),
                 )
             self.recent.append(loss)
@@ -372,27 +378,27 @@ class _Training:
         self.reporter.say(f"iteration {iteration}: loss = {smoothed:.6g}, lr = {rate:.6g} ({seconds:.1f} s)")
 
     def _snapshot(self) -> None:
-        """Take a snapshot, unless the weights are no numbers any more."""
-        self._look_at_losses()
+        """Take a snapshot, after checking that all weights are finite."""
+        self._check_losses()
         self.group.average(list(self.network.buffers()))
         if not all_finite([*self.network.parameters(), *self.network.buffers()]):
             raise CamrtError(
-                f"found weights that are no numbers at iteration {self.iteration}. {self._last_good()}. Lower base_lr, "
-                "or set clip_gradients",
+                f"found NaN or infinite weights at iteration {self.iteration}. {self._last_good()}. Lower base_lr, or "
+                "set clip_gradients",
                 file=str(self.options.solver),
             )
         if self.group.is_first:
             arrays: dict[str, np.ndarray[Any, Any]] = {}
-            facts = self._facts(packed(self.setup.solver.state_dict(), arrays))
+            metadata = self._metadata(packed(self.setup.solver.state_dict(), arrays))
             self.weights = self.snapshots.write(
-                self.iteration, lambda file: save_caffemodel(self.network, file), arrays, facts
+                self.iteration, lambda file: save_caffemodel(self.network, file), arrays, metadata
             )
             if self.log is not None:
                 self.log.write_table()
             self.reporter.say(f"snapshot {self.weights}")
         self.saved = self.iteration
 
-    def _facts(self, solver: Any) -> dict[str, Any]:
+    def _metadata(self, solver: Any) -> dict[str, Any]:
         source = self.setup.loader_specs[0].first
         return {
             "type": self.param.type,
@@ -415,10 +421,11 @@ class _Training:
     # --------------------------------------------------------------------------------------------------------- signals
 
     @contextlib.contextmanager
-    def _heeding_signals(self) -> Iterator[None]:
-        """Handle signals: SIGINT and SIGTERM end the training after the iteration, and at once when they come again.
+    def _handling_signals(self) -> Iterator[None]:
+        """Handle signals during training.
 
-        SIGHUP, which a closed terminal sends, only asks for a snapshot.
+        SIGINT and SIGTERM stop the training after the current iteration; a second one stops it at once. SIGHUP, which a
+        closed terminal sends, requests a snapshot.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -426,20 +433,20 @@ class _Training:
 
         first = math.inf
 
-        def heed(number: int, _: Any) -> None:
+        def on_signal(number: int, _: Any) -> None:
             nonlocal first
             first = min(first, time.monotonic())
-            # The terminal sends Ctrl-C to all processes, and torchrun passes it on to them once more.
-            if self.signal and time.monotonic() - first > _PATIENCE_S:
+            # The terminal sends Ctrl-C to all processes, and torchrun sends it to them once more.
+            if self.signal and time.monotonic() - first > _REPEAT_SECONDS:
                 raise KeyboardInterrupt
             self.signal = number
 
-        def note_hangup(_: int, __: Any) -> None:
+        def on_hangup(_: int, __: Any) -> None:
             self.hangup = True
 
-        handlers: dict[int, Callable[[int, Any], None]] = {signal.SIGINT: heed, signal.SIGTERM: heed}
+        handlers: dict[int, Callable[[int, Any], None]] = {signal.SIGINT: on_signal, signal.SIGTERM: on_signal}
         if hasattr(signal, "SIGHUP"):  # not on Windows
-            handlers[signal.SIGHUP] = note_hangup
+            handlers[signal.SIGHUP] = on_hangup
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
@@ -448,25 +455,25 @@ class _Training:
                 signal.signal(number, handler)
 
     def _must_stop(self) -> bool:
-        """Whether a signal came; several processes agree on it, as each must do as many iterations as the others."""
-        if self.group.world > 1 and self.iteration % _AGREE == 0:
-            self.signal = self.group.largest(self.signal)
+        """Return whether a signal came. Several processes agree on it, since all must do the same iterations."""
+        if self.group.world > 1 and self.iteration % _SYNC_INTERVAL == 0:
+            self.signal = self.group.maximum(self.signal)
             return bool(self.signal)
         return bool(self.signal) and self.group.world == 1
 
     def _must_snapshot(self) -> bool:
-        """Whether a SIGHUP came to any of the processes, which take the snapshot together."""
+        """Return whether any process received a SIGHUP. All processes take the snapshot together."""
         if self.group.world > 1:
-            if self.iteration % _AGREE:
+            if self.iteration % _SYNC_INTERVAL:
                 return False
-            self.hangup = bool(self.group.largest(int(self.hangup)))
-        asked, self.hangup = self.hangup, False
-        return asked
+            self.hangup = bool(self.group.maximum(int(self.hangup)))
+        requested, self.hangup = self.hangup, False
+        return requested
 
 
 @dataclass
 class _Losses:
-    """The losses since they were last looked at, kept on the device: looking waits for it."""
+    """The losses since the last check. They stay on the device, since reading them waits for it."""
 
     size: int
     device: torch.device
@@ -485,7 +492,7 @@ class _Losses:
         self.count += 1
 
     def read(self, group: Group) -> list[float]:
-        """The losses, averaged over the processes."""
+        """Return the losses, averaged over the processes, and start anew."""
         values = self.values[: self.count].clone()
         group.average([values])
         self.count = 0
@@ -493,13 +500,8 @@ class _Losses:
 
 
 class _ScaledUpdate:
-    """The solver's step, as PyTorch's GradScaler asks of an optimizer."""
+    """The solver's update with the interface of an optimizer, for PyTorch's GradScaler."""
 
     def __init__(self, parameters: Sequence[Tensor], step: Callable[[], Any]) -> None:
         self.param_groups = [{"params": list(parameters)}]
         self.step = step
-
-
-def _mixed(*numbers: int) -> int:
-    """One seed of several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

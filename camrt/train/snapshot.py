@@ -1,14 +1,14 @@
-"""Snapshots: the weights as a `.caffemodel`, and beside them what it takes to go on from there.
+"""Snapshots: the weights as a `.caffemodel`, and a state file to resume from.
 
-A snapshot at iteration N is two files, named as Caffe names its own:
+A snapshot at iteration N consists of two files, with names as in Caffe:
 
-* ``PREFIX_iter_N.caffemodel`` (``.caffemodel.h5`` with ``snapshot_format: HDF5``): the weights. The converter reads it,
-  and so does Caffe.
-* ``PREFIX_iter_N.camrtstate``: the solver's history and the facts of the run, and the size and SHA-256 of the weights.
-  It is an .npz archive without pickled objects.
+* ``PREFIX_iter_N.caffemodel`` (``.caffemodel.h5`` with ``snapshot_format: HDF5``): the weights, which Caffe and
+  `camrt convert` read.
+* ``PREFIX_iter_N.camrtstate``: the solver's history, the metadata of the run, and the size and SHA-256 of the weights
+  file. It is an .npz archive without pickled objects.
 
-The state is written after the weights, and each file appears whole or not at all: where the state is, the weights that
-it tells of are. Weights without a state are of a run that was killed between the two, and not counted.
+Files are written atomically, and the state after the weights. A state is therefore always complete. Weights without a
+state belong to a run that was killed between the two writes, and are ignored.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from camrt.errors import CamrtError
 
 WEIGHTS, WEIGHTS_HDF5, STATE = ".caffemodel", ".caffemodel.h5", ".camrtstate"
 FORMAT = "camrt training state 1"
-_FACTS, _ARRAY = "facts", "$array"
+_MEMBER, _ARRAY = "facts", "$array"
 _CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot that was read, and found whole.
+    """A complete snapshot.
 
     Attributes:
-        file: The file of its state.
-        weights: The file of its weights.
-        iteration: After how many iterations it was taken.
-        facts: What the run noted down: JSON.
+        file: The state file.
+        weights: The weights file.
+        iteration: The number of iterations before the snapshot.
+        metadata: The metadata of the run, of JSON types.
         arrays: The solver's history.
     """
 
     file: Path
     weights: Path
     iteration: int
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     arrays: Mapping[str, NDArray[Any]]
 
 
@@ -62,23 +62,23 @@ class Snapshots:
     """The snapshots of a run.
 
     Args:
-        prefix: What the files' names begin with, folder included.
-        ending: The ending of new weights: `WEIGHTS` or `WEIGHTS_HDF5`.
+        prefix: The prefix of the file names, including the folder.
+        ending: The ending of new weights files: `WEIGHTS` or `WEIGHTS_HDF5`.
     """
 
     def __init__(self, prefix: Path, ending: str = WEIGHTS) -> None:
         self.prefix, self.ending = prefix, ending
 
     def named(self, ending: str) -> Path:
-        """A file under the prefix."""
+        """Return the path of a file with the prefix and the given ending."""
         return self.prefix.with_name(f"{self.prefix.name}{ending}")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs from this prefix, where the system has locks. Makes the folder.
+        """Lock the prefix against other runs, and create its folder.
 
         Raises:
-            CamrtError: Another run has it, or the folder cannot be written to.
+            CamrtError: Another run holds the lock, or the folder cannot be created or written to.
         """
         from converters.encoding import sweep
 
@@ -87,7 +87,7 @@ class Snapshots:
             self.prefix.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CamrtError(f"cannot be made: {error.strerror or error}", file=str(self.prefix.parent)) from error
-        refusal = f"another camrt train writes to {self.prefix}. Wait for it, or give another prefix with --out"
+        refusal = f"another camrt train writes to {self.prefix}. Wait for it, or choose another prefix with --out"
         with results.hold(file, refusal) as stream:
             if hasattr(os, "register_at_fork"):  # a worker that outlives this process must not keep the lock
                 os.register_at_fork(after_in_child=stream.close)
@@ -95,19 +95,19 @@ class Snapshots:
             yield
 
     def paths(self, iteration: int) -> tuple[Path, Path]:
-        """The files of the weights and of the state."""
+        """Return the weights file and the state file of a snapshot."""
         stem = f"{self.prefix.name}_iter_{iteration}"
         return self.prefix.with_name(stem + self.ending), self.prefix.with_name(stem + STATE)
 
     def states(self) -> list[Path]:
-        """The files of states that are there, the earliest iteration first; they need not be whole."""
+        """Return the existing state files in order of their iterations. They may be damaged."""
         return self._files(STATE)
 
     def remove(self) -> None:
         """Remove all snapshots, the states first.
 
         Raises:
-            CamrtError: One cannot be removed.
+            CamrtError: A file cannot be removed.
         """
         for file in [*self._files(STATE), *self._files(WEIGHTS), *self._files(WEIGHTS_HDF5)]:
             try:
@@ -120,42 +120,45 @@ class Snapshots:
         iteration: int,
         write_weights: Callable[[Path], Any],
         arrays: Mapping[str, NDArray[Any]],
-        facts: Mapping[str, Any],
+        metadata: Mapping[str, Any],
     ) -> Path:
         """Take a snapshot.
 
         Args:
-            iteration: After how many iterations.
-            write_weights: Writes the .caffemodel, whole or not at all.
-            arrays: The solver's history; names are those of arguments.
-            facts: What else is to be known: JSON.
+            iteration: The number of iterations done.
+            write_weights: Writes the weights file atomically.
+            arrays: The solver's history, by names that are Python identifiers.
+            metadata: The metadata of the run, of JSON types.
 
         Returns:
-            The file of the weights.
+            The weights file.
 
         Raises:
-            CamrtError: A file cannot be written. The snapshots before it are as they were.
+            CamrtError: A file cannot be written. Earlier snapshots are unchanged.
         """
         weights, state = self.paths(iteration)
-        state.unlink(missing_ok=True)  # of an earlier run, whose weights are replaced now
+        state.unlink(missing_ok=True)  # the state of an earlier run, whose weights are now replaced
         try:
             write_weights(weights)
             size, digest = _fingerprint(weights)
         except OSError as error:
             raise CamrtError(f"cannot be written: {error.strerror or error}", file=str(weights)) from error
         known = {"format": FORMAT, "iteration": iteration, "weights": weights.name, "bytes": size, "sha256": digest}
-        text = np.frombuffer(json.dumps({**facts, **known}).encode(), np.uint8)
+        text = np.frombuffer(json.dumps({**metadata, **known}).encode(), np.uint8)
         content = io.BytesIO()
-        members: dict[str, Any] = {_FACTS: text, **arrays}
+        members: dict[str, Any] = {_MEMBER: text, **arrays}
         np.savez(content, **members)
         results.write(state, content.getvalue())
         return weights
 
     def last(self) -> Snapshot | None:
-        """The last snapshot; None where there is none.
+        """Read the last snapshot.
+
+        Returns:
+            The snapshot; None if there is none.
 
         Raises:
-            CamrtError: It is damaged. The text names the last one that is whole.
+            CamrtError: The snapshot is damaged. The message names the last complete one.
         """
         states = self.states()
         if not states:
@@ -165,9 +168,9 @@ class Snapshots:
         except CamrtError as error:
             whole = next((state for state in reversed(states[:-1]) if _is_whole(state)), None)
             advice = (
-                f"The last snapshot that is whole is {whole}: go on from it with --snapshot {whole}"
+                f"The last complete snapshot is {whole}: resume from it with --snapshot {whole}"
                 if whole
-                else "No other snapshot is whole: begin anew with --restart"
+                else "There is no other complete snapshot: start over with --restart"
             )
             raise CamrtError(f"{error.message}. {advice}", file=error.file) from None
 
@@ -179,13 +182,14 @@ class Snapshots:
 
 
 def read(file: Path) -> Snapshot:
-    """Read a snapshot, and check that it is whole and its weights are its own.
+    """Read a snapshot, and check that it is complete and that its weights file is unchanged.
 
     Args:
-        file: The file of its state.
+        file: The state file, or the weights file beside it.
 
     Raises:
-        CamrtError: It is not there, damaged, or no state of camrt; its weights are not there, or others.
+        CamrtError: The state file is missing, damaged or not one of camrt; or the weights file is missing or has
+            changed.
     """
     stem = file.name.removesuffix(WEIGHTS_HDF5).removesuffix(WEIGHTS)
     if stem != file.name and file.with_name(stem + STATE).is_file():
@@ -193,36 +197,36 @@ def read(file: Path) -> Snapshot:
     try:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        facts = json.loads(arrays.pop(_FACTS).tobytes())
-        if facts["format"] != FORMAT:
-            raise CamrtError(f"found the format {facts['format']!r}, expected {FORMAT!r}", file=str(file))
-        iteration, named = int(facts["iteration"]), str(facts["weights"])
-        expected = int(facts["bytes"]), str(facts["sha256"])
+        metadata = json.loads(arrays.pop(_MEMBER).tobytes())
+        if metadata["format"] != FORMAT:
+            raise CamrtError(f"found the format {metadata['format']!r}, expected {FORMAT!r}", file=str(file))
+        iteration, named = int(metadata["iteration"]), str(metadata["weights"])
+        expected = int(metadata["bytes"]), str(metadata["sha256"])
     except FileNotFoundError:
         raise CamrtError("there is no such snapshot", file=str(file)) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, NotImplementedError,
             zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
-        found = f"is no state of camrt train, or a damaged one ({_reason(error)}){_hint(file)}"
+        found = f"is not a state file of camrt train, or is damaged ({_reason(error)}){_hint(file)}"
         raise CamrtError(found, file=str(file)) from None
     weights = file.with_name(Path(named).name)
     if not weights.is_file():
-        raise CamrtError(f"its weights are not there: {weights.name}", file=str(file))
+        raise CamrtError(f"its weights file {weights.name} does not exist", file=str(file))
     actual = _fingerprint(weights)
     if actual != expected:
         raise CamrtError(
-            f"its weights {weights.name} are damaged, or others: found {actual[0]:,} bytes with the SHA-256 "
+            f"its weights file {weights.name} is damaged or was replaced: found {actual[0]:,} bytes with the SHA-256 "
             f"{actual[1][:12]}..., expected {expected[0]:,} with {expected[1][:12]}...",
             file=str(file),
         )
-    return Snapshot(file, weights, iteration, facts, arrays)
+    return Snapshot(file, weights, iteration, metadata, arrays)
 
 
 def packed(value: Any, arrays: dict[str, NDArray[Any]]) -> Any:
-    """A solver's state as JSON. Its tensors go into ``arrays``, and names for them stand in their places.
+    """Convert a solver's state to JSON types. Tensors are moved to ``arrays`` and replaced by their names there.
 
     Args:
-        value: Dicts, lists, numbers, texts and PyTorch's tensors.
-        arrays: What is added to.
+        value: Dicts, lists, numbers, strings and PyTorch tensors.
+        arrays: The arrays, to which the tensors are added.
     """
     if isinstance(value, Mapping):
         return {str(key): packed(each, arrays) for key, each in value.items()}
@@ -236,12 +240,12 @@ def packed(value: Any, arrays: dict[str, NDArray[Any]]) -> Any:
 
 
 def unpacked(value: Any, arrays: Mapping[str, NDArray[Any]], tensor: Callable[[NDArray[Any]], Any]) -> Any:
-    """What `packed` was given.
+    """Restore the argument of `packed`.
 
     Args:
-        value: What it gave.
-        arrays: What it added to.
-        tensor: Makes a tensor of an array.
+        value: The result of `packed`.
+        arrays: The arrays that `packed` added.
+        tensor: Converts an array to a tensor.
     """
     if isinstance(value, Mapping):
         if _ARRAY in value:
@@ -262,12 +266,12 @@ def _reason(error: Exception) -> str:
 
 def _hint(file: Path) -> str:
     if file.suffix == ".solverstate":
-        return ". Of Caffe's snapshots the weights can be taken: --weights with the .caffemodel"
+        return ". Only the weights of Caffe's snapshots can be used: pass the .caffemodel with --weights"
     return ""
 
 
 def _fingerprint(file: Path) -> tuple[int, str]:
-    """Bytes and SHA-256."""
+    """Return the size in bytes and the SHA-256 of a file."""
     digest, size = hashlib.sha256(), 0
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):

@@ -1,4 +1,4 @@
-"""Caffe's solvers: what an update does to the weights. Caffe: src/caffe/solvers."""
+"""Caffe's solvers, which update the weights. Caffe: src/caffe/solvers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Tensors = list[Tensor]
 
 @dataclass(frozen=True)
 class Update:
-    """What an update rule is given.
+    """The input of an update rule.
 
     Attributes:
         param: The solver's parameters.
-        iteration: How many updates came before.
+        iteration: The number of updates done.
         rates: The learning rate of each blob.
-        gradients: With weight decay; the rule may change them.
-        history: What the rule remembers, a list of tensors like the gradients for each of its slots.
+        gradients: The gradients, including weight decay. The rule may modify them in place.
+        history: The state of the rule: for each slot, a list of tensors of the same shapes as the gradients.
     """
 
     param: SolverParameter
@@ -46,8 +46,8 @@ class Rule:
     """An update rule.
 
     Attributes:
-        update: Changes a step's history, and returns what is subtracted from the weights.
-        slots: How many tensors it remembers for each blob.
+        update: Updates the history in place, and returns the values to subtract from the weights.
+        slots: The number of tensors in the history of each blob.
     """
 
     update: Callable[[Update], Tensors]
@@ -55,7 +55,7 @@ class Rule:
 
 
 def _sgd(step: Update) -> Tensors:
-    """V = momentum V + rate g; w -= V. So the momentum holds rates of the past."""
+    """v = momentum v + rate g; w -= v. The history includes the learning rates of past updates."""
     (velocity,) = step.history
     torch._foreach_mul_(velocity, step.param.momentum)
     torch._foreach_mul_(step.gradients, step.rates)
@@ -64,11 +64,11 @@ def _sgd(step: Update) -> Tensors:
 
 
 def _nesterov(step: Update) -> Tensors:
-    """V' = momentum V + rate g; w -= (1 + momentum) V' - momentum V (Sutskever et al. 2013)."""
+    """v' = momentum v + rate g; w -= (1 + momentum) v' - momentum v (Sutskever et al. 2013)."""
     (velocity,) = step.history
     momentum = step.param.momentum
     torch._foreach_mul_(step.gradients, step.rates)
-    # (1 + m) (m V + r g) - m V  =  m (m V + r g) + r g
+    # (1 + m) (m v + r g) - m v  =  m (m v + r g) + r g
     torch._foreach_mul_(velocity, momentum)
     torch._foreach_add_(velocity, step.gradients)
     torch._foreach_add_(step.gradients, velocity, alpha=momentum)
@@ -76,14 +76,14 @@ def _nesterov(step: Update) -> Tensors:
 
 
 def _adagrad(step: Update) -> Tensors:
-    """H += g^2; w -= rate g / (sqrt(H) + delta) (Duchi et al. 2011)."""
+    """h += g^2; w -= rate g / (sqrt(h) + delta) (Duchi et al. 2011)."""
     (squares,) = step.history
     torch._foreach_addcmul_(squares, step.gradients, step.gradients)
     return _divided(step, squares)
 
 
 def _rmsprop(step: Update) -> Tensors:
-    """H = rms_decay H + (1 - rms_decay) g^2; w -= rate g / (sqrt(H) + delta) (Tieleman and Hinton 2012)."""
+    """h = rms_decay h + (1 - rms_decay) g^2; w -= rate g / (sqrt(h) + delta) (Tieleman and Hinton 2012)."""
     (squares,) = step.history
     torch._foreach_mul_(squares, step.param.rms_decay)
     torch._foreach_addcmul_(squares, step.gradients, step.gradients, value=1 - step.param.rms_decay)
@@ -91,7 +91,7 @@ def _rmsprop(step: Update) -> Tensors:
 
 
 def _divided(step: Update, squares: Tensors) -> Tensors:
-    """Rate g / (sqrt(H) + delta)."""
+    """rate g / (sqrt(h) + delta)."""
     roots = torch._foreach_sqrt(squares)
     torch._foreach_add_(roots, step.param.delta)
     torch._foreach_div_(step.gradients, roots)
@@ -100,7 +100,7 @@ def _divided(step: Update, squares: Tensors) -> Tensors:
 
 
 def _adadelta(step: Update) -> Tensors:
-    """Zeiler 2012: the root of (past updates + delta) / (past gradients + delta), both as moving mean squares."""
+    """u = g sqrt((d + delta) / (h + delta)); w -= rate u, with moving averages h of g^2 and d of u^2 (Zeiler 2012)."""
     squares, updates = step.history
     momentum, delta = step.param.momentum, step.param.delta
     torch._foreach_mul_(squares, momentum)
@@ -116,7 +116,10 @@ def _adadelta(step: Update) -> Tensors:
 
 
 def _adam(step: Update) -> Tensors:
-    """Kingma and Ba 2015. Delta is added to the root of the uncorrected mean square, as in Caffe."""
+    """w -= rate c m / (sqrt(h) + delta), with moving averages m of g and h of g^2 (Kingma and Ba 2015).
+
+    c corrects the bias of both averages. As in Caffe, delta is added to the root of the uncorrected h.
+    """
     means, squares = step.history
     beta1, beta2, time = step.param.momentum, step.param.momentum2, step.iteration + 1
     torch._foreach_mul_(means, beta1)
@@ -142,19 +145,19 @@ RULES = {
 
 
 class Solver:
-    """Changes a network's weights by their gradients.
+    """Updates the weights of a network by their gradients.
 
-    Everything stays on the network's device: an update waits for no result.
+    All computations run on the network's device, and never wait for it.
 
     Args:
         param: The solver's parameters, from `read_solver`.
-        network: The network that is trained, on its device already.
+        network: The network to train, already on its device.
 
     Attributes:
-        iteration: How many updates there were.
+        iteration: The number of updates done.
 
     Raises:
-        CamrtError: Parameters that cannot be; a network in which nothing is to be learned.
+        CamrtError: A parameter is invalid, or the network has nothing to learn.
 
     Example:
         >>> solver = Solver(read_solver("solver.prototxt").param, network)  # doctest: +SKIP
@@ -167,7 +170,7 @@ class Solver:
         self.param.CopyFrom(param)
         check_updates(self.param)
         self.iteration = 0
-        # Without a rate a blob never changes, and Caffe does not compute its gradient.
+        # A blob with lr_mult 0 never changes, and Caffe does not compute its gradient.
         self.blobs: list[Blob] = [blob for blob in network.blobs if blob.lr_mult]
         if not self.blobs:
             raise CamrtError(
@@ -186,10 +189,10 @@ class Solver:
 
     @torch.no_grad()
     def update(self) -> None:
-        """One update with the gradients that `iter_size` passes have summed up; they are None afterwards.
+        """Update the weights with the gradients, summed over `iter_size` passes, and reset the gradients to None.
 
-        In Caffe's order (SGDSolver::ApplyUpdate): the sum is clipped, divided by `iter_size`, the weights' decay is
-        added, and the rule applied. A blob whose parameter does not require a gradient is left alone, with its history.
+        As in Caffe (SGDSolver::ApplyUpdate), the sum is clipped and divided by `iter_size`, weight decay is added, and
+        the update rule is applied. Blobs that do not require a gradient are skipped, together with their history.
         """
         active = [index for index, blob in enumerate(self.blobs) if blob.parameter.requires_grad]
         blobs = [self.blobs[index] for index in active]
@@ -211,7 +214,7 @@ class Solver:
         self.iteration += 1
 
     def _clip(self, gradients: Tensors) -> None:
-        """All gradients smaller by one factor, where the norm of all of them is above `clip_gradients`."""
+        """Scale all gradients so that their total L2 norm is at most `clip_gradients`."""
         if self.param.clip_gradients < 0:
             return
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
@@ -229,7 +232,7 @@ class Solver:
         torch._foreach_add_([gradients[index] for index in chosen], pulls)
 
     def state_dict(self) -> dict[str, Any]:
-        """What it needs to go on: the type, the iteration, and the history, blob by blob for each slot of the rule."""
+        """Return the state: the type, the iteration, and the history as a list of tensors for each slot of the rule."""
         return {
             "type": self.param.type,
             "iteration": self.iteration,
@@ -237,26 +240,26 @@ class Solver:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state.
+        """Load a state from `state_dict`.
 
         Raises:
-            CamrtError: The state of another type of solver or another network; what it is not.
+            CamrtError: The state is invalid, or belongs to another type of solver or another network.
         """
         try:
             kind, iteration, history = state["type"], int(state["iteration"]), list(state["history"])
         except (KeyError, TypeError, ValueError) as error:
-            raise CamrtError(f"found no solver's state, expected type, iteration and history: {error!r}") from None
+            raise CamrtError(f"found no solver state, expected type, iteration and history: {error!r}") from None
         if kind != self.param.type:
             raise CamrtError(f"found the state of a solver of type {kind!r}, expected {self.param.type!r}")
         if iteration < 0:
-            raise CamrtError(f"found the iteration {iteration} in a solver's state, expected 0 or more")
+            raise CamrtError(f"found the iteration {iteration} in a solver state, expected 0 or more")
         found = [[tuple(tensor.shape) for tensor in slot] for slot in history]
         expected = [[tuple(tensor.shape) for tensor in slot] for slot in self._history]
         if found != expected:
             counts = " and ".join(str(len(slot)) for slot in found) or "no"
             wrong = next(
                 (
-                    f"{show(one)} where {show(other)} was expected"
+                    f"{show(one)} instead of {show(other)}"
                     for slots in zip(found, expected, strict=False)
                     for one, other in zip(*slots, strict=False)
                     if one != other

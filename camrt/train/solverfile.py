@@ -1,4 +1,4 @@
-"""Solver files: read, checked, and the networks that they name."""
+"""Reading and checking solver files, and the networks that they refer to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from converters.reader import PathLike
 from converters.schema.caffe_pb2 import NetParameter, NetState, Phase, SolverParameter
 from converters.upgrade import upgrade
 
-MAX_BYTES = 16 << 20  # with a network in it
+MAX_BYTES = 16 << 20  # of a solver file, which may contain its network
 
 TYPES = ("SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam")
 _OLD_TYPES = {name.upper(): name for name in TYPES}
@@ -32,34 +32,34 @@ class SolverFile:
     """A solver file.
 
     Attributes:
-        param: What it says, checked.
-        file: The file.
+        param: The parameters, already checked.
+        file: The path of the file.
     """
 
     param: SolverParameter
     file: str
 
     def train_net(self) -> Net:
-        """The network that is trained, with its losses.
+        """Read the network to train, including its losses.
 
         Raises:
-            CamrtError: It cannot be read.
+            CamrtError: The network cannot be read.
 
         Warns:
-            ConversionWarning: Unknown fields in it.
+            ConversionWarning: The network has unknown fields.
         """
         param = self.param
         source = next(name for name in _TRAIN_NETS if param.HasField(name))
         return self._net(getattr(param, source), NetState(phase="TRAIN"), [param.train_state])
 
     def test_nets(self) -> list[Net]:
-        """The networks that are tested, one for each `test_iter`.
+        """Read the networks to test, one for each `test_iter`.
 
         Raises:
-            CamrtError: One cannot be read.
+            CamrtError: A network cannot be read.
 
         Warns:
-            ConversionWarning: Unknown fields in them.
+            ConversionWarning: A network has unknown fields.
         """
         param = self.param
         sources: list[NetParameter | str] = [*param.test_net_param, *param.test_net]
@@ -72,7 +72,7 @@ class SolverFile:
         ]
 
     def _net(self, source: NetParameter | str, state: NetState, states: Sequence[NetState]) -> Net:
-        for more in states:  # the phase is the net's own, whatever the state says
+        for more in states:  # their phase is ignored
             state.level = more.level if more.HasField("level") else state.level
             state.stage.extend(more.stage)
         try:
@@ -87,7 +87,7 @@ class SolverFile:
         return Description(upgrade(message, self.file), (), self.file)
 
     def _path(self, name: str) -> Path:
-        """From the current folder, as with Caffe; else beside the solver file."""
+        """Resolve a path relative to the current folder, as in Caffe, or else to the folder of the solver file."""
         path, beside = Path(name), Path(self.file).parent / name
         return path if path.exists() or not beside.exists() else beside
 
@@ -99,11 +99,10 @@ def read_solver(path: PathLike) -> SolverFile:
         path: A text prototxt, with the fields of Caffe's SolverParameter.
 
     Returns:
-        The file; `solver_type`, its old form, has become `type`.
+        The solver file. The legacy field `solver_type` is converted to `type`.
 
     Raises:
-        CamrtError: Not readable, a syntax error, an unknown field, a value that cannot be: with file, line or field,
-            found and expected.
+        CamrtError: The file cannot be read, or has a syntax error, an unknown field or an invalid value.
     """
     file = os.fspath(path)
     param = SolverParameter()
@@ -125,33 +124,33 @@ def _text(file: str) -> str:
     path = Path(file)
     try:
         if path.exists() and not path.is_file():
-            raise CamrtError("is no regular file, expected a solver's prototxt", file=file)
+            raise CamrtError("is not a regular file, expected a solver prototxt", file=file)
         if path.stat().st_size > MAX_BYTES:
-            raise CamrtError(f"has more than {MAX_BYTES:,} bytes, expected a solver's prototxt", file=file)
+            raise CamrtError(f"has more than {MAX_BYTES:,} bytes, expected a solver prototxt", file=file)
         data = path.read_bytes()
     except FileNotFoundError:
         raise CamrtError("does not exist", file=file) from None
     except (OSError, ValueError) as error:
         raise CamrtError(f"cannot be read: {error}", file=file) from None
     if b"\0" in data:
-        raise CamrtError("is binary, expected a solver's prototxt (text)", file=file)
+        raise CamrtError("is a binary file, expected a solver prototxt (text)", file=file)
     return data.decode("utf-8-sig", "replace")
 
 
 def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name, [field.name for field in SolverParameter.DESCRIPTOR.fields], n=1)
     if near:
-        return f"found the field {name!r}, which solvers do not have; did you mean {near[0]!r}?"
+        return f"found the unknown field {name!r}, did you mean {near[0]!r}?"
     if name in ("layer", "layers"):
-        return "is a network's prototxt, expected a solver's (did you give train_val.prototxt for solver.prototxt?)"
-    return f"found the field {name!r}, which solvers do not have"
+        return "is the prototxt of a network, expected that of a solver (did you mean solver.prototxt?)"
+    return f"found the unknown field {name!r}, expected a field of SolverParameter"
 
 
 def check(param: SolverParameter) -> None:
-    """Check a solver's parameters, and give `solver_type` its new form.
+    """Check a solver's parameters, and convert `solver_type` to `type`.
 
     Raises:
-        CamrtError: What cannot be, by the field's name.
+        CamrtError: A parameter is invalid. The message names the field.
     """
     _check_nets(param)
     check_updates(param)
@@ -166,10 +165,10 @@ def check(param: SolverParameter) -> None:
 
 
 def check_updates(param: SolverParameter) -> None:
-    """Check what an update needs, and give `solver_type` its new form.
+    """Check the parameters that an update needs, and convert `solver_type` to `type`.
 
     Raises:
-        CamrtError: What cannot be, by the field's name.
+        CamrtError: A parameter is invalid. The message names the field.
     """
     _upgrade(param)
     _check_rate(param)
@@ -197,7 +196,7 @@ def _check_nets(param: SolverParameter) -> None:
     found = [name for name in _TRAIN_NETS if param.HasField(name)]
     if len(found) != 1:
         raise CamrtError(
-            f"found {' and '.join(found) or 'no network'}, expected one of {', '.join(_TRAIN_NETS)} to train"
+            f"found {' and '.join(found) or 'no network to train'}, expected exactly one of {', '.join(_TRAIN_NETS)}"
         )
     tested, general = len(param.test_net) + len(param.test_net_param), found[0] in ("net", "net_param")
     count = len(param.test_iter)
@@ -216,7 +215,7 @@ def _check_rate(param: SolverParameter) -> None:
             if not steps or steps != sorted(set(steps)) or steps[0] < 0:
                 raise CamrtError(f"found stepvalue {steps} for lr_policy 'multistep', expected increasing numbers")
         elif not param.HasField(name):
-            raise CamrtError(f"found no {name}, which lr_policy {param.lr_policy!r} needs")
+            raise CamrtError(f"found no {name}, expected one, since lr_policy is {param.lr_policy!r}")
     if param.lr_policy == "step":
         _expect(param, "stepsize", param.stepsize > 0, "1 or more")
     for name in ("gamma", "power"):
@@ -227,11 +226,10 @@ def _check_rule(param: SolverParameter) -> None:
     _expect(param, "type", param.type in TYPES, f"one of {', '.join(TYPES)}")
     _expect(param, "regularization_type", param.regularization_type in ("L1", "L2"), "'L1' or 'L2'")
     _expect(param, "weight_decay", 0 <= param.weight_decay < math.inf, "0 or more")
-    _expect(param, "momentum", 0 <= param.momentum < 1, "a number from 0 on, below 1")
-    _expect(param, "momentum2", 0 <= param.momentum2 < 1, "a number from 0 on, below 1")
-    _expect(param, "rms_decay", 0 <= param.rms_decay < 1, "a number from 0 on, below 1")
+    for name in ("momentum", "momentum2", "rms_decay"):
+        _expect(param, name, 0 <= getattr(param, name) < 1, "0 or more, and less than 1")
     _expect(param, "delta", 0 <= param.delta < math.inf, "0 or more")
     if param.type in _WITHOUT_MOMENTUM:
         _expect(param, "momentum", param.momentum == 0, f"0 or none: {param.type} has no momentum")
     if math.isnan(param.clip_gradients):
-        raise CamrtError("found clip_gradients nan, expected a norm, or none")
+        raise CamrtError("found clip_gradients nan, expected a number: the largest norm, or -1 for no clipping")

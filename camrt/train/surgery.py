@@ -1,12 +1,12 @@
-"""Net surgery: a classifier's prototxt -> that of a network whose maps can be seen.
+"""Net surgery: convert the prototxt of a classifier to that of a CAM network.
 
-What the authors of class activation maps did to their networks (Zhou et al. 2016, section 3): everything behind some
-convolution goes, and in its place come ``CAM_conv`` (3 x 3, stride 1, pad 1), global average pooling, and one linear
-layer. The names and fillers are those of the released ``train_val_googlenetCAM.prototxt`` and
-``deploy_vgg16CAM.prototxt``. The layers that stay keep their names, so that the classifier's ``.caffemodel`` fits them.
-Where the network has had such a head already, the new layers are ``CAM_conv_2`` and so on: its weights are not theirs.
+The network is modified as by Zhou et al. (2016, section 3): all layers after a convolution are replaced by ``CAM_conv``
+(3 x 3, stride 1, pad 1), global average pooling, and a linear layer. The names and fillers are those of the released
+``train_val_googlenetCAM.prototxt`` and ``deploy_vgg16CAM.prototxt``. The remaining layers keep their names, so that
+they can be initialized from the classifier's ``.caffemodel``. If the network already has a CAM head, the new layers are
+named ``CAM_conv_2`` and so on, so that they are not initialized from it.
 
-Neither weights nor PyTorch are needed: only the description changes.
+Only the description is changed. Neither weights nor PyTorch are needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from converters import deploy
 from converters.deploy import Draft, State
 from converters.encoding import replacing, sweep
 from converters.errors import ConversionError
-from converters.reader import Network, read_prototxt
+from converters.reader import Network as Description
+from converters.reader import read_prototxt
 from converters.schema import caffe_pb2
 
 CHANNELS, GROUP = 1024, 2  # of CAM_conv in the released networks
@@ -35,26 +36,28 @@ MEAN = (104.0, 117.0, 123.0)  # of ImageNet, BGR, as in the released train_val_g
 _HEAD = ("CAM_conv", "CAM_relu", "CAM_pool", "CAM_dropout", "CAM_fc")
 _MEASURES = {"loss": "SoftmaxWithLoss", "accuracy/top-1": "Accuracy", "accuracy/top-5": "Accuracy"}
 _CONVOLUTIONS = ("Convolution", "Deconvolution")
-# What belongs to the layer before it, in place or not: a cut goes behind them.
+# Layer types that belong to the layer before them: the network is cut after them.
 _FOLLOWERS = ("BatchNorm", "Scale", "Bias", "ReLU", "PReLU", "ELU", "Swish", "Clip")
-# Behind these there are no maps.
+# Layer types whose tops are not feature maps.
 _FLAT = ("InnerProduct", "Flatten", "Reshape", "Softmax", "SPP", "ArgMax", "Reduction", "Embed", "LSTM", "RNN")
 _KEEP_CHANNELS = (*_FOLLOWERS, "Pooling", "LRN", "Dropout", "Eltwise", "Power", "TanH", "Sigmoid", "AbsVal", "BNLL")
 
-_Version = tuple[int, str]  # a blob as one layer wrote it: the layer's number, -1 for an input of the net; the blob
+# A blob as written by one layer, since layers in place write several versions of a blob: the index of the layer, or -1
+# for an input of the net, and the name of the blob.
+_Version = tuple[int, str]
 
 
 @dataclass(frozen=True)
 class Surgery:
-    """A network after the operation.
+    """The result of net surgery.
 
     Attributes:
-        message: The network: data layers, what was kept, the new head, loss and accuracies.
-        after: The layer behind which the cut is: the one that was named, or the last one that belongs to it.
-        kept: The names of the layers that stay.
-        dropped: Those of the layers that went.
-        new: Those of the layers that came in their place and learn.
-        file: The prototxt that it was made of.
+        message: The new network: data layers, kept layers, the new head, loss and accuracies.
+        after: The last kept layer: the given layer, or the last of the layers that belong to it.
+        kept: The names of the kept layers.
+        dropped: The names of the removed layers.
+        new: The names of the new layers that have weights.
+        file: The original prototxt.
     """
 
     message: caffe_pb2.NetParameter
@@ -65,15 +68,15 @@ class Surgery:
     file: str
 
     def text(self) -> str:
-        """The prototxt, as Caffe reads it."""
+        """Return the prototxt of the new network."""
         head = f"# {Path(self.file).name}, cut after {self.after}, with the head of a CAM network: camrt surgery\n"
         return head + text_format.MessageToString(self.message)
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the prototxt. A file that is there is replaced once the new one is whole.
+        """Write the prototxt. An existing file is replaced once the new one is complete.
 
         Raises:
-            CamrtError: It cannot be written.
+            CamrtError: The file cannot be written.
         """
         file = Path(path)
         try:
@@ -86,7 +89,7 @@ class Surgery:
 
 
 def surgery(
-    prototxt: str | os.PathLike[str] | Network,
+    prototxt: str | os.PathLike[str] | Description,
     after: str,
     *,
     classes: int,
@@ -97,35 +100,37 @@ def surgery(
     test: str = "val.txt",
     batch: int = BATCH,
 ) -> Surgery:
-    """Cut a classifier after a convolution and give it the head of the CAM networks.
+    """Replace all layers of a classifier after a convolution by the head of a CAM network.
 
     Args:
-        prototxt: The classifier: deploy or train_val, V1 or V2.
-        after: The layer to cut behind: a convolution, or another layer that gives maps, such as the Concat of an
-            inception module. BatchNorm, Scale, ReLU and the like that follow it stay with it.
-        classes: How many classes the new linear layer tells apart.
-        channels: How many maps ``CAM_conv`` gives; 0 for no such layer: what is cut behind is pooled itself.
-        group: Its groups: 2 in the released networks.
-        dropout: The ratio of a Dropout layer before the linear one: 0.5 in the released vgg16CAM; 0 for none.
-        train: The list of training images, one ``path label`` a line, where the prototxt has no data layers.
-        test: The list of test images, likewise.
-        batch: The batch size, likewise.
+        prototxt: The classifier: a deploy or train_val prototxt, in V1 or V2 format.
+        after: The layer after which the network is cut: a convolution, or another layer whose output is feature maps,
+            such as the Concat of an inception module. BatchNorm, Scale, ReLU and similar layers that follow it are
+            kept.
+        classes: The number of classes.
+        channels: The number of channels of ``CAM_conv``. If 0, this layer is omitted, and the feature maps of
+            ``after`` are pooled.
+        group: The groups of ``CAM_conv``; 2 in the released networks.
+        dropout: The ratio of a Dropout layer before the linear layer; 0.5 in the released vgg16CAM. 0 for none.
+        train: The list of training images, a line ``path label`` for each, if the prototxt has no data layers.
+        test: The list of test images, if the prototxt has no data layers.
+        batch: The batch size, if the prototxt has no data layers.
 
     Returns:
-        The new network. Data layers that the prototxt has are kept as they are.
+        The new network. Existing data layers are kept unchanged.
 
     Raises:
-        CamrtError: There is no such layer, it gives no maps, it lies on one of several parallel branches, or an
-            argument cannot be met; with the layers to take instead.
+        CamrtError: The layer does not exist, has no feature maps or is on one of several parallel branches (the
+            message suggests other layers), or an argument is invalid.
         ConversionError: The prototxt cannot be read.
     """
-    network = prototxt if isinstance(prototxt, Network) else read_prototxt(prototxt)
+    network = prototxt if isinstance(prototxt, Description) else read_prototxt(prototxt)
     try:
         _check_numbers(classes=classes, group=group, batch=batch)
         if channels:
             _check_numbers(channels=channels)
         if not 0 <= dropout < 1:
-            raise CamrtError(f"found dropout {dropout}, expected 0 up to 1")
+            raise CamrtError(f"found dropout {dropout}, expected 0 or more, and less than 1")
         plans = [_Plan.of(network, phase, after) for phase in ("TRAIN", "TEST")]
         kept = {index for plan in plans for index in plan.kept}
         _refuse_unknown(network, kept)
@@ -162,10 +167,10 @@ def _check_numbers(**numbers: int) -> None:
 def _check_groups(channels: int, plan: _Plan, group: int) -> None:
     for what, number in (("channels", channels), (f"channels of {plan.cut[1]!r}", _channels_at(plan))):
         if number is not None and number % group:
-            raise CamrtError(f"found {number} {what}, expected a multiple of the {group} groups: give --group 1")
+            raise CamrtError(f"found {number} {what}, expected a multiple of the {group} groups: use --group 1")
 
 
-def _dropped(network: Network, kept: set[int]) -> tuple[str, ...]:
+def _dropped(network: Description, kept: set[int]) -> tuple[str, ...]:
     names = dict.fromkeys(
         layer.name
         for index, layer in enumerate(network.message.layer)
@@ -174,13 +179,13 @@ def _dropped(network: Network, kept: set[int]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _refuse_unknown(network: Network, kept: set[int]) -> None:
-    """Fields that the schema does not know would be missing from what is written."""
+def _refuse_unknown(network: Description, kept: set[int]) -> None:
+    """Raise an error for unknown fields in kept layers, since they would be missing in the new prototxt."""
     for one in network.unknown:
         if one.path and one.path[0][0] == "layer" and one.path[0][1] in kept:
             raise CamrtError(
-                f"found the field {one.name!r} (line {one.line}), which no Caffe layer has, in a layer that is kept: "
-                "it would be lost. Take it out first"
+                f"found the unknown field {one.name!r} (line {one.line}) in a layer to keep, expected fields of "
+                "LayerParameter: the field would be lost. Remove it first"
             )
 
 
@@ -189,15 +194,16 @@ def _refuse_unknown(network: Network, kept: set[int]) -> None:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is kept in one phase.
+    """The cut of the network in one phase.
 
     Attributes:
-        drafts: The layers of the phase, by their number in the file.
-        cut: The blob behind which all goes.
-        end: The layer that writes it.
-        kept: The numbers of the layers that stay, data layers left out.
-        image: The blob that the images come in.
-        data: The data layer that gives it; None for an input.
+        drafts: The layers of the phase, by their index in the file.
+        cut: The blob that the new head reads.
+        end: The layer that writes this blob.
+        kept: The indices of the kept layers, without data layers.
+        image: The blob of the images.
+        data: The data layer that writes the images; None if they are an input.
+        reads: The blobs that each layer reads.
     """
 
     drafts: dict[int, Draft]
@@ -209,7 +215,7 @@ class _Plan:
     reads: dict[int, tuple[_Version, ...]] = field(repr=False)
 
     @classmethod
-    def of(cls, network: Network, phase: str, after: str) -> _Plan:
+    def of(cls, network: Description, phase: str, after: str) -> _Plan:
         drafts = {
             index: Draft(params.name, params.type, tuple(params.bottom), tuple(params.top), params)
             for index, params in enumerate(network.message.layer)
@@ -225,11 +231,11 @@ class _Plan:
         roots = _roots(drafts, reads, ancestors)
         if len(roots) != 1:
             names = ", ".join(sorted(blob for _, blob in roots)) or "none"
-            raise CamrtError(f"found {len(roots)} inputs before {after!r} ({names}), expected one, the image")
+            raise CamrtError(f"found {len(roots)} inputs before {after!r} ({names}), expected one: the images")
         ((source, image),) = roots
         if source < 0 and image not in network.message.input:
             raise CamrtError(
-                f"found a layer that reads {image!r}, which nothing writes, expected an input or a layer's top"
+                f"found a layer that reads {image!r}, which no layer writes, expected an input or the top of a layer"
             )
         _refuse_branch(drafts, reads, (source, image), end, after)
         kept = frozenset(index for index in ancestors if index != source)
@@ -241,7 +247,7 @@ def _is_data(layer: caffe_pb2.LayerParameter) -> bool:
 
 
 def _reads(drafts: dict[int, Draft]) -> dict[int, tuple[_Version, ...]]:
-    """Layer -> the versions of blobs that it reads. A layer in place writes a new version of what it reads."""
+    """Return the versions of blobs that each layer reads. A layer in place writes a new version of its bottom."""
     written: dict[str, int] = {}
     reads = {}
     for index, draft in drafts.items():
@@ -274,9 +280,9 @@ def _refuse_flat(drafts: dict[int, Draft], reads: dict[int, tuple[_Version, ...]
     elif flat is None:
         why = "comes before the first convolution"
     elif flat == named:
-        why = "gives no maps"
+        why = "does not output feature maps"
     else:
-        why = f"comes after {drafts[flat].name!r} ({drafts[flat].type}), which leaves no maps"
+        why = f"comes after {drafts[flat].name!r} ({drafts[flat].type}), which does not output feature maps"
     convolutions = [
         each.name
         for index, each in drafts.items()
@@ -291,7 +297,7 @@ def _pools_all(draft: Draft) -> bool:
 
 
 def _last_follower(drafts: dict[int, Draft], reads: dict[int, tuple[_Version, ...]], index: int) -> int:
-    """The last layer that belongs to one: a chain of layers that alone read what the one before wrote."""
+    """Return the last layer of the chain of followers that begins at a layer."""
     while True:
         version = (index, drafts[index].tops[0])
         readers = [other for other, read in reads.items() if version in read]
@@ -301,19 +307,19 @@ def _last_follower(drafts: dict[int, Draft], reads: dict[int, tuple[_Version, ..
 
 
 def _ancestors(reads: dict[int, tuple[_Version, ...]], index: int) -> set[int]:
-    """The layer and all that it depends on."""
+    """Return the layer and all layers that it depends on."""
     found: set[int] = set()
-    waiting = [index]
-    while waiting:
-        one = waiting.pop()
+    pending = [index]
+    while pending:
+        one = pending.pop()
         if one >= 0 and one not in found:
             found.add(one)
-            waiting += [writer for writer, _ in reads[one]]
+            pending += [writer for writer, _ in reads[one]]
     return found
 
 
 def _roots(drafts: dict[int, Draft], reads: dict[int, tuple[_Version, ...]], ancestors: set[int]) -> set[_Version]:
-    """The blobs that come from data layers or are inputs."""
+    """Return the blobs that are inputs or tops of data layers."""
     return {
         version for index in ancestors for version in reads[index] if version[0] < 0 or not drafts[version[0]].bottoms
     }
@@ -322,7 +328,7 @@ def _roots(drafts: dict[int, Draft], reads: dict[int, tuple[_Version, ...]], anc
 def _refuse_branch(
     drafts: dict[int, Draft], reads: dict[int, tuple[_Version, ...]], image: _Version, end: int, after: str
 ) -> None:
-    """The cut must be a place that all which leads on from there comes through."""
+    """Raise an error if a later layer depends on the image other than through the cut."""
     if not _joined_behind(reads, image, end):
         return
     behind = _descendants(reads, {(end, drafts[end].tops[0])})
@@ -334,18 +340,18 @@ def _refuse_branch(
     )
     join = next(joins, None)
     hint = f": cut after {join!r}, where they meet" if join is not None else ""
-    raise CamrtError(f"the layer {after!r} lies on one of several branches, expected one that all others lead to{hint}")
+    raise CamrtError(f"the layer {after!r} is on one of several branches, expected a layer on all paths{hint}")
 
 
 def _joined_behind(reads: dict[int, tuple[_Version, ...]], image: _Version, cut: int) -> bool:
-    """Whether a layer behind the cut also reads what comes from the image past it."""
+    """Return whether a layer after the cut also depends on the image through another path."""
     behind = _descendants(reads, {version for read in reads.values() for version in read if version[0] == cut})
     past = _descendants(reads, {image}, but=cut)
     return not behind.isdisjoint(past)
 
 
 def _descendants(reads: dict[int, tuple[_Version, ...]], start: set[_Version], but: int | None = None) -> set[int]:
-    """The layers that depend on some blobs, in ways that do not lead through the layer ``but``."""
+    """Return the layers that depend on some blobs on a path without the layer ``but``."""
     found: set[int] = set()
     for index, read in reads.items():
         if index != but and any(version in start or version[0] in found for version in read):
@@ -354,7 +360,7 @@ def _descendants(reads: dict[int, tuple[_Version, ...]], start: set[_Version], b
 
 
 def _channels_at(plan: _Plan) -> int | None:
-    """How many maps the cut blob has; None where that is not plain to see."""
+    """Return the number of channels at the cut; None if it cannot be inferred."""
     channels: dict[_Version, int | None] = {}
     for index, draft in plan.drafts.items():
         below = [channels.get(version) for version in plan.reads[index]]
@@ -371,7 +377,7 @@ def _channels_at(plan: _Plan) -> int | None:
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:
-    """The last of many names: a cut is made near the end."""
+    """Join names, and shorten long lists to the last ones, since networks are cut near their end."""
     return ("..., " if len(names) > most else "") + ", ".join(names[-most:])
 
 
@@ -379,9 +385,9 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
 
 
 def _add_data(
-    message: caffe_pb2.NetParameter, network: Network, plans: Sequence[_Plan], train: str, test: str, batch: int
+    message: caffe_pb2.NetParameter, network: Description, plans: Sequence[_Plan], train: str, test: str, batch: int
 ) -> None:
-    """The data layers of the prototxt; those of image lists, where it has inputs."""
+    """Add the data layers of the prototxt, or ImageData layers if the images are an input."""
     given = dict.fromkeys(plan.data for plan in plans)
     if None not in given and all(network.message.layer[i or 0].type != "Input" for i in given):
         message.layer.extend(network.message.layer[index] for index in given if index is not None)
@@ -389,7 +395,7 @@ def _add_data(
     image = plans[0].image
     channels, height, width = _input_shape(network, image)
     if channels not in (1, 3):
-        raise CamrtError(f"found the input {image!r} with {channels} channels, expected 3 or 1: images")
+        raise CamrtError(f"found the input {image!r} with {channels} channels, expected images of 3 channels or 1")
     for phase, source in (("TRAIN", train), ("TEST", test)):
         layer = message.layer.add(name="data", type="ImageData", top=[image, "label"])
         layer.include.add().MergeFrom(caffe_pb2.NetStateRule(phase=phase))
@@ -406,24 +412,24 @@ def _add_data(
 
 
 def _side(crop: int) -> int:
-    """The side that images are resized to before a square is cut: 256 for 224 and 227, 342 for 299."""
+    """Return the size to which images are resized before a square crop: 256 for 224 and 227, 342 for 299."""
     side = round(crop * 8 / 7)
     return min(side, 256) if crop <= 256 else side
 
 
-def _input_shape(network: Network, image: str) -> tuple[int, int, int]:
-    """Channels, height and width of an input, from `input_param`, `input_shape` or `input_dim`."""
+def _input_shape(network: Description, image: str) -> tuple[int, int, int]:
+    """Return channels, height and width of an input, from `input_param`, `input_shape` or `input_dim`."""
     net = network.message
     shapes: list[Sequence[int]] = []
     for layer in net.layer:
         if layer.type == "Input" and image in layer.top:
-            all_of_layer = layer.input_param.shape
-            place = list(layer.top).index(image) if len(all_of_layer) > 1 else 0
-            shapes += [shape.dim for shape in all_of_layer[place : place + 1]]
+            declared = layer.input_param.shape
+            index = list(layer.top).index(image) if len(declared) > 1 else 0
+            shapes += [shape.dim for shape in declared[index : index + 1]]
     if image in net.input:
-        place = list(net.input).index(image)
-        shapes += [shape.dim for shape in net.input_shape[place : place + 1]]
-        shapes += [net.input_dim[4 * place : 4 * place + 4]]
+        index = list(net.input).index(image)
+        shapes += [shape.dim for shape in net.input_shape[index : index + 1]]
+        shapes += [net.input_dim[4 * index : 4 * index + 4]]
     shape = next((tuple(shape) for shape in shapes if len(shape)), ())
     if len(shape) != 4 or min(shape[1:]) < 1:
         shown = " x ".join(map(str, shape)) or "unknown"
@@ -432,7 +438,7 @@ def _input_shape(network: Network, image: str) -> tuple[int, int, int]:
 
 
 def _label(message: caffe_pb2.NetParameter) -> str:
-    """The blob of the labels: the second top of the data layers."""
+    """Return the blob of the labels: the second top of the data layers."""
     labels = {tuple(layer.top[1:]) for layer in message.layer if _is_data(layer)}
     if len(labels) != 1 or len(label := labels.pop()) != 1:
         found = "; ".join(f"{layer.name}: {', '.join(layer.top)}" for layer in message.layer if _is_data(layer))
@@ -442,8 +448,8 @@ def _label(message: caffe_pb2.NetParameter) -> str:
     return label[0]
 
 
-def _names(network: Network) -> dict[str, str]:
-    """The names of the new layers: with a number where the network has layers or blobs of these names."""
+def _names(network: Description) -> dict[str, str]:
+    """Return the names of the new layers, with a number appended if layers or blobs of these names exist."""
     taken = {name for layer in network.message.layer for name in (layer.name, *layer.top)}
     endings = ("", *(f"_{number}" for number in range(2, len(taken) + 3)))
     ending = next(each for each in endings if taken.isdisjoint(f"{name}{each}" for name in _HEAD))
@@ -453,7 +459,7 @@ def _names(network: Network) -> dict[str, str]:
 def _add_convolution(
     message: caffe_pb2.NetParameter, bottom: str, names: dict[str, str], channels: int, group: int
 ) -> str:
-    """CAM_conv and its ReLU. Returns their blob."""
+    """Add CAM_conv and its ReLU. Return their blob."""
     name = names["CAM_conv"]
     layer = _learning(message.layer.add(name=name, type="Convolution", bottom=[bottom], top=[name]))
     window = caffe_pb2.ConvolutionParameter(num_output=channels, pad=[1], kernel_size=[3], group=group)
@@ -466,7 +472,7 @@ def _add_convolution(
 def _add_classifier(
     message: caffe_pb2.NetParameter, bottom: str, names: dict[str, str], classes: int, dropout: float
 ) -> str:
-    """CAM_pool, CAM_dropout and CAM_fc. Returns the blob of the scores."""
+    """Add CAM_pool, CAM_dropout and CAM_fc. Return the blob of the scores."""
     pooled, scores = names["CAM_pool"], names["CAM_fc"]
     pool = message.layer.add(name=pooled, type="Pooling", bottom=[bottom], top=[pooled])
     pool.pooling_param.MergeFrom(caffe_pb2.PoolingParameter(pool="AVE", global_pooling=True))
@@ -480,11 +486,12 @@ def _add_classifier(
 
 
 def _add_measures(message: caffe_pb2.NetParameter, scores: str, label: str, classes: int) -> None:
-    """The loss, and for TEST the accuracies."""
+    """Add the loss, and the accuracies of the TEST phase."""
     taken = {name for layer in message.layer for name in (layer.name, *layer.top)}
     if clashes := taken & _MEASURES.keys():
         raise CamrtError(
-            f"found {', '.join(sorted(clashes))} in what is kept: rename it, the new layers have these names"
+            f"found the names {', '.join(sorted(clashes))} in kept layers, expected other names: the new layers have "
+            "these. Rename the layers"
         )
     for name, kind in _MEASURES.items():
         if name == "accuracy/top-5" and classes <= 5:
@@ -498,7 +505,7 @@ def _add_measures(message: caffe_pb2.NetParameter, scores: str, label: str, clas
 
 
 def _learning(layer: caffe_pb2.LayerParameter) -> caffe_pb2.LayerParameter:
-    """Rates as in the released networks: the bias learns twice as fast and does not decay."""
+    """Set the multipliers of the released networks: the bias has twice the learning rate and no weight decay."""
     layer.param.add(lr_mult=1, decay_mult=1)
     layer.param.add(lr_mult=2, decay_mult=0)
     return layer

@@ -1,4 +1,4 @@
-"""Weights between a network and a `.caffemodel` or `.caffemodel.h5`."""
+"""Loading weights from, and saving them to, a `.caffemodel` or `.caffemodel.h5`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from converters.writer import write_caffemodel, write_caffemodel_h5
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a file of weights.
+    """The result of loading weights.
 
     Attributes:
-        loaded: The layers that took their weights from the file.
-        filled: The layers with weights that the file does not have; they are as they were.
-        unused: The layers of the file that the network does not have.
+        loaded: The layers whose weights were loaded.
+        filled: The layers with weights that are missing in the file. They are unchanged.
+        unused: The layers of the file that are missing in the network.
     """
 
     loaded: tuple[str, ...]
@@ -34,30 +34,34 @@ class Report:
 
 
 def load_caffemodel(network: Network, path: str | os.PathLike[str]) -> Report:
-    """Take over the weights of the layers that a file and a network both have, matched by name.
+    """Load the weights of all layers that a file and a network have in common, matched by name.
 
-    To train a layer anew, give it another name in the prototxt, as with Caffe.
+    To train a layer from scratch, rename it in the prototxt, as with Caffe.
 
     Args:
-        network: The network. Changed only if all of the file fits.
-        path: A `.caffemodel` in V1 or V2 form, or a `.caffemodel.h5`.
+        network: The network. It is changed only if all common layers fit.
+        path: A `.caffemodel` in V1 or V2 format, or a `.caffemodel.h5`.
+
+    Returns:
+        The layers that were loaded, and those that were not.
 
     Raises:
-        CamrtError: Not such a file; no layer in common; a layer with another number of blobs or blobs of another shape.
+        CamrtError: The file is not a caffemodel, no layer is in common, or a layer has another number of blobs or
+            blobs of another shape.
     """
     try:
         weights = read_weights(path)
     except ConversionError as error:
         advice = ""
         if "PyTorch" in error.message:
-            advice = ": copy its tensors into `camrt.train.network(net).stored` and write them with `save_caffemodel`"
+            advice = ": copy its tensors to `camrt.train.network(net).stored`, and save them with `save_caffemodel`"
         raise CamrtError(f"{error}{advice}") from None
     stored = network.stored
     common = [layer for layer in weights.layers if layer in stored]
     if not common:
         raise CamrtError(
-            f"found no layer of the network {network.name!r} among the {len(weights.layers)} of the file, expected "
-            "layers of the same names",
+            f"found none of the layers of the network {network.name!r} among the {len(weights.layers)} of the file, "
+            "expected layers with the same names",
             file=weights.file,
         )
     fitted = {layer: _fitted(layer, weights.layers[layer], stored[layer], weights.file) for layer in common}
@@ -80,22 +84,22 @@ def _fitted(layer: str, found: Sequence[np.ndarray], expected: Sequence[Tensor],
             file=file,
         )
     for index, (blob, shape) in enumerate(zip(found, shapes, strict=True)):
-        # Files before 2015 have blobs of four axes: a bias of 1 x 1 x 1 x n.
+        # In files from before 2015, all blobs have four axes: a bias is 1 x 1 x 1 x n.
         if blob.shape not in (shape, (1,) * (4 - len(shape)) + shape):
             raise CamrtError(
                 f"layer {layer}: found blob {index} of {show(blob.shape)}, expected {show(shape)}. To train the layer "
-                "anew, give it another name in the prototxt",
+                "from scratch, rename it in the prototxt",
                 file=file,
             )
     return [blob.reshape(shape) for blob, shape in zip(found, shapes, strict=True)]
 
 
 def save_caffemodel(network: Network, path: str | os.PathLike[str]) -> None:
-    """Write the weights of all layers, as Caffe does, BatchNorm's statistics included.
+    """Save the weights of all layers, including BatchNorm's statistics, in Caffe's format.
 
     Args:
         network: The network, on any device.
-        path: The file; HDF5 if its name ends in `.h5`. An existing file is replaced once the new one is complete.
+        path: The file, HDF5 if its name ends in `.h5`. An existing file is replaced once the new one is complete.
 
     Raises:
         CamrtError: The file cannot be written, or h5py is missing for `.h5`.
@@ -112,6 +116,6 @@ def save_caffemodel(network: Network, path: str | os.PathLike[str]) -> None:
 
 
 def _arrays(blobs: Sequence[Tensor]) -> Iterator[np.ndarray]:
-    """One after another, so that a large layer leaves the GPU only when it is written."""
+    """Yield the blobs as arrays. Each blob is copied from the GPU only when it is written."""
     for blob in blobs:
         yield blob.detach().float().cpu().numpy()

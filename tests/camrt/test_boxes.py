@@ -26,10 +26,10 @@ def golden() -> dict[str, np.ndarray]:
 
 
 def rectangle(shape: tuple[int, int], *areas: tuple[int, int, int, int, int]) -> np.ndarray:
-    """A black heatmap with filled rectangles: x, y, width, height, grey."""
+    """A black heatmap with filled rectangles: x, y, width, height, gray."""
     heatmap = np.zeros(shape, np.uint8)
-    for x, y, width, height, grey in areas:
-        heatmap[y : y + height, x : x + width] = grey
+    for x, y, width, height, gray in areas:
+        heatmap[y : y + height, x : x + width] = gray
     return heatmap
 
 
@@ -259,7 +259,7 @@ def test_floats_are_rounded_as_matlab_rounds() -> None:
         (np.zeros(5, np.uint8), r"\(5,\) uint8, expected \(H, W\)"),
         (np.zeros((0, 5), np.uint8), r"\(0, 5\) uint8, expected"),
         (np.zeros((4, 4, 4), np.uint8), r"\(4, 4, 4\) uint8, expected"),
-        (np.arange(27, dtype=np.uint8).reshape(3, 3, 3), "in colour, expected equal channels"),
+        (np.arange(27, dtype=np.uint8).reshape(3, 3, 3), "in color, expected equal channels"),
         (np.zeros((4, 4), np.int32), "int32, expected uint8, or floats"),
         (np.zeros((4, 4), bool), "bool, expected uint8, or floats"),
         (np.full((4, 4), "a"), "expected uint8, or floats"),

@@ -1,4 +1,4 @@
-"""What a network is trained on: sources of images, Caffe's transformation, batches. `loading` alone needs PyTorch."""
+"""Training data: sources of images, Caffe's transformations, batches. Only `loading` and `dummy` import PyTorch."""
 
 from __future__ import annotations
 

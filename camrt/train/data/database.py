@@ -17,24 +17,26 @@ from PIL import Image as Pillow
 from camrt import images
 from camrt.errors import CamrtError
 from camrt.train.data.sources import Images
+from converters.errors import install
 from converters.schema.caffe_pb2 import Datum
 
 LMDB, LEVELDB = "LMDB", "LEVELDB"
-_GREY = ("1", "L", "I;16", "I", "F")
+_GRAY = ("1", "L", "I;16", "I", "F")
 
 
 class Database:
-    """The records of a database, by number, in the order of their keys, as Caffe's cursor gives them.
+    """The records of a database in the order of their keys, which is that of Caffe's cursor.
 
     Args:
-        path: A folder (LMDB, LevelDB), or LMDB's file.
-        backend: ``"LMDB"`` or ``"LEVELDB"``; None to tell by the files.
+        path: The folder of the database, or the file of an LMDB database.
+        backend: ``"LMDB"`` or ``"LEVELDB"``. By default, it is detected from the files.
 
     Attributes:
-        backend: Which it is.
+        backend: ``"LMDB"`` or ``"LEVELDB"``.
+        keys: The keys of the records.
 
     Raises:
-        CamrtError: There is none, it is damaged or empty, or its package is not installed.
+        CamrtError: The database does not exist, is damaged or empty, or its package is not installed.
     """
 
     def __init__(self, path: Path, backend: str | None = None) -> None:
@@ -49,10 +51,10 @@ class Database:
         return len(self.keys)
 
     def get(self, number: int) -> bytes:
-        """A record.
+        """Return a record.
 
         Raises:
-            CamrtError: The database is damaged.
+            CamrtError: The database is damaged or has changed.
         """
         with self._reporting():
             handle = self._opened()
@@ -62,7 +64,10 @@ class Database:
                 with handle.begin() as transaction:
                     value = transaction.get(self.keys[number])
         if value is None:
-            raise CamrtError(f"found no record {self.keys[number][:40]!r} any more", file=str(self.path))
+            raise CamrtError(
+                f"the record {self.keys[number][:40]!r} does not exist any more, expected an unchanged database",
+                file=str(self.path),
+            )
         return bytes(value)
 
     def _keys(self) -> Iterator[bytes]:
@@ -87,7 +92,7 @@ class Database:
 
 
 class _Reporting:
-    """Turn what the packages raise, which has no common class, into a CamrtError."""
+    """Convert the exceptions of lmdb and plyvel, which have no common class, to CamrtError."""
 
     def __init__(self, path: Path, backend: str) -> None:
         self.path, self.backend = path, backend
@@ -102,20 +107,20 @@ class _Reporting:
 
 def _backend(path: Path) -> str:
     if not path.exists():
-        raise CamrtError("there is no such database", file=str(path))
+        raise CamrtError("does not exist, expected a database", file=str(path))
     if path.is_file() or (path / "data.mdb").is_file():
         return LMDB
     if (path / "CURRENT").is_file():
         return LEVELDB
     raise CamrtError(
-        "is neither an LMDB database (data.mdb) nor a LevelDB database (CURRENT). `camrt data lmdb` makes one from "
-        "images",
+        "is neither an LMDB database (data.mdb) nor a LevelDB database (CURRENT). Create one from images with "
+        "`camrt data lmdb`",
         file=str(path),
     )
 
 
 class _Handle:
-    """An open database, which is closed when nobody holds it any more."""
+    """An open database. It is closed when its last reference is deleted."""
 
     def __init__(self, path: Path, backend: str) -> None:
         self.process, self.raw = os.getpid(), _open(path, backend)
@@ -125,7 +130,7 @@ class _Handle:
             self.raw.close()
 
 
-# A process may open a database only once, though the networks for training and for testing often read the same one.
+# A process may open a database only once, but the networks for training and for testing often read the same one.
 _handles: weakref.WeakValueDictionary[tuple[str, int], _Handle] = weakref.WeakValueDictionary()
 
 
@@ -135,7 +140,7 @@ def _opened(path: Path, backend: str) -> _Handle:
     if handle is not None and handle.process == os.getpid():
         return handle
     if handle is not None and backend == LEVELDB:
-        raise CamrtError("LevelDB lets one process read: use --workers 0", file=str(path))
+        raise CamrtError("found several processes, expected one, as LevelDB requires: use --workers 0", file=str(path))
     if handle is not None:
         handle.raw.close()  # inherited from the process that forked this one
     _handles[key] = handle = _Handle(path, backend)
@@ -145,7 +150,7 @@ def _opened(path: Path, backend: str) -> _Handle:
 def _open(path: Path, backend: str) -> Any:
     found = _backend(path)
     if found != backend:
-        raise CamrtError(f"found a database of {found}, expected {backend} as the layer's backend says", file=str(path))
+        raise CamrtError(f"found a {found} database, expected {backend}, the backend of the layer", file=str(path))
     package = "lmdb" if backend == LMDB else "plyvel"
     try:
         if backend == LMDB:
@@ -159,12 +164,12 @@ def _open(path: Path, backend: str) -> Any:
         return plyvel.DB(str(path), create_if_missing=False)
     except ImportError:
         raise CamrtError(
-            f"is a {backend} database, which needs {package}: pip install {package}", file=str(path)
+            f"is a {backend} database, which needs {package}. Install it with {install(package)}", file=str(path)
         ) from None
 
 
 def _check_length(handle: Any, path: Path) -> None:
-    """LMDB maps its file into memory: reading beyond the end of a truncated one would kill the process."""
+    """Check the size of an LMDB file. It is mapped into memory, and reading beyond its end would kill the process."""
     file = path / "data.mdb" if path.is_dir() else path
     expected = (handle.info()["last_pgno"] + 1) * handle.stat()["psize"]
     found = file.stat().st_size
@@ -176,29 +181,30 @@ class DatumSource:
     """The images and labels of a database, as a `Source`.
 
     Attributes:
-        name: The database, for messages.
+        name: The path of the database, for messages.
         database: The records.
+        is_color: Whether encoded images are always converted to color.
     """
 
     classes: tuple[str, ...] = ()
-    largest_label: int | None = None  # only reading all records would tell
+    largest_label: int | None = None  # unknown before all records are read
 
-    def __init__(self, database: Database, *, is_coloured: bool = False) -> None:
-        self.database, self.is_coloured = database, is_coloured
+    def __init__(self, database: Database, *, is_color: bool = False) -> None:
+        self.database, self.is_color = database, is_color
         self.name = str(database.path)
         self.count: int | None = len(database)
-        # LevelDB lets one process in. Decoding is what workers are for.
+        # Only one process can read a LevelDB database. Workers pay off only for decoding.
         self.is_cheap = database.backend == LEVELDB or not parse(database, 0).encoded
 
     def read(self, numbers: NDArray[np.int64]) -> tuple[Images, NDArray[np.int64]]:
-        """See `Source.read`; an image has as many channels as its Datum, and may be float32."""
+        """See `Source.read`. An image has the channels of its Datum, and may be float32."""
         found: list[Any] = []
         labels = np.empty(len(numbers), np.int64)
         for slot, number in enumerate(numbers.tolist()):
             try:
                 datum = parse(self.database, number)
                 labels[slot] = datum.label
-                found.append(pixels(datum, is_coloured=self.is_coloured))
+                found.append(pixels(datum, is_color=self.is_color))
             except CamrtError as error:
                 labels[slot] = 0
                 found.append(error.in_file(f"{self.name}, record {number}"))
@@ -208,7 +214,7 @@ class DatumSource:
 
     @property
     def paths(self) -> Sequence[bytes]:
-        """What each image is called in messages."""
+        """The names of the images, for messages."""
         return _Names(self.name)
 
 
@@ -227,30 +233,30 @@ def parse(database: Database, number: int) -> Datum:
     """Read a record.
 
     Raises:
-        CamrtError: It is no Datum.
+        CamrtError: The record is not a Datum message.
     """
     try:
         return Datum.FromString(database.get(number))
     except DecodeError:
-        raise CamrtError("is no Datum message") from None
+        raise CamrtError("is not a Datum message") from None
 
 
-def pixels(datum: Datum, *, is_coloured: bool = False) -> NDArray[Any]:
-    """The values of a Datum.
+def pixels(datum: Datum, *, is_color: bool = False) -> NDArray[Any]:
+    """Return the values of a Datum.
 
     Args:
-        datum: Raw bytes, floats, or an encoded image.
-        is_coloured: Whether encoded images become coloured (Caffe's force_encoded_color); else grey ones stay grey.
+        datum: A Datum with raw bytes, floats, or an encoded image.
+        is_color: Whether encoded grayscale images are converted to color (Caffe's force_encoded_color).
 
     Returns:
-        (H, W, C) uint8, or float32 for floats. Encoded images are BGR.
+        (H, W, C) uint8, or float32 for floats. Encoded color images are BGR.
 
     Raises:
-        CamrtError: Sizes and bytes do not fit; the image cannot be decoded.
+        CamrtError: The number of values does not match the shape, or the image cannot be decoded.
     """
     if datum.encoded:
         rgb = images.decode(datum.data)
-        if not is_coloured and Pillow.open(io.BytesIO(datum.data)).mode in _GREY:
+        if not is_color and Pillow.open(io.BytesIO(datum.data)).mode in _GRAY:
             return rgb[:, :, :1]
         return rgb[:, :, ::-1]
     shape = (datum.channels, datum.height, datum.width)

@@ -1,4 +1,4 @@
-"""DummyData: constants and random numbers, drawn anew for each batch (dummy_data_layer.cpp)."""
+"""DummyData: constants, and random numbers that are drawn for each batch (dummy_data_layer.cpp)."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class DummyData:
     """The tops of a DummyData layer.
 
     Attributes:
-        name: The layer, for messages.
+        name: The name of the layer, for messages.
         tops: Top -> its shape and its filler.
-        seed: For the random fillers.
+        seed: The seed of random fillers.
     """
 
     name: str
@@ -41,16 +41,16 @@ class DummyData:
 
     @classmethod
     def of(cls, layer: Layer, seed: int) -> DummyData:
-        """Read a layer.
+        """Create the data of a layer.
 
         Raises:
-            CamrtError: Its shapes or fillers do not fit its tops.
+            CamrtError: The shapes or fillers of the layer do not fit its tops.
         """
         fillers = list(layer.params.dummy_data_param.data_filler) or [FillerParameter()]
         if len(fillers) not in (1, len(layer.tops)):
             raise CamrtError(
                 f"layer {layer.name} (DummyData): found {len(fillers)} data_filler for {len(layer.tops)} tops, "
-                "expected one, or one each"
+                "expected one for all tops, or one for each"
             )
         fillers = fillers if len(fillers) == len(layer.tops) else fillers * len(layer.tops)
         try:
@@ -82,5 +82,5 @@ class DummyData:
         return LoadedBatch(arrays)
 
     def finish(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See `Stream`: nothing is left to do."""
+        """See `Stream`. The batch is returned unchanged."""
         return inputs

@@ -1,4 +1,4 @@
-"""Batches by number: the same whatever loads them, and in whatever order."""
+"""Batches of images by position, independent of the processes and the order in which they are loaded."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from camrt.train.data.transform import Transform
 
 @dataclass(frozen=True)
 class Order:
-    """In which order the images of a source come, epoch after epoch.
+    """The order of the images of a source over all epochs.
 
     Attributes:
-        count: How many there are; None where they never end.
-        shuffle: Whether each epoch has a random order of its own.
-        seed: Of these orders.
-        skip: How many are passed over at the start (Caffe's rand_skip).
+        count: The number of images; None if it is infinite.
+        shuffle: Whether each epoch has its own random order.
+        seed: The seed of the random orders.
+        skip: The number of images to skip at the start (Caffe's rand_skip).
     """
 
     count: int | None
@@ -31,21 +31,24 @@ class Order:
     skip: int = 0
 
     def numbers(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """From positions in training, which count up for ever, to images of the source.
+        """Return the numbers of the images at positions in training.
 
         Args:
-            positions: (N,) from 0 on.
+            positions: (N,), counted from 0 over all epochs.
+
+        Returns:
+            (N,), from 0 to ``count`` - 1.
         """
         positions = positions + self.skip
         if self.count is None:
             return positions
-        epochs, places = np.divmod(positions, self.count)
+        epochs, offsets = np.divmod(positions, self.count)
         if not self.shuffle:
-            return places
-        numbers = np.empty_like(places)
+            return offsets
+        numbers = np.empty_like(offsets)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            numbers[here] = _permutation(self.count, self.seed, int(epoch))[places[here]]
+            is_in_epoch = epochs == epoch
+            numbers[is_in_epoch] = _permutation(self.count, self.seed, int(epoch))[offsets[is_in_epoch]]
         return numbers
 
 
@@ -56,12 +59,12 @@ def _permutation(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class ImageBatch:
-    """Images and labels, ready for the network.
+    """A batch of images and labels.
 
     Attributes:
-        images: (N, C, H, W): see `Transform.batch`; `Transform.finish` makes the network's input of it.
+        images: (N, C, H, W) from `Transform.batch`. `Transform.finish` converts them to the network's input.
         labels: (N,) int64.
-        unusable: The images that could not be used, with the reasons.
+        unusable: The names of images that cannot be used, with the reasons.
     """
 
     images: NDArray[Any]
@@ -72,13 +75,13 @@ class ImageBatch:
 class Feed:
     """Batches of a source.
 
-    An image that cannot be used is passed over, and the next in the order that can be used takes its place. So what is
-    at a position is always the same, whatever was loaded before.
+    An image that cannot be used is replaced by the next usable one in the order. The image at a position therefore does
+    not depend on the batches that were loaded before.
 
     Args:
         source: The images.
-        transform: What becomes of them.
-        order: In which order they come.
+        transform: The transformation of the images.
+        order: The order of the images.
     """
 
     def __init__(self, source: Source, transform: Transform, order: Order) -> None:
@@ -86,14 +89,14 @@ class Feed:
         self._unusable: dict[int, CamrtError] = {}
 
     def batch(self, position: int, size: int) -> ImageBatch:
-        """The images from a position on.
+        """Load a batch.
 
         Args:
-            position: From 0 on, over all epochs.
-            size: How many.
+            position: The position of the first image, counted from 0 over all epochs.
+            size: The number of images.
 
         Raises:
-            CamrtError: There are no usable images left; images differ in size.
+            CamrtError: No image can be used, or the images differ in size.
         """
         numbers = self.order.numbers(np.arange(position, position + size, dtype=np.int64))
         found, labels = self.source.read(numbers)
@@ -111,7 +114,7 @@ class Feed:
         return ImageBatch(self.transform.batch(images, position), labels, unusable)
 
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images that `batch` gives.
+        """Return (C, H, W) of the images of `batch`.
 
         Raises:
             CamrtError: No image can be used.
@@ -120,7 +123,7 @@ class Feed:
         return self.transform.channels or channels, height, width
 
     def _prepared(self, image: Any, number: int) -> Any:
-        """The image, or None if it cannot be used."""
+        """Return the image, ready for the crop, or None if it cannot be used."""
         if number in self._unusable:
             return None
         try:
@@ -142,4 +145,4 @@ class Feed:
             if image is not None:
                 return image, int(labels[0])
         first = next(iter(self._unusable.values()))
-        raise CamrtError(f"found no image that can be used; the first: {first}", file=self.source.name)
+        raise CamrtError(f"found no usable image. The first error is: {first}", file=self.source.name)

@@ -1,4 +1,4 @@
-"""HDF5Data: datasets by the names of the tops, from a list of files (hdf5_data_layer.cpp)."""
+"""HDF5Data: a dataset for each top, from a list of HDF5 files (hdf5_data_layer.cpp)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from camrt.errors import CamrtError
 from camrt.train.data.streams import LoadedBatch
+from converters.errors import install
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,25 +20,25 @@ if TYPE_CHECKING:
 
     from converters.layer import Layer
 
-_MOST_BYTES = 16 << 30  # of one file, which is held in memory, as in Caffe
-_ORDER, _ROWS = 0, 1  # what a random order is for
+_MAX_BYTES = 16 << 30  # of a dataset, which is loaded into memory, as in Caffe
+_ORDER, _ROWS = 0, 1  # which random order: that of the files, or that of the rows of the first file
 
 
 @dataclass(eq=False)
 class Hdf5Data:
     """The tops of an HDF5Data layer.
 
-    Each file holds one dataset for each top, all of the same number of rows. Rows come file by file; with ``shuffle``,
-    the files and the rows of each file come in another random order in each epoch.
+    Each file has one dataset for each top, all with the same number of rows. Files are read one after another. With
+    ``shuffle``, the files and the rows of each file are shuffled in each epoch.
 
     Attributes:
         name: The list of files, for messages.
         files: The files.
-        rows: (F,) int64: the number of rows of each.
+        rows: (F,) int64: the number of rows of each file.
         tops: Top -> the shape of a row.
-        batch_size: The rows of a batch.
+        batch_size: The number of rows in a batch.
         shuffle: Whether files and rows are shuffled.
-        seed: For the shuffling.
+        seed: The seed of shuffling.
     """
 
     name: str
@@ -50,25 +51,25 @@ class Hdf5Data:
     _held: tuple[int, dict[str, NDArray[np.float32]]] = field(default=(-1, {}), init=False, repr=False)
     classes = ()
     largest_label = None
-    is_cheap = True  # a file is read once, and all its rows are at hand
+    is_cheap = True  # a file is read as a whole, and rows are copied from memory
 
     @classmethod
     def of(cls, layer: Layer, find: Callable[[str], Path], *, seed: int, batch: int | None = None) -> Hdf5Data:
-        """Read a layer, and look into its files.
+        """Create the data of a layer, and check its files.
 
         Args:
             layer: The layer.
             find: Resolves a path of the prototxt.
-            seed: For the shuffling.
-            batch: The rows of a batch, in place of what the layer says.
+            seed: The seed of shuffling.
+            batch: The batch size. By default, that of the layer.
 
         Raises:
-            CamrtError: h5py or a file is missing; a dataset is missing or does not fit the others.
+            CamrtError: h5py is not installed, a file is missing, or a dataset is missing or does not match the others.
         """
         param = layer.params.hdf5_data_param
         size = batch or param.batch_size
         if not size:
-            raise CamrtError(f"layer {layer.name} (HDF5Data): found no batch_size, expected one: give it with --batch")
+            raise CamrtError(f"layer {layer.name} (HDF5Data): found no batch_size, expected one: set it with --batch")
         source = find(param.source)
         try:
             lines = source.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
@@ -80,7 +81,7 @@ class Hdf5Data:
             ) from None
         files = tuple(find(line.strip()) for line in lines if line.strip())
         if not files:
-            raise CamrtError("found no line, expected the name of an HDF5 file in each", file=str(source))
+            raise CamrtError("is empty, expected the name of an HDF5 file in each line", file=str(source))
         shapes = [_shapes(file, layer.tops) for file in files]
         tops = {top: shape[1:] for top, shape in shapes[0].items()}
         for file, found in zip(files, shapes, strict=True):
@@ -108,11 +109,11 @@ class Hdf5Data:
         arrays = {top: np.empty((self.batch_size, *shape), np.float32) for top, shape in self.tops.items()}
         filled = 0
         while filled < self.batch_size:
-            epoch, place = divmod(position + filled, int(self.rows.sum()))
+            epoch, offset = divmod(position + filled, int(self.rows.sum()))
             files = self._shuffled(len(self.files), epoch, _ORDER)
             ends = np.cumsum(self.rows[files])
-            slot = int(np.searchsorted(ends, place, side="right"))
-            file, first = int(files[slot]), place - int(ends[slot] - self.rows[files[slot]])
+            slot = int(np.searchsorted(ends, offset, side="right"))
+            file, first = int(files[slot]), offset - int(ends[slot] - self.rows[files[slot]])
             taken = min(self.batch_size - filled, int(self.rows[file]) - first)
             rows = self._shuffled(int(self.rows[file]), epoch, _ROWS + file)[first : first + taken]
             for top, values in self._values(file).items():
@@ -121,7 +122,7 @@ class Hdf5Data:
         return LoadedBatch(arrays)
 
     def finish(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See `Stream`: nothing is left to do."""
+        """See `Stream`. The batch is returned unchanged."""
         return inputs
 
     def _shuffled(self, count: int, epoch: int, purpose: int) -> NDArray[np.int64]:
@@ -131,7 +132,7 @@ class Hdf5Data:
         return np.random.Generator(np.random.Philox(key=key)).permutation(count)
 
     def _values(self, file: int) -> dict[str, NDArray[np.float32]]:
-        """A file's datasets. Those of the last file are kept, as in Caffe."""
+        """Return the datasets of a file. Those of the last file are cached, as in Caffe."""
         if self._held[0] != file:
             self._held = (file, _read(self.files[file], self.tops))
         return self._held[1]
@@ -144,8 +145,8 @@ def _shapes(file: Path, tops: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     for top, other in found.items():
         if not other or other[0] != shape[0] or not other[0]:
             raise CamrtError(
-                f"found the shape {other} of the dataset {top!r} and {shape} of {first!r}, expected as many rows, and "
-                "at least one",
+                f"found the shape {other} of the dataset {top!r} and {shape} of {first!r}, expected the same number of "
+                "rows, 1 or more",
                 file=str(file),
             )
     return found
@@ -163,11 +164,12 @@ def _opened(file: Path) -> Any:
     try:
         import h5py
     except ImportError:
-        raise CamrtError("holds training data as HDF5, which needs h5py: pip install h5py", file=str(file)) from None
+        found = f"is an HDF5 file, which needs h5py. Install it with {install('h5py')}"
+        raise CamrtError(found, file=str(file)) from None
     try:
         return h5py.File(file, "r")
     except OSError as error:
-        found = "there is no such file" if not file.exists() else f"cannot be read as HDF5: {error}"
+        found = "does not exist, expected an HDF5 file" if not file.exists() else f"cannot be read as HDF5: {error}"
         raise CamrtError(found, file=str(file)) from None
 
 
@@ -177,11 +179,11 @@ def _dataset(handle: Any, top: str, file: Path) -> Any:
     link = handle.get(top, getlink=True)
     found = handle.get(top) if isinstance(link, h5py.HardLink) else None
     if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "iuf":
-        raise CamrtError(f"found no dataset {top!r} of numbers, expected one for each top of the layer", file=str(file))
+        raise CamrtError(f"found no numeric dataset {top!r}, expected one for each top of the layer", file=str(file))
     if found.external or found.is_virtual:
-        raise CamrtError(f"found the dataset {top!r} to lie in other files, expected its own", file=str(file))
-    if found.nbytes > _MOST_BYTES:
+        raise CamrtError(f"found the dataset {top!r} in external files, expected it in this file", file=str(file))
+    if found.nbytes > _MAX_BYTES:
         raise CamrtError(
-            f"found {found.nbytes:,} bytes in the dataset {top!r}, expected {_MOST_BYTES:,} at most", file=str(file)
+            f"found {found.nbytes:,} bytes in the dataset {top!r}, expected at most {_MAX_BYTES:,}", file=str(file)
         )
     return found

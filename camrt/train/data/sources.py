@@ -1,13 +1,13 @@
-"""Where images and labels come from.
+"""Sources of images and labels.
 
-A source is said as a text, ``KIND:PATH,key=value,...``:
+A source is specified by a string, ``KIND:PATH,key=value,...``:
 
 =====================================  ==============================================================================
-``list:FILE,root=DIR``                 Caffe's ImageData list: a line ``path label`` an image
+``list:FILE,root=DIR``                 a list as for Caffe's ImageData: a line ``path label`` for each image
 ``folder:DIR``                         a folder for each class
-``tiny:DIR``                           Tiny ImageNet's layout: train/, val/, wnids.txt, words.txt
-``mnist:PATH,first=0,count=8000``      MNIST's idx files, or their folder
-``clutter:drawn,seed=1``               canvases of `camrt.train.clutter`, of drawn digits or MNIST's
+``tiny:DIR``                           the layout of Tiny ImageNet: train/, val/, wnids.txt, words.txt
+``mnist:PATH,first=0,count=8000``      an idx file of MNIST, or the folder of its files
+``clutter:drawn,seed=1``               canvases of `camrt.train.clutter`, with drawn digits or those of MNIST
 =====================================  ==============================================================================
 """
 
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 
 Phase = Literal["TRAIN", "TEST"]
 Image = NDArray[Any]  # uint8; float32 from databases of floats
-# A stack (N, H, W, C); or one by one, and in place of an image why it cannot be read.
+# Stacked images (N, H, W, C); or a sequence of images and, for those that cannot be read, errors.
 Images = NDArray[Any] | Sequence[Image | CamrtError]
 KINDS = ("list", "folder", "tiny", "mnist", "clutter")
-_SHOWN = 10  # files that an error lists
+_SHOWN = 10  # names in an error message
 
 
 class Source(Protocol):
     """Images and labels by number.
 
     Attributes:
-        name: What it is called in messages.
-        classes: The names of the classes; empty where none are known.
-        count: How many images there are; None where they never end.
-        largest_label: The largest label that occurs; None if only reading tells.
-        is_cheap: Whether an image costs less than handing it from one process to another.
+        name: The name of the source, for messages.
+        classes: The names of the classes; empty if unknown.
+        count: The number of images; None if it is infinite.
+        largest_label: The largest label; None if it is not known before reading.
+        is_cheap: Whether reading an image takes less time than passing it between processes.
     """
 
     name: str
@@ -55,23 +55,24 @@ class Source(Protocol):
     is_cheap: bool
 
     def read(self, numbers: NDArray[np.int64]) -> tuple[Images, NDArray[np.int64]]:
-        """Images and labels.
+        """Read images and labels.
 
         Args:
             numbers: (N,) from 0 to ``count`` - 1.
 
         Returns:
-            N images, (H, W, C), of three channels BGR, and the labels (N,).
+            N images (H, W, C), BGR if C is 3; and the labels (N,). An image that cannot be read is replaced by a
+            CamrtError.
         """
 
 
 class ImageFiles:
-    """Image files with a label each.
+    """Image files with labels.
 
     Attributes:
-        paths: (N,) the files' names as bytes: an array, which worker processes share without copying it.
+        paths: (N,) bytes: the paths, as an array that worker processes share without copying.
         labels: (N,) int64.
-        boxes: (N, 4) int64: x1, y1, x2, y2 in pixels, x2 and y2 just outside; None where there are none.
+        boxes: (N, 4) int64: x1, y1, x2, y2 in pixels, where x2 and y2 are exclusive; None without boxes.
     """
 
     is_cheap = False
@@ -91,12 +92,12 @@ class ImageFiles:
         self.largest_label: int | None = int(self.labels.max())
 
     def read(self, numbers: NDArray[np.int64]) -> tuple[Images, NDArray[np.int64]]:
-        """See `Source.read`. Colours as OpenCV has them, and so Caffe: BGR."""
+        """See `Source.read`. The images are BGR, as in OpenCV and Caffe."""
         return [decoded_image(os.fsdecode(self.paths[number])) for number in numbers], self.labels[numbers]
 
 
 class Digits:
-    """MNIST's digits, as they are: 28 x 28, grey."""
+    """The digits of MNIST: 28 x 28, grayscale."""
 
     is_cheap = True
     classes = tuple("0123456789")
@@ -112,9 +113,9 @@ class Digits:
 
 
 class Clutters:
-    """Cluttered digits without end."""
+    """An infinite sequence of cluttered digits."""
 
-    is_cheap = True  # some 25 microseconds
+    is_cheap = True  # about 25 microseconds per image
     classes = tuple("0123456789")
     count: int | None = None
 
@@ -129,20 +130,20 @@ class Clutters:
 
 
 def open_source(text: str, phase: Phase) -> Source:
-    """The source that a text names.
+    """Open the source that a string specifies.
 
     Args:
         text: ``KIND:PATH,key=value,...``.
-        phase: Which part of it, where a source has parts (``tiny:``, and ``mnist:`` with a folder).
+        phase: Which part to open, if the source has several (``tiny:``, and ``mnist:`` with a folder).
 
     Raises:
-        CamrtError: Another kind or key; files that are missing, all of them listed; a line that says no label.
+        CamrtError: The kind or a key is unknown, files are missing, or a line of a list has no label.
     """
     kind, _, rest = text.partition(":")
     if kind not in KINDS or not rest:
         raise CamrtError(
-            f"found the data {text!r}, expected KIND:PATH with KIND one of {', '.join(KINDS)}, as folder:photos or "
-            "list:train.txt"
+            f"found the data {text!r}, expected KIND:PATH with KIND one of {', '.join(KINDS)}, such as "
+            "folder:photos or list:train.txt"
         )
     openers: dict[str, Callable[[str, Phase], Source]] = {
         "list": _list,
@@ -155,7 +156,7 @@ def open_source(text: str, phase: Phase) -> Source:
 
 
 def has_test_part(text: str) -> bool:
-    """Whether a source that was named for training holds images to test on too."""
+    """Return whether a source has separate images for testing."""
     kind, _, rest = text.partition(":")
     if kind == "mnist" and Path(rest).is_dir():
         return _idx_file(Path(rest), "TEST") is not None and _idx_file(Path(rest), "TRAIN") is not None
@@ -163,32 +164,32 @@ def has_test_part(text: str) -> bool:
 
 
 def from_layer(layer: Layer, find: Callable[[str], Path]) -> ImageFiles:
-    """The images of an ImageData layer.
+    """Open the images of an ImageData layer.
 
     Args:
         layer: The layer.
-        find: From a relative path in a prototxt to where it lies.
+        find: Resolves a path of the prototxt.
 
     Raises:
-        CamrtError: The list or images of it are missing; a line says no label.
+        CamrtError: The list or its images are missing, or a line has no label.
     """
     param = layer.params.image_data_param
     if not param.source:
-        raise CamrtError(f"layer {layer.name} (ImageData): found no source, expected the file of a list")
+        raise CamrtError(f"layer {layer.name} (ImageData): found no source, expected a list of images")
     root = param.root_folder
     where = str(find(root)) if root else ""
     return read_list(find(param.source), where)
 
 
 def read_list(file: Path, root: str) -> ImageFiles:
-    """Caffe's list: a line ``path label`` an image. A path may have spaces.
+    """Read a list as for Caffe's ImageData: a line ``path label`` for each image. Paths may contain spaces.
 
     Args:
         file: The list.
-        root: What stands before the paths; empty for nothing.
+        root: The prefix of the paths; empty for none.
 
     Raises:
-        CamrtError: The list cannot be read, or is empty; a line says no label; images are missing.
+        CamrtError: The list cannot be read or is empty, a line has no label, or images are missing.
     """
     paths, labels = [], []
     for number, line in enumerate(_lines(file), 1):
@@ -197,11 +198,12 @@ def read_list(file: Path, root: str) -> ImageFiles:
         path, _, label = line.rstrip().rpartition(" ")
         if not path or not (label.isascii() and label.isdigit()) or len(label) > 9:
             raise CamrtError(
-                f"found {line.strip()[:80]!r}, expected a path, a space and a label from 0 on", file=f"{file}:{number}"
+                f"found {line.strip()[:80]!r}, expected a path, a space and a label of 0 or more",
+                file=f"{file}:{number}",
             )
         paths.append(f"{root.rstrip('/')}/{path.strip().lstrip('/')}" if root else path.strip())
         labels.append(int(label))
-    return _whole(ImageFiles, str(file), paths, labels)
+    return _image_files(str(file), paths, labels)
 
 
 # ------------------------------------------------------------------------------------------------------------ the kinds
@@ -218,15 +220,17 @@ def _folder(text: str) -> ImageFiles:
     strays = [entry.name for entry in folder.iterdir() if _is_image(entry.name)]
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if strays or not classes:
-        found = f"images beside the folders of classes ({_few(strays)})" if strays else "no folders"
-        raise CamrtError(f"found {found}, expected a folder for each class, with its images", file=path)
+        found = f"images outside the class folders ({_few(strays)})" if strays else "no folders"
+        raise CamrtError(f"found {found}, expected all images in a folder for each class", file=path)
     paths, labels = [], []
     for label, name in enumerate(classes):
         images = sorted(
             str(Path(where) / file) for where, _, files in os.walk(folder / name) for file in files if _is_image(file)
         )
         if not images:
-            raise CamrtError("found no images, expected those of a class; remove the folder", file=str(folder / name))
+            raise CamrtError(
+                "found no images, expected those of a class: add images or remove the folder", file=str(folder / name)
+            )
         paths += images
         labels += [label] * len(images)
     return ImageFiles(path, paths, labels, classes)
@@ -237,7 +241,7 @@ def _tiny(text: str, phase: Phase) -> ImageFiles:
     folder = _directory(path)
     wnids = [line.strip() for line in _lines(folder / "wnids.txt") if line.strip()]
     if len(set(wnids)) != len(wnids) or not wnids:
-        raise CamrtError("found a class twice or none, expected each once", file=str(folder / "wnids.txt"))
+        raise CamrtError("found a class twice or no class, expected each class once", file=str(folder / "wnids.txt"))
     words = _words(folder / "words.txt")
     numbers = {wnid: number for number, wnid in enumerate(wnids)}
     names = [words.get(wnid, wnid) for wnid in wnids]
@@ -248,15 +252,16 @@ def _tiny(text: str, phase: Phase) -> ImageFiles:
     unknown = sorted({wnid for _, wnid, _ in rows} - numbers.keys())
     if unknown:
         raise CamrtError(
-            f"found classes that wnids.txt has not: {_few(unknown)}", file=str(folder / "val" / "val_annotations.txt")
+            f"found the classes {_few(unknown)}, expected those of wnids.txt",
+            file=str(folder / "val" / "val_annotations.txt"),
         )
     boxes = None if any(box is None for *_, box in rows) else np.array([box for *_, box in rows], np.int64)
     labels = [numbers[wnid] for _, wnid, _ in rows]
-    return _whole(ImageFiles, path, [image for image, *_ in rows], labels, names, boxes)
+    return _image_files(path, [image for image, *_ in rows], labels, names, boxes)
 
 
 def _tiny_class(folder: Path, wnid: str) -> list[_Row]:
-    """The training images of a class: those with boxes, where there is a file of them."""
+    """Return the training images of a class, with their boxes if there is a file of boxes."""
     boxes = folder / f"{wnid}_boxes.txt"
     if boxes.is_file():
         return _tiny_rows(boxes, folder / "images", wnid)
@@ -265,18 +270,18 @@ def _tiny_class(folder: Path, wnid: str) -> list[_Row]:
 
 
 def _tiny_rows(file: Path, images: Path, wnid: str | None) -> list[_Row]:
-    """``name [wnid] x1 y1 x2 y2``, tabs between; x2 and y2 are the last pixels."""
+    """Read lines ``name [wnid] x1 y1 x2 y2``, separated by tabs, where x2 and y2 are inclusive."""
     rows: list[_Row] = []
     for number, line in enumerate(_lines(file), 1):
         if not line.strip():
             continue
         name, *words = line.split()
-        of = wnid or (words.pop(0) if words else "")
+        image_class = wnid or (words.pop(0) if words else "")
         if len(words) != 4 or not all(word.isdigit() for word in words):
             found = line.strip()[:80]
             raise CamrtError(f"found {found!r}, expected a name, a class and a box", file=f"{file}:{number}")
         x1, y1, x2, y2 = map(int, words)
-        rows.append((str(images / name), of, (x1, y1, x2 + 1, y2 + 1)))
+        rows.append((str(images / name), image_class, (x1, y1, x2 + 1, y2 + 1)))
     return rows
 
 
@@ -284,11 +289,11 @@ def _mnist(text: str, phase: Phase) -> Digits:
     path, options = _options(text, ("first", "count"))
     file = Path(path)
     if file.is_dir():
-        file = _idx_file(file, phase) or file  # a folder with one file of images
+        file = _idx_file(file, phase) or file  # or the only file of images in the folder
     numbers = {}
     for key, value in options.items():
         if not (value.isascii() and value.isdigit()) or len(value) > 18:
-            raise CamrtError(f"found {key}={value} in the data {text!r}, expected a whole number")
+            raise CamrtError(f"found {key}={value} in the data {text!r}, expected an integer of 0 or more")
         numbers[key] = int(value)
     digits = clutter.Digits.from_idx(file)
     try:
@@ -298,7 +303,7 @@ def _mnist(text: str, phase: Phase) -> Digits:
 
 
 def _idx_file(folder: Path, phase: Phase) -> Path | None:
-    """The images of a phase in a folder of MNIST's four files."""
+    """Return the file of the images of a phase in a folder with the four files of MNIST."""
     part = "train" if phase == "TRAIN" else "t10k"
     return next((file for file in sorted(folder.glob(f"{part}-images*")) if file.is_file()), None)
 
@@ -309,7 +314,7 @@ _Row = tuple[str, str, tuple[int, int, int, int] | None]  # image, class, box
 
 
 def _options(text: str, known: Sequence[str]) -> tuple[str, Mapping[str, str]]:
-    """The path and the options of a source's text. A comma that no option follows belongs to the path."""
+    """Split a source's string into the path and the options. A comma without an option belongs to the path."""
     path, *rest = text.partition(":")[2].split(",")
     while rest and "=" not in rest[0]:
         path = f"{path},{rest.pop(0)}"
@@ -317,15 +322,15 @@ def _options(text: str, known: Sequence[str]) -> tuple[str, Mapping[str, str]]:
     unknown = [pair for pair in rest if pair.partition("=")[0] not in known]
     if unknown or len(options) < len(rest):
         kind = text.partition(":")[0]
-        allowed = f"the options {', '.join(known)}, each once" if known else "no options"
-        raise CamrtError(f"found {','.join(unknown or rest)} in the data {text!r}, expected {allowed} with {kind}:")
+        allowed = f"the options {', '.join(known)}, each at most once," if known else "no options"
+        raise CamrtError(f"found {','.join(unknown or rest)} in the data {text!r}, expected {allowed} for {kind}:")
     return path, options
 
 
-def _whole(make: Any, name: str, paths: list[str], labels: list[int], *more: Any) -> Any:
-    """The source, once it is seen that all of its files are there.
+def _image_files(name: str, paths: list[str], labels: list[int], *more: Any) -> ImageFiles:
+    """Create a source, after checking that all files exist.
 
-    Folders are listed, once each: asking for a million files one by one takes minutes on a network's disk.
+    Each folder is listed once: checking a million files one by one takes minutes on a network file system.
     """
     if not paths:
         raise CamrtError("found no images, expected at least one", file=name)
@@ -340,18 +345,18 @@ def _whole(make: Any, name: str, paths: list[str], labels: list[int], *more: Any
         except OSError:
             here = set()
         absent = (str(Path(folder) / file) for file in files if file not in here)
-        missing += [path for path in absent if not Path(path).exists()]  # which may spell names in another way
+        missing += [path for path in absent if not Path(path).exists()]  # file systems may ignore case
     if missing:
         raise CamrtError(
-            f"found {len(missing):,} of {len(paths):,} images missing: {_few(missing)}. Bring them, or take them off "
-            "the list",
+            f"found {len(missing):,} of {len(paths):,} images missing: {_few(missing)}. Add the files, or remove them "
+            "from the list",
             file=name,
         )
-    return make(name, paths, labels, *more)
+    return ImageFiles(name, paths, labels, *more)
 
 
 def decoded_image(path: str) -> Image | CamrtError:
-    """An image file as BGR (H, W, 3), or the reason why it cannot be read."""
+    """Read an image file as BGR (H, W, 3). If it cannot be read, return the error."""
     from camrt import images
 
     try:
@@ -364,13 +369,13 @@ def _lines(file: Path) -> list[str]:
     try:
         return file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except FileNotFoundError:
-        raise CamrtError("there is no such file", file=str(file)) from None
+        raise CamrtError("does not exist, expected a file", file=str(file)) from None
     except OSError as error:
         raise CamrtError(f"cannot be read: {error.strerror or error}", file=str(file)) from error
 
 
 def _words(file: Path) -> dict[str, str]:
-    """WordNet's number -> what it means."""
+    """Return the names of WordNet's classes, by their identifiers."""
     pairs = (line.partition("\t") for line in (_lines(file) if file.exists() else ()))
     return {wnid.strip(): words.strip() for wnid, _, words in pairs if words.strip()}
 
@@ -378,7 +383,7 @@ def _words(file: Path) -> dict[str, str]:
 def _directory(path: str) -> Path:
     folder = Path(path)
     if not folder.is_dir():
-        raise CamrtError("found a file, expected a folder" if folder.exists() else "there is no such folder", file=path)
+        raise CamrtError(f"{'is a file' if folder.exists() else 'does not exist'}, expected a folder", file=path)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""What one data layer gives, batch after batch, as the network's inputs."""
+"""Streams of batches, one for each data layer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from camrt.train.data.hdf5 import Hdf5Data
     from camrt.train.data.windows import WindowData
 
-    # That each of them is a Stream is checked by the type checker alone.
+    # Lets the type checker verify that each class is a Stream.
     def _streams(a: DummyData, b: Hdf5Data, c: WindowData, d: ImageStream) -> tuple[Stream, ...]:
         return (a, b, c, d)
 
@@ -28,8 +28,8 @@ class LoadedBatch:
     """A batch on its way to the device.
 
     Attributes:
-        arrays: Top -> its values. Images may still be uint8: `Stream.finish` completes them.
-        unusable: The images that could not be used, with the reasons.
+        arrays: Top -> its values. Images may be uint8 until `Stream.finish`.
+        unusable: The names of images that cannot be used, with the reasons.
     """
 
     arrays: Mapping[str, NDArray[Any]]
@@ -37,15 +37,15 @@ class LoadedBatch:
 
 
 class Stream(Protocol):
-    """Batches of a data layer. A batch depends on its position alone, whatever was loaded before.
+    """Batches of a data layer. A batch depends only on its position, not on earlier batches.
 
     Attributes:
-        name: The data, for messages.
+        name: The name of the data, for messages.
         classes: The names of the classes; empty if unknown.
-        count: The number of items; None if they never end.
-        largest_label: The largest label; None if only loading tells.
-        is_cheap: Whether loading an item costs less than passing it from one process to another.
-        batch_size: The items of a batch.
+        count: The number of items; None if it is infinite.
+        largest_label: The largest label; None if it is not known before loading.
+        is_cheap: Whether loading an item takes less time than passing it between processes.
+        batch_size: The batch size.
     """
 
     @property
@@ -62,24 +62,24 @@ class Stream(Protocol):
     def batch_size(self) -> int: ...  # noqa: D102
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Top -> its shape, batch included.
+        """Return the shapes of the tops, batch included.
 
         Raises:
             CamrtError: No item can be used.
         """
 
     def load(self, position: int) -> LoadedBatch:
-        """The batch that begins at a position.
+        """Load a batch.
 
         Args:
-            position: The number of its first item, from 0 on, over all epochs.
+            position: The number of its first item, counted from 0 over all epochs.
 
         Raises:
-            CamrtError: An item cannot be read, and none can take its place.
+            CamrtError: An item cannot be read, and there is no replacement for it.
         """
 
     def finish(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Complete a batch on the device: what is cheaper there than before the copy."""
+        """Complete a batch on the device, with the steps that are faster there than on the CPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ class ImageStream:
         image: The blob of the images.
         label: The blob of the labels; None if the network has none.
         feed: The images and labels.
-        batch_size: The images of a batch.
+        batch_size: The batch size.
     """
 
     image: str
@@ -135,10 +135,15 @@ class ImageStream:
         return LoadedBatch({self.image: batch.images} | labels, batch.unusable)
 
     def finish(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See `Stream`: subtract the mean of each channel, and scale."""
+        """See `Stream`. Subtracts the mean of each channel, and scales the images."""
         return inputs | {self.image: self.feed.transform.finish(inputs[self.image].float())}
 
 
 def random_generator(seed: int, position: int) -> np.random.Generator:
-    """Random numbers that depend on a seed and a position alone."""
+    """Return a random number generator that depends only on a seed and a position."""
     return np.random.Generator(np.random.Philox(key=seed, counter=position))
+
+
+def derived_seed(*numbers: int) -> int:
+    """Return a seed that is derived from several numbers, 0 to 2^63 - 1."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

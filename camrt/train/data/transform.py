@@ -16,23 +16,25 @@ from camrt.errors import CamrtError
 if TYPE_CHECKING:
     from converters.layer import Layer
 
-_TICK = 4  # random numbers that Philox gives a counter
+_TICK = 4  # random numbers per count of Philox
 
 
 @dataclass(frozen=True, eq=False)
 class Transform:
-    """From images of any size to a batch.
+    """The transformation of images to a batch.
 
     Attributes:
-        channels: 1 or 3 to make the images grey or coloured; None for as they are.
-        resize: Height and width that each image gets first (OpenCV's bilinear, as in Caffe); None for as it is.
-        crop: Height and width that are cut; None for the whole image.
-        mirror: Whether every other image is mirrored at random: as in Caffe, in TEST too.
-        is_random: Whether the crop's place is random (TRAIN), else it is the centre (TEST).
-        mean: Subtracted before scaling: (C, H, W) float32 of the image before the crop, or (C, 1, 1); None for none.
-        scale: Multiplied with last.
-        seed: Of places and mirroring.
-        source: Where the mean comes from, for errors.
+        channels: 1 or 3 to convert images to grayscale or color; None to keep their channels.
+        resize: Height and width to which images are resized first (OpenCV's bilinear interpolation, as in Caffe); None
+            to keep their size.
+        crop: Height and width of the crop; None for the whole image.
+        mirror: Whether images are mirrored with probability 1/2, as in Caffe also in the TEST phase.
+        is_random: Whether crops have random positions (TRAIN) or are centered (TEST).
+        mean: The mean to subtract before scaling: (C, H, W) float32, of the image before the crop, or (C, 1, 1); None
+            for none.
+        scale: The factor to multiply with.
+        seed: The seed of crops and mirroring.
+        source: The file of the mean, for messages.
     """
 
     channels: int | None = None
@@ -47,18 +49,24 @@ class Transform:
 
     @property
     def has_mean_image(self) -> bool:
-        """Whether each pixel has a mean of its own."""
+        """Whether the mean differs from pixel to pixel."""
         return self.mean is not None and self.mean.shape[1:] != (1, 1)
 
     def passes(self, image: NDArray[Any]) -> bool:
-        """Whether images like this one come through `prepared` as they are."""
+        """Return whether `prepared` returns images like this one unchanged."""
         return self.prepared(image) is image
 
     def prepared(self, image: NDArray[Any]) -> NDArray[Any]:
-        """The image with the wanted size, (H, W, C), ready for the crop. Grey ones become coloured in `finish`.
+        """Resize an image, and convert it to grayscale if required.
+
+        Args:
+            image: (H, W, C).
+
+        Returns:
+            (H, W, C), ready for the crop. `finish` converts grayscale to color.
 
         Raises:
-            CamrtError: It is smaller than the crop, or does not fit the mean.
+            CamrtError: The image is smaller than the crop, or does not fit the mean.
         """
         if self.channels == 1 and image.shape[2] == 3:
             image = np.asarray(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_BGR2GRAY), image.dtype)[:, :, None]
@@ -73,7 +81,9 @@ class Transform:
                 "resize images (--resize, or new_height and new_width)"
             )
         if self.mean is not None and self.mean.shape[0] not in (1, self.channels or channels):
-            raise CamrtError(f"found {channels} channel(s) and a mean of {self.mean.shape[0]}, expected as many")
+            raise CamrtError(
+                f"found {channels} channel(s) and a mean of {self.mean.shape[0]}, expected the same number"
+            )
         if self.has_mean_image and self.mean is not None and self.mean.shape[1:] != (height, width):
             raise CamrtError(
                 f"found {width} x {height} pixels, expected those of the mean image {self.source}, "
@@ -82,15 +92,15 @@ class Transform:
         return image
 
     def batch(self, images: NDArray[Any] | Sequence[NDArray[Any]], position: int) -> NDArray[Any]:
-        """Cut and mirror.
+        """Crop and mirror images, and subtract a mean image.
 
         Args:
-            images: N images, each (H, W, C), of `prepared`.
-            position: The number of the first in the order of training: what is random depends on the seed and on each
-                image's position alone.
+            images: N images (H, W, C) from `prepared`.
+            position: The position of the first image in training. Random numbers depend only on the seed and the
+                position of an image.
 
         Returns:
-            (N, C, h, w): uint8, what `finish` is for; float32, less the mean, where that is an image.
+            (N, C, h, w): float32 after subtracting a mean image, else of the images' dtype. `finish` completes it.
 
         Raises:
             CamrtError: The crops differ in size.
@@ -110,7 +120,7 @@ class Transform:
         return np.stack(cuts)
 
     def _cut(self, image: NDArray[Any], chance: NDArray[np.float64], size: tuple[int, int]) -> NDArray[Any]:
-        """The crop of an image, (C, h, w)."""
+        """Return the crop of an image, (C, h, w)."""
         (height, width), (down, right, mirrored, _) = size if self.crop else image.shape[:2], chance
         spare_y, spare_x = image.shape[0] - height, image.shape[1] - width
         y, x = spare_y // 2, spare_x // 2
@@ -122,10 +132,10 @@ class Transform:
         return cut[:, :, ::-1] if self.mirror and mirrored < 0.5 else cut
 
     def finish(self, batch: Any) -> Any:
-        """Subtract the mean of each channel, unless the mean is an image; scale; give grey images their three channels.
+        """Subtract the mean of each channel, scale, and convert grayscale to three channels if required.
 
         Args:
-            batch: (N, C, h, w) float32, NumPy's or PyTorch's; it may be changed.
+            batch: (N, C, h, w) float32, an array or a tensor. It may be modified in place.
         """
         if self.mean is not None and not self.has_mean_image:
             batch = batch - (self.mean if isinstance(batch, np.ndarray) else batch.new_tensor(self.mean))
@@ -136,20 +146,20 @@ class Transform:
         return batch
 
     def with_seed(self, seed: int) -> Transform:
-        """The same with another seed."""
+        """Return the same transformation with another seed."""
         return replace(self, seed=seed)
 
 
 def of_layer(layer: Layer, find: Callable[[str], Path], *, is_random: bool) -> Transform:
-    """The transformation that a data layer asks for.
+    """Return the transformation of a data layer.
 
     Args:
-        layer: A layer of images: Data, ImageData, MemoryData, Input.
-        find: From a relative path in a prototxt to where it lies.
-        is_random: Whether it is for training.
+        layer: A data layer of images, such as Data or ImageData.
+        find: Resolves a path of the prototxt.
+        is_random: Whether crops have random positions, as in training.
 
     Raises:
-        CamrtError: Both a mean file and mean values; the file is no mean.
+        CamrtError: The layer has both a mean file and mean values, or the file is not a mean image.
     """
     param = layer.params.transform_param
     owns = {"ImageData": layer.params.image_data_param, "WindowData": layer.params.window_data_param}
@@ -159,15 +169,17 @@ def of_layer(layer: Layer, find: Callable[[str], Path], *, is_random: bool) -> T
         (own.new_height, own.new_width) if layer.type == "ImageData" else (0, 0),
         (param.resize_param.height, param.resize_param.width),
     )
-    is_grey = param.force_gray or (layer.type == "ImageData" and not own.is_color)
-    is_coloured = param.force_color or layer.type in owns
+    is_gray = param.force_gray or (layer.type == "ImageData" and not own.is_color)
+    is_color = param.force_color or layer.type in owns
     if (param.mean_file or own.mean_file) and param.mean_value:
-        raise CamrtError(f"layer {layer.name} ({layer.type}): found a mean_file and mean_value, expected one of them")
+        raise CamrtError(
+            f"layer {layer.name} ({layer.type}): found mean_file and mean_value, expected only one of them"
+        )
     file = param.mean_file or own.mean_file
     values = np.array(param.mean_value, np.float32).reshape(-1, 1, 1)
     path = find(file) if file else None
     return Transform(
-        channels=1 if is_grey else 3 if is_coloured else None,
+        channels=1 if is_gray else 3 if is_color else None,
         resize=next((size for size in sizes if all(size)), None),
         crop=(crop, crop) if crop else (param.crop_h, param.crop_w) if param.crop_h and param.crop_w else None,
         mirror=param.mirror or own.mirror,
@@ -179,10 +191,13 @@ def of_layer(layer: Layer, find: Callable[[str], Path], *, is_random: bool) -> T
 
 
 def read_mean(file: Path) -> NDArray[np.float32]:
-    """The mean image of a .binaryproto, as Caffe's compute_image_mean writes it: (C, H, W) float32.
+    """Read the mean image of a .binaryproto file, as Caffe's compute_image_mean writes it.
+
+    Returns:
+        (C, H, W) float32.
 
     Raises:
-        CamrtError: The file cannot be read, or is no mean image.
+        CamrtError: The file cannot be read, or is not a mean image.
     """
     from google.protobuf.message import DecodeError
 
@@ -193,7 +208,7 @@ def read_mean(file: Path) -> NDArray[np.float32]:
     except OSError as error:
         raise CamrtError(f"cannot be read: {error.strerror or error}", file=str(file)) from error
     except DecodeError:
-        raise CamrtError("is no .binaryproto, expected a mean image", file=str(file)) from None
+        raise CamrtError("is not a .binaryproto file, expected a mean image", file=str(file)) from None
     shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
     data = blob.data if len(blob.data) % 4 == 0 else b""
     values = np.frombuffer(data, "<f4") if data else np.frombuffer(blob.double_data, "<f8")

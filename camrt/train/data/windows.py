@@ -1,4 +1,4 @@
-"""WindowData: windows of images, as R-CNN is trained on (window_data_layer.cpp)."""
+"""WindowData: windows of images, as for the training of R-CNN (window_data_layer.cpp)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from converters.layer import Layer
 
 _FIELDS = 6  # of a window: class, overlap, x1, y1, x2, y2
-_KEPT = 64  # decoded images that are kept: windows of one image come in random order
+_CACHE_SIZE = 64  # decoded images, since the windows of an image come in random order
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +33,10 @@ class WindowFile:
 
     Attributes:
         paths: The images.
-        windows: (W, 6) float64: the image's number, the class, and x1, y1, x2, y2 in pixels; x2 and y2 belong to the
-            window. Windows of the background have the class 0.
+        windows: (W, 6) float64: the index of the image, the class, and x1, y1, x2, y2 in pixels, where x2 and y2 are
+            inclusive. Background windows have the class 0.
         foreground: (F,) int64: the rows of ``windows`` that overlap an object.
-        background: (B,) int64: the rows that do not.
+        background: (B,) int64: the rows of ``windows`` that do not overlap an object.
     """
 
     paths: tuple[str, ...]
@@ -49,19 +49,20 @@ class WindowFile:
 class WindowData:
     """The tops of a WindowData layer.
 
-    A batch has ``fg_fraction`` of windows that overlap an object by ``fg_threshold`` or more, behind windows that
-    overlap one by less than ``bg_threshold``; all are drawn with replacement.
+    A batch consists of background windows, which overlap objects by less than ``bg_threshold``, followed by a fraction
+    ``fg_fraction`` of foreground windows, which overlap an object by ``fg_threshold`` or more. All are drawn with
+    replacement.
 
     Attributes:
         name: The window file, for messages.
         tops: The blobs of the windows and of the labels.
-        batch_size: The windows of a batch.
-        fraction: The share of foreground windows.
-        context: The pixels around a window, after it was resized.
-        square: Whether windows are widened to squares, in place of being warped.
+        batch_size: The number of windows in a batch.
+        fraction: The fraction of foreground windows.
+        context: The padding around a window, in pixels of the resized window.
+        square: Whether windows are extended to squares instead of being warped.
         transform: The crop size, mirroring, mean and scale.
         file: The windows.
-        seed: For the choice of windows, and mirroring.
+        seed: The seed of sampling and mirroring.
     """
 
     name: str
@@ -78,22 +79,22 @@ class WindowData:
 
     @classmethod
     def of(cls, layer: Layer, find: Callable[[str], Path], *, seed: int, batch: int | None = None) -> WindowData:
-        """Read a layer and its window file.
+        """Create the data of a layer, and read its window file.
 
         Args:
             layer: The layer.
             find: Resolves a path of the prototxt.
-            seed: For the choice of windows, and mirroring.
-            batch: The windows of a batch, in place of what the layer says.
+            seed: The seed of sampling and mirroring.
+            batch: The batch size. By default, that of the layer.
 
         Raises:
-            CamrtError: The file cannot be read or has no windows; the layer says no crop size.
+            CamrtError: The file cannot be read or has no windows, or a parameter of the layer is missing or invalid.
         """
         param, where = layer.params.window_data_param, f"layer {layer.name} (WindowData)"
         transform = of_layer(layer, find, is_random=True)
         size = batch or param.batch_size
         if transform.crop is None or not size:
-            raise CamrtError(f"{where}: found no {'batch_size' if transform.crop else 'crop_size'}, expected one")
+            raise CamrtError(f"{where}: found no {'batch_size' if transform.crop else 'crop_size'}, expected 1 or more")
         if not 0 <= param.fg_fraction <= 1 or 2 * param.context_pad >= transform.crop[0]:
             raise CamrtError(
                 f"{where}: found fg_fraction {param.fg_fraction:g} and context_pad {param.context_pad}, expected 0 to "
@@ -102,14 +103,17 @@ class WindowData:
         if param.crop_mode not in ("warp", "square"):
             raise CamrtError(f"{where}: found crop_mode {param.crop_mode!r}, expected 'warp' or 'square'")
         if len(layer.tops) != 2:
-            raise CamrtError(f"{where}: found {len(layer.tops)} top(s), expected two: windows and labels")
+            raise CamrtError(f"{where}: found {len(layer.tops)} top(s), expected 2: windows and labels")
         source = find(param.source)
         root = str(find(param.root_folder)) if param.root_folder else ""
         file = read_windows(source, root, foreground=param.fg_threshold, background=param.bg_threshold)
         wanted = int(size * param.fg_fraction)
         for kind, count in (("foreground", wanted), ("background", size - wanted)):
             if count and not len(getattr(file, kind)):
-                raise CamrtError(f"found no {kind} windows, expected some for {count} of a batch", file=str(source))
+                raise CamrtError(
+                    f"found no {kind} windows, expected at least one, since each batch has {count} of them",
+                    file=str(source),
+                )
         return cls(
             str(source), (layer.tops[0], layer.tops[1]), size, param.fg_fraction, param.context_pad,
             param.crop_mode == "square", transform, file, seed,
@@ -117,7 +121,7 @@ class WindowData:
 
     @property
     def count(self) -> int | None:
-        """See `Stream`: windows are drawn without end."""
+        """See `Stream`. The number of windows is infinite, since they are drawn with replacement."""
         return None
 
     @property
@@ -150,15 +154,15 @@ class WindowData:
         return LoadedBatch({self.tops[0]: images, self.tops[1]: labels})
 
     def finish(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See `Stream`: nothing is left to do."""
+        """See `Stream`. The batch is returned unchanged."""
         return inputs
 
     def _draw(self, target: NDArray[np.float32], window: NDArray[np.float64], *, mirror: bool) -> None:
-        """Write a window into (3, crop, crop), less the mean, scaled; zeros beyond the image."""
+        """Write a window, minus the mean and scaled, to (3, crop, crop). Pixels outside the image stay 0."""
         image = _image(self.file.paths[int(window[0])])
         if isinstance(image, CamrtError):
             raise image
-        part, top, left = cut_window(
+        part, top, left = crop_window(
             image, window[2:], target.shape[1], context=self.context, square=self.square, mirror=mirror
         )
         height, width = part.shape[:2]
@@ -178,21 +182,24 @@ class WindowData:
         target[:, top : top + height, left : left + width] = values * self.transform.scale
 
 
-def cut_window(
+def crop_window(
     image: NDArray[np.uint8], box: NDArray[np.float64], size: int, *, context: int, square: bool, mirror: bool
 ) -> tuple[NDArray[np.uint8], int, int]:
-    """Cut a window and resize it, with its surroundings, as Caffe's WindowData layer does.
+    """Crop a window with its context, and resize it, as Caffe's WindowData layer does.
 
     Args:
         image: (H, W, 3) uint8.
-        box: x1, y1, x2, y2 in pixels; x2 and y2 belong to the window.
+        box: x1, y1, x2, y2 in pixels, where x2 and y2 are inclusive.
         size: The side of the result in pixels.
-        context: The pixels around the window in the result.
-        square: Whether the window is widened to a square.
+        context: The padding around the window, in pixels of the result.
+        square: Whether the window is extended to a square.
         mirror: Whether the result is mirrored.
 
     Returns:
-        The part that lies in the image, (h, w, 3), and where it goes in the result: top and left.
+        The part of the result that is inside the image, (h, w, 3), and its top and left in the result.
+
+    Raises:
+        CamrtError: The window is outside the image.
     """
     x1, y1, x2, y2 = (int(side) for side in box)
     height = width = size
@@ -215,31 +222,32 @@ def cut_window(
     part = image[max(0, y1) : y2 + 1, max(0, x1) : x2 + 1]
     if not part.size or height < 1 or width < 1:
         raise CamrtError(
-            f"found a window {[int(side) for side in box]} outside of its image of {image.shape[1]} x {image.shape[0]}"
+            f"found the window {[int(side) for side in box]}, expected one inside the image of {image.shape[1]} x "
+            f"{image.shape[0]} pixels"
         )
     resized = cv2.resize(np.ascontiguousarray(part), (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(resized[:, ::-1] if mirror else resized, np.uint8), top, left
 
 
 def _rounded(value: float) -> int:
-    """C's round: halves away from zero."""
+    """Round as C's round does: half away from zero."""
     return int(np.floor(abs(value) + 0.5) * np.sign(value))
 
 
 def read_windows(file: Path, root: str, *, foreground: float, background: float) -> WindowFile:
     """Read a window file.
 
-    For each image: ``# number``, its path, channels, height, width, the number of windows, and for each of these a line
-    ``class overlap x1 y1 x2 y2``.
+    For each image, the file has the lines ``# number``, path, channels, height, width and number of windows, and for
+    each window a line ``class overlap x1 y1 x2 y2``.
 
     Args:
         file: The file.
-        root: A folder that the paths start from; empty for none.
-        foreground: The least overlap of a foreground window.
+        root: The folder of relative paths; empty for none.
+        foreground: The smallest overlap of a foreground window.
         background: The overlap below which a window is background.
 
     Raises:
-        CamrtError: The file cannot be read, or a line is wrong.
+        CamrtError: The file cannot be read, or has an invalid line.
     """
     paths, rows, overlaps = [], [], []
     try:
@@ -278,7 +286,10 @@ def _next(lines: Iterator[tuple[int, str]], file: Path, count: int) -> list[str]
     for _ in range(count):
         number, line = next(lines, (0, ""))
         if not line.strip():
-            raise CamrtError("ends within an image's windows", file=f"{file}:{number}" if number else str(file))
+            raise CamrtError(
+                "ends within the windows of an image, expected further lines",
+                file=f"{file}:{number}" if number else str(file),
+            )
         found.append(line.strip())
     return found
 
@@ -293,6 +304,6 @@ def _numbers(text: str, file: Path, count: int) -> list[float]:
     return values
 
 
-@functools.lru_cache(maxsize=_KEPT)
+@functools.lru_cache(maxsize=_CACHE_SIZE)
 def _image(path: str) -> NDArray[np.uint8] | CamrtError:
     return decoded_image(path)

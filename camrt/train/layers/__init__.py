@@ -1,1 +1,4 @@
-"""One file a family of layers; one short function a layer type. See camrt/train/registry.py."""
+"""Builders of layers, one file per family, one function per layer type. See `camrt.train.registry`.
+
+A family has the same name as in `converters.handlers`.
+"""

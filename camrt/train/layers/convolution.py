@@ -1,14 +1,13 @@
-"""Layers of linear filters: Convolution, Deconvolution, Im2col, InnerProduct, Embed."""
+"""Layers of linear filters: Convolution, Deconvolution, Im2col."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from torch.nn import functional
 
-from camrt.train.registry import Operation, Place, Shape, Weight, builds
+from camrt.train.registry import LayerContext, Operation, Shape, Weight, builds
 from converters.handlers.convolution import Kernel
 
 _CONVOLVE: dict[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -20,51 +19,51 @@ _DECONVOLVE: dict[int, Callable[..., Tensor]] = {
 
 
 @builds("Convolution", "DepthwiseConvolution")
-def convolution(place: Place) -> Operation:
-    """Convolution; several bottoms share the weights."""
-    channels, kernel = _kernel(place)
-    outputs, group = _groups(place, channels)
-    spatial = place.shapes[0][place.axis(place.layer.params.convolution_param.axis) + 1 :]
-    kernel.convolved(place.layer, spatial)  # the image is large enough
+def convolution(context: LayerContext) -> Operation:
+    """Convolution. Several bottoms share the weights."""
+    channels, kernel = _kernel(context)
+    outputs, group = _groups(context, channels)
+    spatial = context.shapes[0][context.axis(context.layer.params.convolution_param.axis) + 1 :]
+    kernel.convolved(context.layer, spatial)  # raises an error if the image is too small
     convolve = _CONVOLVE[max(1, len(kernel.size))]
 
     def one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return convolve(x, weight, bias, kernel.stride or 1, kernel.pad or 0, kernel.dilation or 1, group)
 
-    return _filters(place, (outputs, channels // group, *kernel.size), outputs, one)
+    return _filters(context, (outputs, channels // group, *kernel.size), outputs, one)
 
 
 @builds("ConvolutionDepthwise")
-def convolution_depthwise(place: Place) -> Operation:
-    """Convolution with one filter a channel, whatever the layer says of groups and outputs."""
-    channels, kernel = _kernel(place)
+def convolution_depthwise(context: LayerContext) -> Operation:
+    """Depthwise convolution: one filter per channel; `group` and `num_output` are ignored."""
+    channels, kernel = _kernel(context)
 
     def one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return functional.conv2d(x, weight, bias, kernel.stride, kernel.pad, kernel.dilation, channels)
 
-    return _filters(place, (channels, 1, *kernel.size), channels, one)
+    return _filters(context, (channels, 1, *kernel.size), channels, one)
 
 
 @builds("Deconvolution")
-def deconvolution(place: Place) -> Operation:
-    """Convolution's gradient as a layer: enlarges where convolution shrinks."""
-    channels, kernel = _kernel(place)
-    outputs, group = _groups(place, channels)
+def deconvolution(context: LayerContext) -> Operation:
+    """Transposed convolution, the gradient of a convolution with respect to its input."""
+    channels, kernel = _kernel(context)
+    outputs, group = _groups(context, channels)
     deconvolve = _DECONVOLVE[max(1, len(kernel.size))]
 
     def one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return deconvolve(x, weight, bias, kernel.stride, kernel.pad, 0, group, kernel.dilation)
 
-    return _filters(place, (channels, outputs // group, *kernel.size), outputs, one)
+    return _filters(context, (channels, outputs // group, *kernel.size), outputs, one)
 
 
 @builds("Im2col")
-def im2col(place: Place) -> Operation:
-    """The windows that a convolution would see, as channels."""
-    _, kernel = _kernel(place)
-    if len(place.shapes[0]) != 4 or len(kernel.size) != 2:
-        raise place.error(f"found a blob of {len(place.shapes[0])} axes, expected 4: N x C x H x W")
-    out = kernel.convolved(place.layer, place.shapes[0][2:])
+def im2col(context: LayerContext) -> Operation:
+    """The windows of a convolution, as channels."""
+    _, kernel = _kernel(context)
+    if len(context.shapes[0]) != 4 or len(kernel.size) != 2:
+        raise context.error(f"found a blob of {len(context.shapes[0])} axes, expected 4: N x C x H x W")
+    out = kernel.convolved(context.layer, context.shapes[0][2:])
 
     def forward(blobs: Sequence[Tensor], bottoms: Sequence[Tensor]) -> Tensor:
         windows = functional.unfold(bottoms[0], kernel.size, kernel.dilation, kernel.pad, kernel.stride)
@@ -73,67 +72,27 @@ def im2col(place: Place) -> Operation:
     return Operation(forward)
 
 
-@builds("InnerProduct")
-def inner_product(place: Place) -> Operation:
-    """Every output a weighted sum of all values from an axis on."""
-    place.layer.expect(bottoms=1, tops=1)
-    param = place.layer.params.inner_product_param
-    axis = place.axis(param.axis)
-    inputs = math.prod(place.shapes[0][axis:])
-    if not param.num_output:
-        raise place.error("found no num_output, expected one from 1 on")
-    shape = (inputs, param.num_output) if param.transpose else (param.num_output, inputs)
-    weights = [Weight(shape, param.weight_filler)]
-    if param.bias_term:
-        weights.append(Weight((param.num_output,), param.bias_filler))
-
-    def forward(blobs: Sequence[Tensor], bottoms: Sequence[Tensor]) -> Tensor:
-        weight, *bias = blobs
-        rows = bottoms[0].reshape(*bottoms[0].shape[:axis], inputs)
-        return functional.linear(rows, weight.t() if param.transpose else weight, *bias)
-
-    return Operation(forward, weights)
-
-
-@builds("Embed")
-def embed(place: Place) -> Operation:
-    """A row of the weights for each index."""
-    place.layer.expect(bottoms=1, tops=1)
-    param = place.layer.params.embed_param
-    if not param.num_output or not param.input_dim:
-        raise place.error("found no num_output or no input_dim, expected both from 1 on")
-    weights = [Weight((param.input_dim, param.num_output), param.weight_filler)]
-    if param.bias_term:
-        weights.append(Weight((param.num_output,), param.bias_filler))
-
-    def forward(blobs: Sequence[Tensor], bottoms: Sequence[Tensor]) -> Tensor:
-        weight, *bias = blobs
-        rows = functional.embedding(bottoms[0].long(), weight)
-        return rows + bias[0] if bias else rows
-
-    return Operation(forward, weights)
-
-
-def _kernel(place: Place) -> tuple[int, Kernel]:
-    """The number of channels, and what slides over the axes behind them."""
-    if not place.layer.bottoms or len(place.layer.bottoms) != len(place.layer.tops):
-        raise place.error(
-            f"found {len(place.layer.bottoms)} bottom(s) and {len(place.layer.tops)} top(s), expected one top for each"
+def _kernel(context: LayerContext) -> tuple[int, Kernel]:
+    """Return the number of channels, and the kernel over the axes that follow the channels."""
+    if not context.layer.bottoms or len(context.layer.bottoms) != len(context.layer.tops):
+        raise context.error(
+            f"found {len(context.layer.bottoms)} bottom(s) and {len(context.layer.tops)} top(s), expected one top for "
+            "each bottom"
         )
-    axis = place.axis(place.layer.params.convolution_param.axis)
-    channels, *spatial = place.shapes[0][axis:]
+    axis = context.axis(context.layer.params.convolution_param.axis)
+    channels, *spatial = context.shapes[0][axis:]
     if len(spatial) > 3:
-        raise place.error(f"found {len(spatial)} spatial axes, expected at most 3")
-    if any(shape[axis:] != place.shapes[0][axis:] for shape in place.shapes):
-        raise place.error("found bottoms of different sizes, expected the same for all")
-    return channels, Kernel.of(place.layer, len(spatial))
+        raise context.error(f"found {len(spatial)} spatial axes, expected at most 3")
+    if any(shape[axis:] != context.shapes[0][axis:] for shape in context.shapes):
+        raise context.error("found bottoms of different sizes, expected the same for all")
+    return channels, Kernel.of(context.layer, len(spatial))
 
 
-def _groups(place: Place, channels: int) -> tuple[int, int]:
-    param = place.layer.params.convolution_param
-    outputs = channels if place.layer.type == "ConvolutionDepthwise" else param.num_output
+def _groups(context: LayerContext, channels: int) -> tuple[int, int]:
+    param = context.layer.params.convolution_param
+    outputs = channels if context.layer.type == "ConvolutionDepthwise" else param.num_output
     if not outputs or not param.group or channels % param.group or outputs % param.group:
-        raise place.error(
+        raise context.error(
             f"found num_output {outputs} and group {param.group} for {channels} channels, expected a group that "
             "divides both"
         )
@@ -141,12 +100,12 @@ def _groups(place: Place, channels: int) -> tuple[int, int]:
 
 
 def _filters(
-    place: Place, shape: Shape, outputs: int, one: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    context: LayerContext, shape: Shape, outputs: int, one: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 ) -> Operation:
-    """The layer that filters each bottom; axes before the channels are counted as one."""
-    param = place.layer.params.convolution_param
-    axis = place.axis(param.axis)
-    has_space = len(place.shapes[0]) > axis + 1
+    """Return the operation that filters each bottom. The axes before the channels count as one batch axis."""
+    param = context.layer.params.convolution_param
+    axis = context.axis(param.axis)
+    has_space = len(context.shapes[0]) > axis + 1
     weights = [Weight(shape, param.weight_filler)]
     if param.bias_term:
         weights.append(Weight((outputs,), param.bias_filler))

@@ -8,40 +8,40 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from camrt.train.registry import Operation, Place, builds
+from camrt.train.registry import LayerContext, Operation, builds
 from converters.handlers.pooling import Window, layer_bins, layer_windows
 from converters.schema.caffe_pb2 import PoolingParameter, SPPParameter
 
-_LOWEST = torch.finfo(torch.float32).min  # what Caffe's MAX gives for a window without a pixel
+_LOWEST = torch.finfo(torch.float32).min  # the result of Caffe's MAX for a window without pixels
 
 
 @builds("Pooling")
-def pooling(place: Place) -> Operation:
+def pooling(context: LayerContext) -> Operation:
     """Max and average pooling."""
-    layer = place.layer
+    layer = context.layer
     layer.expect(bottoms=1, tops=range(1, 3))
     method = layer.params.pooling_param.pool
-    windows = layer_windows(layer, _image(place))
+    windows = layer_windows(layer, _image_size(context))
     if method == PoolingParameter.STOCHASTIC:
-        raise place.error("found STOCHASTIC pooling, expected MAX or AVE: it cannot be trained here")
+        raise context.error("found STOCHASTIC pooling, expected MAX or AVE: it cannot be trained here")
     if len(layer.tops) > 1:
         if method != PoolingParameter.MAX:
-            raise place.error("found 2 tops, expected one: only MAX pooling has a mask")
+            raise context.error("found 2 tops, expected 1: only MAX pooling has a mask")
         return Operation(lambda blobs, bottoms: _max_with_mask(bottoms[0], windows))
     pool = max_pool if method == PoolingParameter.MAX else average_pool
     return Operation(lambda blobs, bottoms: pool(bottoms[0], windows))
 
 
 @builds("SPP")
-def spatial_pyramid_pooling(place: Place) -> Operation:
-    """Pyramid levels of 1, 4, 16, ... bins, each level flattened, joined (He et al. 2014)."""
-    place.layer.expect(bottoms=1, tops=1)
-    param = place.layer.params.spp_param
+def spatial_pyramid_pooling(context: LayerContext) -> Operation:
+    """Concatenation of flattened pyramid levels of 1, 4, 16, ... bins (He et al. 2014)."""
+    context.layer.expect(bottoms=1, tops=1)
+    param = context.layer.params.spp_param
     if param.pool == SPPParameter.STOCHASTIC:
-        raise place.error("found STOCHASTIC pooling, expected MAX or AVE: it cannot be trained here")
+        raise context.error("found STOCHASTIC pooling, expected MAX or AVE: it cannot be trained here")
     if not 1 <= param.pyramid_height <= 16:
-        raise place.error(f"found pyramid_height {param.pyramid_height}, expected 1 to 16")
-    levels = [layer_bins(place.layer, _image(place), 2**level) for level in range(param.pyramid_height)]
+        raise context.error(f"found pyramid_height {param.pyramid_height}, expected 1 to 16")
+    levels = [layer_bins(context.layer, _image_size(context), 2**level) for level in range(param.pyramid_height)]
     pool = max_pool if param.pool == SPPParameter.MAX else average_pool
 
     def forward(blobs: Sequence[Tensor], bottoms: Sequence[Tensor]) -> Tensor:
@@ -52,17 +52,17 @@ def spatial_pyramid_pooling(place: Place) -> Operation:
 
 
 def max_pool(x: Tensor, windows: Sequence[Window]) -> Tensor:
-    """MAX pooling of (N, C, H, W); of equal values the first takes the gradient, as in Caffe."""
+    """Compute MAX pooling of (N, C, H, W). Of equal values the first receives the gradient, as in Caffe."""
     kernel, stride, pad, ceil = _torch_window(windows)
     if pad is not None:
         return functional.max_pool2d(x, kernel, stride, pad, ceil_mode=ceil)
     inside = [window.inside for window in windows]
     pooled = functional.max_pool2d(functional.pad(x, _borders(inside), value=-torch.inf), kernel, stride)
-    return _with_empty(pooled, windows, _LOWEST)
+    return _pad_empty_windows(pooled, windows, _LOWEST)
 
 
 def average_pool(x: Tensor, windows: Sequence[Window]) -> Tensor:
-    """AVE pooling of (N, C, H, W): padding counts in the divisor, what hangs over the padded image does not."""
+    """Compute AVE pooling of (N, C, H, W). The divisor counts padding, but not what exceeds the padded image."""
     if all(window.covers_map for window in windows):
         return x.mean((2, 3), keepdim=True)
     kernel, stride, pad, ceil = _torch_window(windows)
@@ -71,7 +71,7 @@ def average_pool(x: Tensor, windows: Sequence[Window]) -> Tensor:
     inside = [window.inside for window in windows]
     pooled = functional.avg_pool2d(functional.pad(x, _borders(inside)), kernel, stride)
     rows, columns = (torch.from_numpy(window.factors).to(x.device, x.dtype) for window in windows)
-    return _with_empty(pooled, windows, 0) * (rows[:, None] * columns)
+    return _pad_empty_windows(pooled, windows, 0) * (rows[:, None] * columns)
 
 
 def _max_with_mask(x: Tensor, windows: Sequence[Window]) -> Sequence[Tensor]:
@@ -86,9 +86,9 @@ def _max_with_mask(x: Tensor, windows: Sequence[Window]) -> Sequence[Tensor]:
 def _torch_window(
     windows: Sequence[Window],
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int] | None, bool]:
-    """Kernel, stride, pad and whether to round up, for PyTorch's own pooling, which follows Caffe's.
+    """Return kernel, stride, pad and ceil_mode with which PyTorch's pooling has Caffe's windows.
 
-    It knows only padding up to half a window, and no windows without a pixel: for those, pad is None.
+    PyTorch supports neither padding of more than half a window nor windows without pixels. For those, pad is None.
     """
     down, across = windows
     kernel, stride, pad = (
@@ -107,17 +107,17 @@ def _torch_count(window: Window, ceil: bool) -> int:
 
 
 def _borders(windows: Sequence[Window]) -> list[int]:
-    """What functional.pad adds: left, right, top, bottom."""
+    """Return the padding for functional.pad: left, right, top, bottom."""
     return [border for window in reversed(windows) for border in (window.pad, window.overhang)]
 
 
-def _with_empty(pooled: Tensor, windows: Sequence[Window], value: float) -> Tensor:
-    """The windows that begin beyond the image, too."""
+def _pad_empty_windows(pooled: Tensor, windows: Sequence[Window], value: float) -> Tensor:
+    """Append the results of the windows that begin beyond the image."""
     down, across = (window.out - window.inside.out for window in windows)
     return functional.pad(pooled, [0, across, 0, down], value=value) if down or across else pooled
 
 
-def _image(place: Place) -> Sequence[int]:
-    if len(place.shapes[0]) != 4:
-        raise place.error(f"found a blob of {len(place.shapes[0])} axes, expected 4: N x C x H x W")
-    return place.shapes[0][2:]
+def _image_size(context: LayerContext) -> Sequence[int]:
+    if len(context.shapes[0]) != 4:
+        raise context.error(f"found a blob of {len(context.shapes[0])} axes, expected 4: N x C x H x W")
+    return context.shapes[0][2:]

@@ -1,7 +1,7 @@
-"""Layers with a state that goes from one time step to the next.
+"""Recurrent layers.
 
 The blobs are (T, N, ...): T time steps of N streams. Each pass starts from a state of zeros, unless `expose_hidden`
-hands the state in and out.
+makes the initial and the final state bottoms and tops.
 """
 
 from __future__ import annotations
@@ -13,36 +13,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from camrt.train.registry import Operation, Place, Weight, builds
+from camrt.train.registry import LayerContext, Operation, Weight, builds
 from converters.handlers.recurrent import MAX_STEPS
+from converters.shape import show
 
 State = tuple[Tensor, ...]
 Unit = Callable[[Tensor, State], State]
 
 
 @builds("LSTM")
-def lstm(place: Place) -> Operation:
+def lstm(context: LayerContext) -> Operation:
     """Long short-term memory without peepholes: c = f * c + i * g, h = o * tanh(c) (Zaremba and Sutskever 2014)."""
-    units = place.layer.params.recurrent_param.num_output
+    units = context.layer.params.recurrent_param.num_output
 
     def unit(sums: Tensor, state: State) -> State:
-        enter, keep, leave, candidate = sums.split(units, 1)
-        cell = keep.sigmoid() * state[1] + enter.sigmoid() * candidate.tanh()
-        return leave.sigmoid() * cell.tanh(), cell
+        input_gate, forget_gate, output_gate, candidate = sums.split(units, 1)
+        cell = forget_gate.sigmoid() * state[1] + input_gate.sigmoid() * candidate.tanh()
+        return output_gate.sigmoid() * cell.tanh(), cell
 
-    weights = _weights(place, 4 * units)
-    return _unrolled(place, weights, unit, states=2, last=lambda hidden, blobs: hidden)
+    weights = _weights(context, 4 * units)
+    return _unrolled(context, weights, unit, states=2, last=lambda hidden, blobs: hidden)
 
 
 @builds("RNN")
-def rnn(place: Place) -> Operation:
-    """The plain recurrent network: h = tanh(W_hh h + W_xh x + b_h), o = tanh(W_ho h + b_o)."""
-    param = place.layer.params.recurrent_param
+def rnn(context: LayerContext) -> Operation:
+    """Plain recurrent network: h = tanh(W_hh h + W_xh x + b_h), o = tanh(W_ho h + b_o)."""
+    param = context.layer.params.recurrent_param
     units = param.num_output
-    weights = _weights(place, units)
+    weights = _weights(context, units)
     output = [Weight((units, units), param.weight_filler), Weight((units,), param.bias_filler)]
     return _unrolled(
-        place,
+        context,
         [*weights, *output],
         lambda sums, state: (sums.tanh(),),
         states=1,
@@ -50,41 +51,52 @@ def rnn(place: Place) -> Operation:
     )
 
 
-def _weights(place: Place, rows: int) -> list[Weight]:
-    """Of the inputs with a bias, perhaps of the static input, and of the state."""
-    param = place.layer.params.recurrent_param
+def _weights(context: LayerContext, rows: int) -> list[Weight]:
+    """Return the weights and bias of the input, the weights of a static input if there is one, those of the state."""
+    param = context.layer.params.recurrent_param
     if not param.num_output:
-        raise place.error("found no num_output, expected the number of hidden units, from 1 on")
-    if len(place.shapes) < 2 or len(place.shapes[0]) < 3 or len(place.shapes[1]) != 2:
-        raise place.error("found other bottoms, expected T x N x ... and T x N (time steps, streams)")
-    if place.shapes[0][0] > MAX_STEPS:
-        raise place.error(f"found {place.shapes[0][0]:,} time steps, expected at most {MAX_STEPS:,}")
-    widths = [math.prod(place.shapes[0][2:])]
+        raise context.error("found no num_output, expected the number of hidden units, 1 or more")
+    if len(context.shapes) < 2 or len(context.shapes[0]) < 3 or len(context.shapes[1]) != 2:
+        raise context.error(
+            f"found bottoms of {', '.join(map(show, context.shapes)) or 'no shape'}, expected T x N x ... and T x N "
+            "(time steps, streams)"
+        )
+    if context.shapes[0][0] > MAX_STEPS:
+        raise context.error(f"found {context.shapes[0][0]:,} time steps, expected at most {MAX_STEPS:,}")
+    widths = [math.prod(context.shapes[0][2:])]
     weights = [Weight((rows, widths[0]), param.weight_filler), Weight((rows,), param.bias_filler)]
-    if _has_static(place):
-        weights.append(Weight((rows, math.prod(place.shapes[2][1:])), param.weight_filler))
+    if _has_static(context):
+        weights.append(Weight((rows, math.prod(context.shapes[2][1:])), param.weight_filler))
     return [*weights, Weight((rows, param.num_output), param.weight_filler)]
 
 
-def _has_static(place: Place) -> bool:
-    exposed = len(place.layer.tops) - 1 if place.layer.params.recurrent_param.expose_hidden else 0
-    return len(place.shapes) > 2 + exposed
+def _has_static(context: LayerContext) -> bool:
+    exposed = len(context.layer.tops) - 1 if context.layer.params.recurrent_param.expose_hidden else 0
+    return len(context.shapes) > 2 + exposed
 
 
 def _unrolled(
-    place: Place,
+    context: LayerContext,
     weights: Sequence[Weight],
     unit: Unit,
     *,
     states: int,
     last: Callable[[Tensor, Sequence[Tensor]], Tensor],
 ) -> Operation:
-    """Run ``unit`` step by step: it gets a step's weighted sums and the state before it, and gives that after it."""
-    is_exposed = place.layer.params.recurrent_param.expose_hidden
+    """Unroll a unit over the time steps.
+
+    Args:
+        context: The layer.
+        weights: Its blobs.
+        unit: Computes the state after a step from the weighted sums of the step and the state before it.
+        states: The number of tensors in a state.
+        last: Computes the first top from all hidden states and the blobs.
+    """
+    is_exposed = context.layer.params.recurrent_param.expose_hidden
     exposed = states if is_exposed else 0
-    has_static = _has_static(place)
-    place.layer.expect(bottoms=range(2 + exposed, 4 + exposed), tops=1 + exposed)
-    units = place.layer.params.recurrent_param.num_output
+    has_static = _has_static(context)
+    context.layer.expect(bottoms=range(2 + exposed, 4 + exposed), tops=1 + exposed)
+    units = context.layer.params.recurrent_param.num_output
 
     def forward(blobs: Sequence[Tensor], bottoms: Sequence[Tensor]) -> Sequence[Tensor]:
         inputs, continues, *others = bottoms

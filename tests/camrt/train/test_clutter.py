@@ -54,7 +54,7 @@ def test_random_numbers_are_those_of_splitmix64() -> None:
         4593380528125082431,
         16408922859458223821,
     ]
-    assert clutter._mixed(states).tolist() == expected
+    assert clutter._splitmix64(states).tolist() == expected
 
 
 def test_random_numbers_are_uniform_and_independent() -> None:

@@ -222,7 +222,7 @@ def test_a_source_that_is_none_is_refused(text, message):
 # --------------------------------------------------------------------------------------------------- the transformation
 
 
-def test_the_crop_of_a_test_is_the_centre():
+def test_the_crop_of_a_test_is_the_center():
     """data_transformer.cpp: h_off = (datum_height - crop_size) / 2, as whole numbers."""
     images = noise(3, 9, 12, 3)
     found = Transform(crop=(4, 4)).batch(images, 0)
@@ -269,14 +269,14 @@ def test_resizing_is_opencvs():
     np.testing.assert_array_equal(Transform(resize=(6, 9)).prepared(image), cv2.resize(image, (9, 6)))
 
 
-def test_grey_images_get_three_channels_and_coloured_ones_one():
-    grey, coloured = noise(4, 4, 1), noise(4, 4, 3)
+def test_grey_images_get_three_channels_and_colored_ones_one():
+    gray, colored = noise(4, 4, 1), noise(4, 4, 3)
     transform = Transform(channels=3)
-    found = transform.finish(transform.batch([transform.prepared(grey)], 0).astype(np.float32))
-    np.testing.assert_array_equal(found[0], np.repeat(grey.transpose(2, 0, 1), 3, 0))
-    assert Transform(channels=1).prepared(coloured).shape == (4, 4, 1)
-    expected = coloured @ np.array([0.114, 0.587, 0.299])  # BT.601, of BGR
-    np.testing.assert_allclose(Transform(channels=1).prepared(coloured)[..., 0], expected, atol=0.6)
+    found = transform.finish(transform.batch([transform.prepared(gray)], 0).astype(np.float32))
+    np.testing.assert_array_equal(found[0], np.repeat(gray.transpose(2, 0, 1), 3, 0))
+    assert Transform(channels=1).prepared(colored).shape == (4, 4, 1)
+    expected = colored @ np.array([0.114, 0.587, 0.299])  # BT.601, of BGR
+    np.testing.assert_allclose(Transform(channels=1).prepared(colored)[..., 0], expected, atol=0.6)
 
 
 def test_what_is_random_depends_on_the_position_alone():

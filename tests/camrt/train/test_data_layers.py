@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch")
 from camrt.errors import CamrtError  # noqa: E402
 from camrt.train.data.database import Database, DatumSource, pixels  # noqa: E402
 from camrt.train.data.loading import BatchLoader, DataLoaderSpec, data_loader_spec  # noqa: E402
-from camrt.train.data.windows import cut_window, read_windows  # noqa: E402
+from camrt.train.data.windows import crop_window, read_windows  # noqa: E402
 from camrt.train.options import TrainingOptions  # noqa: E402
 from camrt.train.run import train  # noqa: E402
 from converters import read_net  # noqa: E402
@@ -120,11 +120,11 @@ def test_floats_and_files_in_datums(tmp_path):
     datum = Datum(channels=2, height=3, width=4, float_data=floats.ravel().tolist(), label=1)
     np.testing.assert_array_equal(pixels(datum), floats.transpose(1, 2, 0))
     bgr = RNG.integers(0, 256, (7, 9, 3), np.uint8)
-    coloured = Datum(encoded=True, data=cv2.imencode(".png", bgr)[1].tobytes())
-    np.testing.assert_array_equal(pixels(coloured), bgr)
-    grey = Datum(encoded=True, data=cv2.imencode(".png", bgr[:, :, 0])[1].tobytes())
-    np.testing.assert_array_equal(pixels(grey), bgr[:, :, :1])
-    np.testing.assert_array_equal(pixels(grey, is_coloured=True), np.repeat(bgr[:, :, :1], 3, axis=2))
+    colored = Datum(encoded=True, data=cv2.imencode(".png", bgr)[1].tobytes())
+    np.testing.assert_array_equal(pixels(colored), bgr)
+    gray = Datum(encoded=True, data=cv2.imencode(".png", bgr[:, :, 0])[1].tobytes())
+    np.testing.assert_array_equal(pixels(gray), bgr[:, :, :1])
+    np.testing.assert_array_equal(pixels(gray, is_color=True), np.repeat(bgr[:, :, :1], 3, axis=2))
 
 
 def test_encoded_images_are_decoded_by_workers_and_cropped(tmp_path):
@@ -388,7 +388,7 @@ def test_the_context_of_a_window_lies_where_it_should(square, mirror):
     box = np.array([0, 10, 39, 29])  # at the left edge: its context begins outside
     image[15:25, 10:30] = 255
     size, context = 64, 8
-    part, top, left = cut_window(image, box, size, context=context, square=square, mirror=mirror)
+    part, top, left = crop_window(image, box, size, context=context, square=square, mirror=mirror)
     canvas = np.zeros((size, size), np.float32)
     canvas[top : top + part.shape[0], left : left + part.shape[1]] = part[:, :, 0]
     x1, y1, x2, y2 = reference_window(image, box, size, context, square=square, mirror=mirror)

@@ -30,7 +30,7 @@ def test_what_is_written_is_read(saved, tmp_path):
     found = saved.last()
     assert found is not None
     assert (found.iteration, found.weights) == (20, tmp_path / "net[1]_iter_20.caffemodel")
-    assert found.facts["losses"] == [1.5, 2.5]
+    assert found.metadata["losses"] == [1.5, 2.5]
     for name, array in HISTORY.items():
         np.testing.assert_array_equal(found.arrays[name], array)
     assert [file.name for file in saved.states()] == [f"net[1]_iter_{n}.camrtstate" for n in (9, 10, 20)]
@@ -76,7 +76,7 @@ def test_every_byte_of_a_state_is_watched(saved):
         except CamrtError as error:
             refused += str(state) in str(error)
         else:
-            assert {k: found.facts[k] for k in FACTS} == FACTS
+            assert {k: found.metadata[k] for k in FACTS} == FACTS
             assert found.arrays.keys() == HISTORY.keys()
             for name, array in HISTORY.items():
                 np.testing.assert_array_equal(found.arrays[name], array)

@@ -358,11 +358,11 @@ def test_networks_that_it_cannot_be_done_to(tmp_path: Path) -> None:
     joined = parse_prototxt(inputs + concat + conv("c", "j"))
     with pytest.raises(CamrtError, match=r"found 2 inputs before 'c' .a, b., expected one"):
         surgery(joined, "c", classes=2)
-    unlabelled = parse_prototxt(
+    unlabeled = parse_prototxt(
         'layer { name: "d" type: "Data" top: "data" transform_param { crop_size: 8 } } ' + conv("c", "data")
     )
     with pytest.raises(CamrtError, match="tops d: data, expected images and labels"):
-        surgery(unlabelled, "c", classes=2)
+        surgery(unlabeled, "c", classes=2)
     lost = parse_prototxt(conv("c", "nowhere"))
     with pytest.raises(CamrtError, match="reads 'nowhere', which nothing writes"):
         surgery(lost, "c", classes=2)
