@@ -43,7 +43,7 @@ import converters
 from benchmarks.explain import ratio, seeded_net, take_turns, torch_layer
 from camrt.graph import explain_graph
 from camrt.preprocess import Preprocess
-from tests.camrt import peers
+from tests.camrt.graph import peers
 
 SIDE, LAYER = 224, "conv5_3"  # the tensor behind its ReLU, which runs in place
 BATCHES = (1, 10)

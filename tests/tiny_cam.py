@@ -23,6 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -220,3 +221,12 @@ def _offsets() -> NDArray[np.float64]:
 
 def _at(plus: int, minus: int) -> int:
     return _DIFFERENCES.index((plus, minus))
+
+
+def opencv(folder: Path, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features and scores by OpenCV, from the files that `write` writes."""
+    prototxt, caffemodel = write(folder)
+    net = cv2.dnn.readNetFromCaffe(str(prototxt), str(caffemodel))
+    net.setInput(crops)
+    features, scores = net.forward([FEATURES, "prob"])
+    return np.maximum(features, 0), scores

@@ -14,7 +14,7 @@ from camrt import docs
 from camrt.graph import explain_graph, methods
 from camrt.graph.methods import METHODS
 from tests.camrt.classifiers import classifier
-from tests.camrt.test_explain_graph import PREPROCESS, images, run
+from tests.camrt.graph.explainers import PREPROCESS, images, run
 
 
 def test_page_of_methods_is_fresh(repository: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +11,12 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 
-import converters
 from camrt import matlab
 from camrt.graph import explain_graph
 from camrt.graph.explain import MAPS
 from camrt.preprocess import Preprocess
 from converters import zoo
-from converters.reader import parse_prototxt
-from tests.seeded import SeededModel
-
-
-def seeded(name: str, reference: Path, folder: Path) -> onnx.ModelProto:
-    table = json.loads((reference / "nets" / name / "shapes.json").read_text())
-    caffemodel = SeededModel.of_table(table).write(folder / "net.caffemodel", v1=True)
-    return converters.convert(parse_prototxt(zoo.find(name).prototxt(), f"{name}.prototxt"), caffemodel)
+from tests.released import seeded
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 
 from camrt import explain_graph, matlab
 from tests import tiny_cam as tiny
+from tests.tiny_cam import opencv
 
 
 @pytest.fixture(scope="module")
@@ -19,15 +20,6 @@ def explained() -> dict[str, np.ndarray]:
     session = onnxruntime.InferenceSession(explain_graph(tiny.convert()).SerializeToString())
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, {"image": tiny.sample_image()[None]}), strict=True))
-
-
-def opencv(folder: Path, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Features and scores by OpenCV, from the files that `tiny.write` writes."""
-    prototxt, caffemodel = tiny.write(folder)
-    net = cv2.dnn.readNetFromCaffe(str(prototxt), str(caffemodel))
-    net.setInput(crops)
-    features, scores = net.forward([tiny.FEATURES, "prob"])
-    return np.maximum(features, 0), scores
 
 
 def test_the_files_are_a_network_that_opencv_reads_alike(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from camrt import validate as validation
 from camrt.cli import app
 from converters import zoo
 from tests import tiny_cam as tiny
-from tests.camrt.test_tiny import opencv
 from tests.seeded import SeededModel
+from tests.tiny_cam import opencv
 
 
 @pytest.fixture(scope="module")

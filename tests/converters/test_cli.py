@@ -16,20 +16,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from converters.conversion import weight_shapes
 from converters.net import read_net
 from converters.reader import read_weights
 from converters.writer import write_caffemodel
-
-NET = """
-name: "small"
-layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 4 dim: 3 dim: 16 dim: 16 } } }
-layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param { num_output: 8 kernel_size: 3 } }
-layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
-layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param { pool: AVE global_pooling: true } }
-layer { name: "fc" type: "InnerProduct" bottom: "pool" top: "fc" inner_product_param { num_output: 5 } }
-layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }
-"""
+from tests.converters.small_net import NET, write_random
 
 
 @pytest.fixture
@@ -39,12 +29,6 @@ def net(tmp_path: Path) -> tuple[Path, Path]:
     prototxt.write_text(NET)
     write_random(prototxt, caffemodel)
     return prototxt, caffemodel
-
-
-def write_random(prototxt: Path, caffemodel: Path) -> None:
-    generator = np.random.default_rng(7)
-    shapes = weight_shapes(read_net(prototxt))
-    write_caffemodel(caffemodel, {n: [generator.normal(0, 0.2, s) for s in each] for n, each in shapes.items()})
 
 
 def convert(*arguments: object, home: Path, **options: object) -> subprocess.CompletedProcess[str]:

@@ -13,15 +13,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import scipy.io
 from onnx import numpy_helper
 
 from converters import ConversionWarning, convert, zoo
 from converters.reader import Network, parse_prototxt, read_prototxt, read_weights
-from tests.converters.test_zoo import RELEASED
+from tests.released import RELEASED, SEED, ten_crops
 from tests.seeded import SeededModel
 
-SEED = 20160627
 DATA = Path(__file__).resolve().parents[1] / "data" / "caffe"
 GOOGLENETS = [name for name in RELEASED if name.startswith("googlenet")]
 
@@ -44,22 +42,6 @@ def ours(name: str) -> Network:
 
 def theirs(name: str, reference: Path) -> Network:
     return read_prototxt(reference / "nets" / "prototxt" / RELEASED[name])
-
-
-def ten_crops(reference: Path, crop: int, middle: int | None = None) -> np.ndarray:
-    """The demo's first image as its prepare_image.m cuts it: (10, 3, crop, crop) float32, BGR, minus the mean image.
-
-    Corners in the order top left, bottom left, top right, bottom right, then the middle; then the same five mirrored.
-    """
-    image = cv2.imread(str(reference / "matlab_demo" / "img1.jpg")).astype(np.float32)
-    mean = scipy.io.loadmat(reference / "matlab_demo" / "ilsvrc_2012_mean.mat")["mean_data"]
-    image -= mean.transpose(1, 0, 2)  # MATLAB's has the width first
-    room = image.shape[0] - crop
-    if middle is None:
-        middle = (room + 1) // 2  # prepare_image.m counts from 1: floor((room + 1) / 2) + 1
-    corners = [(top, left) for left in (0, room) for top in (0, room)]
-    cut = [image[top : top + crop, left : left + crop] for top, left in [*corners, (middle, middle)]]
-    return np.stack([*cut, *(one[:, ::-1] for one in cut)]).transpose(0, 3, 1, 2)
 
 
 def largest_error(found: np.ndarray, expected: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from camrt.errors import CamrtError
 from converters.errors import MAX_DETAILS, MAX_MESSAGE, ConversionError, ConversionWarning, install, printable
 from converters.terminal import echo
 from tests.caffe_files import weights_alone
-from tests.converters.test_cli import NET, write_random
+from tests.converters.small_net import NET, write_random
 
 EVIL = "\x1b]0;title\x07\x1b[2J\r\x9b31m\nerror: forged \u202egnp.\udcff"
 ESCAPED = r"\x1b]0;title\x07\x1b[2J\r\x9b31m\nerror: forged \u202egnp.\udcff"

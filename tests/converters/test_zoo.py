@@ -25,15 +25,9 @@ from converters.reader import Network, parse_prototxt, read_prototxt
 from converters.schema import caffe_pb2
 from tests import caffe_files
 from tests.caffe_files import weights_alone
+from tests.released import RELEASED
 from tests.web import Answer, Site, serve
 
-RELEASED = {
-    "googlenetCAM": "deploy_googlenetCAM.prototxt",
-    "googlenetCAM_places205": "deploy_googlenetCAM_places205.prototxt",
-    "vgg16CAM": "deploy_vgg16CAM.prototxt",
-    "alexnetplusCAM_imagenet": "deploy_alexnetplusCAM_imagenet.prototxt",
-    "alexnetplusCAM_places205": "deploy_alexnetplusCAM_places205.prototxt",
-}
 NETWORK = caffe_files.input_layer("data", 1, 3, 32, 32) + caffe_files.layer(
     "fc", "InnerProduct", "data", "fc", "inner_product_param { num_output: 80 }"
 )

@@ -17,7 +17,7 @@ from converters import Net, convert, read_net, zoo
 from converters.net import with_shapes
 from converters.reader import parse_prototxt, read_prototxt
 from tests.caffe_files import input_layer, layer
-from tests.converters.test_networks import SEED, ten_crops
+from tests.released import SEED, ten_crops
 from tests.seeded import SeededModel
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: nothing is trained")

@@ -17,8 +17,8 @@ from camrt.graph.gradient import differentiate
 from camrt.graph.view import attributes_of
 from converters import zoo
 from converters.reader import parse_prototxt
-from tests.camrt.gradients import run, with_gradients
-from tests.camrt.networks import CLASSES, NETWORKS, SIDE, build
+from tests.camrt.graph.gradients import run, with_gradients
+from tests.camrt.graph.networks import CLASSES, NETWORKS, SIDE, build
 from tests.seeded import SeededModel
 
 torch = pytest.importorskip(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-# How many models of each kind: some seconds for both together. For a long run see tests/camrt/graph_fuzzing.py.
+# How many models of each kind: some seconds for both together. For a long run see tests/camrt/graph/graph_fuzzing.py.
 COUNTS = {"bytes": 2000, "structure": 2500}
 MEMORY = 1 << 30  # bytes
 
@@ -17,7 +17,7 @@ MEMORY = 1 << 30  # bytes
 @pytest.mark.parametrize("kind", COUNTS)
 def test_damaged_models(kind: str, repository: Path) -> None:
     count = COUNTS[kind]
-    command = [sys.executable, "-m", "tests.camrt.graph_fuzzing", kind, "--count", str(count)]
+    command = [sys.executable, "-m", "tests.camrt.graph.graph_fuzzing", kind, "--count", str(count)]
     # A crash leaves a negative exit status, and Python's stack in stderr.
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

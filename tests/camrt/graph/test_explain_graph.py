@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,28 +17,7 @@ from camrt.graph.head import find_head
 from camrt.graph.view import GraphView
 from camrt.preprocess import PRESETS, Preprocess, crops_of
 from tests.camrt.classifiers import CHANNELS, CLASSES, SIDE, WITH_HEAD, classifier
-
-SIZE = 20
-PREPROCESS = Preprocess(size=SIZE, crop=SIDE, mean=(104.0, 117.0, 123.0))
-
-
-def images(count: int, size: int = SIZE) -> np.ndarray:
-    return np.random.default_rng(5).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-
-
-def run(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], names: list[str] | None = None) -> list[np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 3, 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return list(session.run(names, dict(feeds)))
-
-
-def with_output(model: onnx.ModelProto, *names: str) -> onnx.ModelProto:
-    extended = onnx.ModelProto()
-    extended.CopyFrom(model)
-    for name in names:
-        extended.graph.output.append(onnx.ValueInfoProto(name=name))
-    return extended
+from tests.camrt.graph.explainers import PREPROCESS, SIZE, images, run, with_output
 
 
 def expected(

@@ -18,7 +18,7 @@ from camrt.graph.scores import find_scores
 from camrt.graph.view import GraphView
 from tests.bounded import within
 from tests.camrt.classifiers import SIDE, classifier
-from tests.camrt.test_explain_graph import PREPROCESS, images, run
+from tests.camrt.graph.explainers import PREPROCESS, images, run
 
 
 def small(*nodes: onnx.NodeProto, **attributes: Any) -> onnx.ModelProto:

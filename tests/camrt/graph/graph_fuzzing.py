@@ -1,7 +1,7 @@
 """Damages ONNX models at random and explains them. A program of its own, so that a crash is seen.
 
 Example:
-    $ python -m tests.camrt.graph_fuzzing structure --seed 3 --count 100000 --keep /tmp/found
+    $ python -m tests.camrt.graph.graph_fuzzing structure --seed 3 --count 100000 --keep /tmp/found
 
 It prints one JSON object: how many inputs were explained and how many refused, and everything that is wrong: exceptions
 other than CamrtError, inputs that took too long, and the most memory that was ever held.
@@ -32,7 +32,7 @@ from camrt.graph import differentiate, explain_graph
 from camrt.graph.methods import METHODS
 from tests.bounded import TookTooLong, within
 from tests.camrt.classifiers import HEADS, classifier
-from tests.camrt.test_explain_graph import PREPROCESS
+from tests.camrt.graph.explainers import PREPROCESS
 from tests.converters.fuzzing import _peak_bytes, _place
 
 SECONDS = 10.0  # for one input, of computing

@@ -15,7 +15,7 @@ from camrt.errors import CamrtError
 from camrt.localize import boxes as module
 from camrt.localize import boxes_from_heatmap, format_boxes, read_boxes, stdsort
 
-GOLDEN = Path(__file__).resolve().parent.parent / "data" / "boxes"
+GOLDEN = Path(__file__).resolve().parents[2] / "data" / "boxes"
 ANSWERS = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))
 
 

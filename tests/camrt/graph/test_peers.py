@@ -14,8 +14,8 @@ import pytest
 from camrt.graph.explain import MAPS
 from camrt.graph.methods import find
 from camrt.graph.methods.context import GRADIENT
-from tests.camrt import peers
-from tests.camrt.torch_networks import CLASSES, SIDE, explained, exported, images, network, tensor_of
+from tests.camrt.graph import peers
+from tests.camrt.graph.torch_networks import CLASSES, SIDE, explained, exported, images, network, tensor_of
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: methods are not compared with other libraries")
 
@@ -212,7 +212,7 @@ def test_smoothgrad(net: tuple[Any, Any]) -> None:
     from onnx import numpy_helper
 
     from camrt.graph import explain_graph
-    from tests.camrt.torch_networks import PREPROCESS, run
+    from tests.camrt.graph.torch_networks import PREPROCESS, run
 
     module, model = net
     settings = {"samples": 4, "sigma": 0.1}

@@ -22,7 +22,7 @@ from camrt.graph.explain import MAPS
 from camrt.graph.methods import FAMILIES, METHODS, find, method
 from camrt.preprocess import Preprocess
 from tests.camrt.classifiers import CHANNELS, CLASSES, SIDE, classifier
-from tests.camrt.test_explain_graph import PREPROCESS, SIZE, images, run, with_output
+from tests.camrt.graph.explainers import PREPROCESS, SIZE, images, run, with_output
 
 OF_FEATURES = [name for name in METHODS if find(name).kind == "features"]
 OF_PIXELS = [name for name in METHODS if find(name).kind == "pixels"]

@@ -16,8 +16,8 @@ from camrt.graph.layers import feature_map_of, last_features
 from camrt.graph.opening import open_model
 from camrt.preprocess import Preprocess
 from tests.camrt.classifiers import CHANNELS, SIDE, classifier
-from tests.camrt.test_explain_graph import PREPROCESS
-from tests.camrt.torch_networks import run
+from tests.camrt.graph.explainers import PREPROCESS
+from tests.camrt.graph.torch_networks import run
 
 FAMILIES = (
     "convnext", "convnextv2", "convnext of torchvision", "poolformer", "edgenext", "tinyvit", "davit", "mambaout",
@@ -41,7 +41,7 @@ def test_gradcam_of_a_family_from_the_dynamo_exporter(name: str) -> None:
 
 
 def _compare(name: str, *, dynamo: bool) -> None:
-    families = pytest.importorskip("tests.camrt.torch_families")
+    families = pytest.importorskip("tests.camrt.graph.torch_families")
     module = families.network(name)
     model = families.exported(module, dynamo=dynamo)
     side = families.SIDE

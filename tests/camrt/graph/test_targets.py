@@ -17,7 +17,7 @@ from camrt.errors import CamrtError
 from camrt.graph import explain_graph
 from camrt.graph.explain import MAPS
 from tests.camrt.classifiers import CHANNELS, CLASSES, SIDE, classifier
-from tests.camrt.test_explain_graph import PREPROCESS, SIZE, images, run, with_output
+from tests.camrt.graph.explainers import PREPROCESS, SIZE, images, run, with_output
 
 NAMES = ("red fox", "grey fox", "cup", "7")
 METHODS = ("cam", "gradcam", "eigencam", "scorecam", "input-gradient", "integrated-gradients")

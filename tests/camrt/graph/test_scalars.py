@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from camrt.graph import differentiate
 from camrt.graph.builder import Builder
-from tests.camrt.test_explain_graph import run
+from tests.camrt.graph.explainers import run
 
 X = np.random.default_rng(4).uniform(0.2, 1.5, (2, 3)).astype(np.float32)
 MEAN = float(X.mean(dtype=np.float64))

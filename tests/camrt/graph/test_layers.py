@@ -17,7 +17,7 @@ from camrt.graph.explain import MAPS, describe
 from camrt.graph.layers import last_features
 from camrt.graph.view import GraphView
 from tests.camrt.classifiers import CHANNELS, CLASSES, HEADS, SIDE, classifier
-from tests.camrt.test_explain_graph import PREPROCESS, images, run, with_output
+from tests.camrt.graph.explainers import PREPROCESS, images, run, with_output
 
 OTHERS = ("gradcam", "layercam", "eigencam", "scorecam")
 

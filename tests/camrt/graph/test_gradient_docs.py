@@ -13,7 +13,7 @@ from onnx.reference.op_run import OpRun
 
 from camrt.graph.gradient import differentiate
 from camrt.graph.rules import registry, table
-from tests.camrt.gradients import graph, kept_registry
+from tests.camrt.graph.gradients import graph, kept_registry
 
 
 class Cube(OpRun):  # type: ignore[misc]

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from camrt.errors import CamrtError
 from camrt.graph import explain_graph
 from tests.camrt.classifiers import classifier
-from tests.camrt.test_explain_graph import PREPROCESS, images, run
+from tests.camrt.graph.explainers import PREPROCESS, images, run
 
 OTHERS = ("gradcam", "scorecam", "input-gradient", "smoothgrad", "guided-gradcam")
 

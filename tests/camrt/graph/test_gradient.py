@@ -16,8 +16,8 @@ from camrt.graph.builder import Builder
 from camrt.graph.gradient import Value, backpropagate, differentiate, rule
 from camrt.graph.view import GraphView
 from tests.camrt.classifiers import CHANNELS, CLASSES, SIDE, classifier
-from tests.camrt.exact_operators import evaluator
-from tests.camrt.gradients import graph, kept_registry, run, with_gradients
+from tests.camrt.graph.exact_operators import evaluator
+from tests.camrt.graph.gradients import graph, kept_registry, run, with_gradients
 
 IMAGES = np.random.default_rng(3).normal(0, 30, (3, 3, SIDE, SIDE)).astype(np.float32)
 

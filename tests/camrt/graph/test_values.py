@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from camrt.errors import CamrtError
 from camrt.graph.builder import Builder
 from camrt.graph.values import LAST, Value, join, total, unbroadcast
-from tests.camrt.gradients import run
+from tests.camrt.graph.gradients import run
 
 K = 3
 SHAPES = {"a": (2, 4, 5), "b": (4, 5), "w": (6, 5), "n": ()}

@@ -18,8 +18,8 @@ from camrt import Explainer
 from camrt.graph.explain import describe
 from camrt.graph.methods import METHODS
 from tests.camrt.classifiers import CLASSES, classifier
-from tests.camrt.test_cli import lines, run
-from tests.camrt.test_explain_graph import PREPROCESS, SIZE
+from tests.camrt.commands.command_line import lines, run
+from tests.camrt.graph.explainers import PREPROCESS, SIZE
 from tests.tiny_models import photo
 
 NAMES = ("cat", "catfish", "cup", "dog")

@@ -13,7 +13,7 @@ from camrt.errors import CamrtError
 from camrt.localize.crf import CRF, probability, refine
 from tests.tiny_models import photo
 
-GOLDEN = Path(__file__).resolve().parent.parent / "data" / "crf"
+GOLDEN = Path(__file__).resolve().parents[2] / "data" / "crf"
 with np.load(GOLDEN / "answers.npz") as file:
     ANSWERS = dict(file)
 CASES = sorted({name.rsplit("_", 1)[0] for name in ANSWERS})

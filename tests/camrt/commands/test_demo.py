@@ -21,7 +21,7 @@ from camrt import images, matlab, render
 from camrt.cli import app
 from converters import zoo
 from tests import tiny_cam as tiny
-from tests.camrt.test_tiny import opencv
+from tests.tiny_cam import opencv
 
 
 @pytest.fixture(autouse=True)

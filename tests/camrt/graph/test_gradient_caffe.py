@@ -15,8 +15,8 @@ from camrt import matlab
 from camrt.errors import CamrtError
 from camrt.graph.gradient import differentiate
 from tests.caffe_cases import CASES, silent
-from tests.camrt.gradients import run, with_gradients
-from tests.camrt.test_full_size import seeded
+from tests.camrt.graph.gradients import run, with_gradients
+from tests.released import seeded
 
 BVLC = {case.name: case for case in CASES.values() if case.origin == "bvlc"}
 WITH_GRADIENT = [name for name, case in BVLC.items() if case.has_gradients]

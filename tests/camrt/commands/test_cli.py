@@ -17,15 +17,14 @@ import onnx
 import onnxruntime
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from camrt import Explainer, Preprocess, matlab
-from camrt.cli import app
 from camrt.results import LINES
 from converters import zoo
 from tests import tiny_cam as tiny
 from tests.camrt.classifiers import CLASSES as CLASSIFIER_CLASSES
 from tests.camrt.classifiers import SIDE, classifier
+from tests.camrt.commands.command_line import lines, run
 from tests.tiny_models import LABELS, photo, tiny_explainer
 
 
@@ -47,12 +46,6 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def run(*arguments: object) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, [*map(str, arguments)])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done.exit_code, done.stdout, done.stderr
-
-
 def command(*arguments: object) -> list[str]:
     # A shell that starts the tests in the background has Ctrl-C ignored, also below it.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from camrt.cli import main; main()"
@@ -69,12 +62,6 @@ def save_photos(folder: Path, *names: str) -> list[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo(40, 48, seed)).save(path)
     return paths
-
-
-def lines(out: Path) -> list[dict[str, object]]:
-    text = (out / LINES).read_text(encoding="utf-8")
-    assert not text or text.endswith("\n")
-    return [json.loads(line) for line in text.splitlines()]
 
 
 # ---------------------------------------------------------------------------------------------------------- the whole

@@ -11,9 +11,9 @@ import pytest
 from onnx import helper
 
 from camrt.graph.rules import registry
-from tests.camrt.exact_operators import evaluator
-from tests.camrt.gradients import run, with_gradients
-from tests.camrt.rule_cases import CASES, Case
+from tests.camrt.graph.exact_operators import evaluator
+from tests.camrt.graph.gradients import run, with_gradients
+from tests.camrt.graph.rule_cases import CASES, Case
 
 OPSETS = (13, 17, 22)
 
