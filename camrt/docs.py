@@ -1,6 +1,6 @@
-"""Writes docs/methods.md and its pictures from the registry: ``python -m camrt.docs docs``.
+"""Generate docs/methods.md and its images from the registry of methods: ``python -m camrt.docs docs``.
 
-The pictures are of lenetCAM's sample image: small enough to be read, and always there.
+The images show the sample image of lenetCAM, which is included with camrt.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pathlib import Path
 from camrt.graph.methods import METHODS, Method, find
 
 MODEL, SAMPLE = "lenetCAM", Path(__file__).resolve().parent.parent / "models" / "lenetCAM" / "sample.png"
-SIDE = 200  # pixels of a picture
-FOLDER = "methods"  # of the pictures, beside the page
+SIDE = 200  # size of an image in pixels
+FOLDER = "methods"  # of the images, relative to the page
 
 _HEAD = """\
 # Methods
 
-Generated from the registry by `python -m camrt.docs docs`; a test fails when it is stale.
+Generated from the registry of methods by `python -m camrt.docs docs`. A test fails if this page is out of date.
 
-A map is a weighted sum of features, and a method says what the weights are. The methods of pixels give a map of the
-image itself. All of them are part of the ONNX graph, in standard operators:
+A map is a weighted sum of features, and a method defines the weights. Pixel methods compute a map of the image itself.
+Every method is part of the ONNX graph, and uses standard operators only:
 
 ```
 camrt export resnet50.onnx --method gradcam --preprocess torchvision -o resnet50_gradcam.onnx
@@ -35,67 +35,72 @@ explainer = camrt.Explainer("resnet50.onnx", "layercam", preprocess="torchvision
 model = camrt.explain_graph(classifier, "smoothgrad", "center", target="cup", settings={"samples": 50})
 ```
 
-The pictures: the digit that lenetCAM finds among clutter. It ends in global average pooling and a linear layer, where
-Grad-CAM, HiResCAM and XGrad-CAM are CAM less its negative values.
+The images show a digit among clutter, which lenetCAM classifies. Since lenetCAM ends in global average pooling and a
+linear layer, Grad-CAM, HiResCAM and XGrad-CAM are equal to CAM without its negative values.
 """
 
 _REST = """\
-## What is explained
-| `target` | what | classes |
+## Targets
+| `target` | explained classes | number |
 |---|---|---|
-| left out | the classes with the best scores, after the crops were merged: all in one run | `top` of them |
-| `504`, `"cup"`, `["cup", 281]` | these classes, for each image; `--target` may be repeated | as many |
-| `"input"` | those that come with each image: the graph's second input `target` (N x top, int64) | `top` |
-| `"sum"` | the sum of all that the tensor `scores` holds for an image, whatever its shape | one map |
+| omitted | the classes with the best scores, after merging the crops, in the same run | `top` |
+| `504`, `"cup"`, `["cup", 281]` | these classes, for every image; `--target` may be repeated | as many as given |
+| `"input"` | classes for each image, from the second input of the graph, `target` (N x top, int64) | `top` |
+| `"sum"` | the sum of all values of the tensor `scores` for an image, of any shape | one map |
 
-`explainer(image, target="cup")` and `explainer.map(images, targets=...)` feed the input of the third kind. A class that
-does not exist is an error, in the graph too (but for negative numbers, which ONNX counts from the end).
+`explainer(image, target="cup")` and `explainer.map(images, targets=...)` set the input `target`. A class that does not
+exist is an error, also in the graph (except for negative numbers, which ONNX counts from the end).
 
-What is differentiated is the score before the Softmax (Sigmoid, LogSoftmax) at the end, of the last output that has a
-row of scores for an image. `scores="tensor"` (`--scores`) names another: then the output `scores` holds it as it is.
+The differentiated score is the one before the final Softmax (Sigmoid, LogSoftmax), of the last output with a row of
+scores for each image. `scores="tensor"` (`--scores`) selects another tensor, which then becomes the output `scores`
+unchanged.
 
-## Which features
-By default the last that have places and that all of the image goes through, before the last pooling: of VGG16
-`relu5_3`, 14 x 14, not `pool5`. What was chosen is logged, and stands in the model's metadata. `layer="relu4_3"`
-(`--layer`) names another, by tensor or node.
+## Features
+By default, the features are the last ones with spatial positions, before the last pooling, on which all paths from the
+image meet: for VGG16 `relu5_3`, 14 x 14, rather than `pool5`. The choice is logged, and stored in the metadata of the
+model. `layer="relu4_3"` (`--layer`) selects others, by tensor or node.
 
-Several (`layer=["relu4_3", "relu5_3"]`) are fused: the map of each, of each crop and class, is brought to 0..1, and
-their mean is taken. So does pytorch-grad-cam. It enlarges them bilinearly, we bicubically.
+Several layers (`layer=["relu4_3", "relu5_3"]`) are fused: for each crop and class, the maps of the layers are scaled to
+0..1 and averaged, as in pytorch-grad-cam. It upsamples them bilinearly, camrt bicubically.
 
-Of a vision transformer the features are the tokens that the last attention gets, after their normalization: behind it
-only the class token counts. The tokens before those of the image (a class token, DeiT's two, registers) are left out,
-and the others laid out as a square; where there is none, it is an error. Before the normalization, HiResCAM and
-XGrad-CAM would give nothing but rounding errors: the score does not change with the length of a token there, so that
-its derivative stands upright on it.
+For vision transformers, the features are the normalized tokens at the input of the last attention, since only the class
+token matters after it. Prefix tokens (a class token, the two of DeiT, registers) are omitted, and the others are
+arranged as a square; it is an error if their number is not a square. Tokens before the normalization would not be
+suitable for HiResCAM and XGrad-CAM: the score does not depend on the length of such a token, so its gradient is
+orthogonal to it, and the maps would consist of rounding errors.
 
 ## Several crops
-`protocol="ten-crop"` and `"full"` run all crops, and differentiate all of them, in one pass. The best classes are those
-of the merged scores. Each crop's map is laid where the crop was, mirrored back, and they are added. Maps of features
-are enlarged bicubically before; ten of them count three times, as in the original. What enlarging brings below 0 is cut
-off where the method has a ReLU, while cam adds magnitudes, as the original does.
+`protocol="ten-crop"` and `"full"` run and differentiate all crops in one pass. The best classes are those of the merged
+scores. The map of each crop is mirrored back if necessary, pasted at the position of the crop, and the maps are added.
+Feature maps are first upsampled bicubically, and maps of ten crops count three times, as in the original. Negative
+values that result from upsampling are set to 0 for methods with a ReLU, while cam adds absolute values, as in the
+original.
 
-## What it costs
-One pass forward, and one back to the layer: of VGG16 through its linear layers alone. All classes share the pass
-forward, and each has a row of its own on the way back. The methods of pixels go back through the whole network for each
-class, so they explain one if nothing is said. smoothgrad, integrated-gradients and scorecam run the network again and
-again, in an ONNX Loop whose memory does not grow with their settings; scorecam once for each channel, unless
-`channels` says less. Weights are in the file once.
+## Cost
+A method with gradients takes one forward pass, and one backward pass to the layer: for VGG16, only through its linear
+layers. All classes share the forward pass, and each has its own row in the backward pass. Pixel methods differentiate
+the whole network for each class, and therefore explain one class by default. smoothgrad, integrated-gradients and
+scorecam run the network repeatedly, in an ONNX Loop, whose memory does not depend on their settings; scorecam runs it
+once for each channel, or only for the `channels` of largest variance. The file contains the weights only once.
 
-## Where we differ from others
-Maps are compared with those of pytorch-grad-cam 1.5 and torch-cam 0.5, on the same weights, image and layer: they agree
-to 1e-4 after these libraries' own normalization, but for what follows.
+## Differences from other libraries
+Maps are compared with those of pytorch-grad-cam 1.5 and torch-cam 0.5, for the same weights, image and layer. They
+agree to 1e-4 after the normalization of these libraries, with these exceptions:
 
-- **gradcam++**: pytorch-grad-cam adds 1e-6 to the denominator, which matters where derivatives are small (below 1e-2);
-  we divide g^2 out, and add nothing. torch-cam leaves the division out: it divides a copy, and goes on with g^2.
-- **xgradcam**: both add 1e-7 or 1e-8 to the sum of a map; we leave out maps whose sum is 0.
-- **eigencam**: the sign of a singular vector is open, and pytorch-grad-cam takes what the decomposition happens to
-  give; we take that which goes with the sum of the features. Then what is below 0 is cut off, as it does.
-- **scorecam**: maps are brought to 0..1 and enlarged as in torch-cam. pytorch-grad-cam aligns the corners of map and
-  image, and brings to 0..1 after the enlarging: its maps are alike, not the same.
-- **layercam** of several layers: torch-cam takes the largest of their tanh, we the mean.
-- **Normalization**: others bring a finished map to 0..1, by its least and largest value. Our heatmaps are not
-  normalized, so that crops, classes and images can be compared; `Explanation.heatmap` divides by the largest.
-- **smoothgrad**: the noise is the same in each run, so that the same image has the same map.
+- **gradcam++**: pytorch-grad-cam adds 1e-6 to the denominator, which matters for small derivatives (below 1e-2). camrt
+  cancels g^2 in the fraction, and adds nothing. torch-cam omits the division: it divides a copy, and continues with
+  g^2.
+- **xgradcam**: both libraries add 1e-7 or 1e-8 to the sum of a map. camrt skips maps whose sum is 0.
+- **eigencam**: the sign of a singular vector is arbitrary, and pytorch-grad-cam uses that of the decomposition. camrt
+  chooses the sign that agrees with the sum of the features. Negative values are then set to 0, as in
+  pytorch-grad-cam.
+- **scorecam**: maps are scaled to 0..1 and upsampled as in torch-cam. pytorch-grad-cam aligns the corners of the map
+  and the image, and scales to 0..1 after upsampling; its maps are similar but not equal.
+- **layercam** of several layers: torch-cam uses the maximum of the tanh of the maps, camrt the mean of the maps.
+- **Normalization**: other libraries scale the final map to 0..1 by its smallest and largest value. Heatmaps of camrt
+  are not normalized, so that crops, classes and images can be compared; `Explanation.heatmap` divides by the largest
+  value.
+- **smoothgrad**: the noise is the same in each run, so that an image always has the same map.
 
 ## A method of your own
 ```python
@@ -113,13 +118,13 @@ and the `builder` of nodes: see `camrt.graph.methods.scene`.
 
 
 def methods() -> str:
-    """The page, as Markdown."""
+    """Return the page, as Markdown."""
     entries = [find(name) for name in METHODS]
     return "\n".join([_HEAD, _table(entries), *map(_section, entries), _REST])
 
 
 def pictures() -> Iterator[tuple[str, bytes]]:
-    """The names and contents (PNG) of the pictures: the sample's best class, by each method."""
+    """Yield the names and contents (PNG) of the images: for each method, the map of the best class of the sample."""
     import cv2
 
     from camrt import Explainer, render
@@ -130,10 +135,10 @@ def pictures() -> Iterator[tuple[str, bytes]]:
 
 
 def write(folder: Path) -> None:
-    """Write the page and its pictures.
+    """Write the page and its images.
 
     Raises:
-        CamrtError: The folder cannot be written to.
+        CamrtError: A file cannot be written.
     """
     from camrt import results
 
@@ -179,7 +184,7 @@ def _section(entry: Method) -> str:
 
 
 def _described_settings(text: str) -> str:
-    """What the docstring says of the settings, as a list."""
+    """Return the descriptions of the settings in a docstring, as a Markdown list."""
     found = re.search(r"\nArgs:\n(.*?)(?:\n\n|$)", text, re.DOTALL)
     lines = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", found.group(1), re.MULTILINE) if found else []
     return "\n".join(
@@ -188,7 +193,7 @@ def _described_settings(text: str) -> str:
 
 
 def _anchor(entry: Method) -> str:
-    """What a heading is linked by."""
+    """Return the anchor of a method's heading."""
     return re.sub(r"[^a-z0-9 -]", "", entry.title.lower()).replace(" ", "-")
 
 

@@ -1,4 +1,4 @@
-"""Where in the image: boxes from heatmaps and masks. `camrt.localize.crf` refines heatmaps."""
+"""Localization: boxes from heatmaps and masks. `camrt.localize.crf` refines heatmaps."""
 
 from camrt.localize.boxes import boxes_from_heatmap, format_boxes, read_boxes
 from camrt.localize.components import boxes_from_mask

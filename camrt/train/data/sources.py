@@ -369,7 +369,7 @@ def _lines(file: Path) -> list[str]:
     try:
         return file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except FileNotFoundError:
-        raise CamrtError("does not exist, expected a file", file=str(file)) from None
+        raise CamrtError("there is no such file", file=str(file)) from None
     except OSError as error:
         raise CamrtError(f"cannot be read: {error.strerror or error}", file=str(file)) from error
 
@@ -383,7 +383,7 @@ def _words(file: Path) -> dict[str, str]:
 def _directory(path: str) -> Path:
     folder = Path(path)
     if not folder.is_dir():
-        raise CamrtError(f"{'is a file' if folder.exists() else 'does not exist'}, expected a folder", file=path)
+        raise CamrtError("found a file, expected a folder" if folder.exists() else "there is no such folder", file=path)
     return folder
 
 

@@ -117,9 +117,9 @@ class _MeanVariance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
-        centerd = x - x.mean(axes, keepdim=True)
-        deviation = centerd.square().mean(axes, keepdim=True).sqrt_().add_(eps)
-        y = centerd.div_(deviation)
+        centered = x - x.mean(axes, keepdim=True)
+        deviation = centered.square().mean(axes, keepdim=True).sqrt_().add_(eps)
+        y = centered.div_(deviation)
         ctx.save_for_backward(y, deviation)
         ctx.axes = axes
         return y
