@@ -5,8 +5,8 @@ usage: python benchmarks/crf.py [--runs 5] [--side 256] [--maps 5]
 
 The image is that of the demo if the reference data are available, else a synthetic one, resized to a square. The table
 shows seconds for one map and for several maps of the image, and the differences between the marginals. The contenders
-alternate; figures are medians, and ratios are those of corresponding runs. pydensecrf2 starts anew for each map. If it
-is not installed, only the times of camrt are printed.
+alternate; figures are medians, and ratios are those of corresponding runs. pydensecrf2 rebuilds its lattice for each
+map. If it is not installed, only the times of camrt are printed.
 """
 
 from __future__ import annotations
