@@ -334,7 +334,7 @@ def test_numbers_that_cannot_be(wrong: dict[str, Any], word: str) -> None:
 def test_networks_that_it_cannot_be_done_to(tmp_path: Path) -> None:
     with pytest.raises(CamrtError, match="found the names loss in kept layers"):
         surgery(small(conv("loss", "one") + conv("last", "loss")), "last", classes=2)
-    with pytest.raises(CamrtError, match=r"'strange' .line 5., which no Caffe layer has"):
+    with pytest.raises(CamrtError, match=r"unknown field 'strange' .line 5. in a layer to keep"):
         surgery(small('layer { name: "r" type: "ReLU" bottom: "one" top: "last" strange: 1 }'), "r", classes=2)
     with pytest.raises(CamrtError, match="found 2 layers named 'last'"):
         surgery(small(conv("last", "one") + conv("last", "one")), "last", classes=2)
@@ -343,7 +343,7 @@ def test_networks_that_it_cannot_be_done_to(tmp_path: Path) -> None:
     with pytest.raises(CamrtError, match="'data' of shape unknown"):
         surgery(network, "last", classes=2)
     network.message.input_dim.extend([1, 7, 20, 20])
-    with pytest.raises(CamrtError, match="7 channels, expected 3 or 1"):
+    with pytest.raises(CamrtError, match="7 channels, expected images of 3 channels or 1"):
         surgery(network, "last", classes=2)
     before = parse_prototxt(
         'input: "data" input_dim: 1 input_dim: 3 input_dim: 8 input_dim: 8 '
