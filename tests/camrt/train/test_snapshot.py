@@ -100,7 +100,7 @@ def test_weights_that_do_not_belong_are_refused(saved):
     with pytest.raises(CamrtError, match=r"its weights .*iter_20\.caffemodel is damaged or was replaced"):
         saved.last()
     weights.unlink()
-    with pytest.raises(CamrtError, match=r"its weights are not there: net\[1\]_iter_20\.caffemodel"):
+    with pytest.raises(CamrtError, match=r"its weights file net\[1\]_iter_20\.caffemodel does not exist"):
         saved.last()
     for iteration in (9, 10):
         saved.paths(iteration)[0].unlink()
