@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Converting VGG16 at full size (553 MB), beside OpenCV 4 only loading it and a plain copy of the file.
+"""Time the conversion of VGG16 at full size (553 MB), loading it in OpenCV 4, and copying the file.
 
 usage: python benchmarks/convert.py [--runs 5] [--folder FOLDER]
 
-Each row is a process of its own, in turn, run after run; wall time and peak memory are the operating system's. Between
-runs of one kind the others run, so a machine that drifts does so for all. "known" is a second conversion of a file
-whose digest camrt remembers. Random weights: their values do not matter for any of this.
+Each contender runs in its own process; wall time and peak memory are those of the operating system. The contenders
+alternate, so that changes in the machine's speed affect all of them. "known" is a second conversion of a file whose
+digest is cached. The weights are random, since their values do not affect the time.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ COPY = "import shutil, sys; shutil.copyfile(sys.argv[2], sys.argv[3])"
 
 @dataclass
 class Contender:
-    """A command that is measured."""
+    """A command to time."""
 
     name: str
     command: list[str]
-    fresh: tuple[Path, ...] = ()  # removed before each run
+    fresh: tuple[Path, ...] = ()  # files to remove before each run
     seconds: list[float] = field(default_factory=list)
     first_line: list[float] = field(default_factory=list)
-    inner: list[float] = field(default_factory=list)  # what the command itself says it took
+    inner: list[float] = field(default_factory=list)  # seconds that the command prints
     peak: list[int] = field(default_factory=list)  # bytes
 
     def run(self, environment: dict[str, str]) -> None:
-        """Run the command once and note what it took."""
+        """Run the command once, and record its time and memory."""
         for path in self.fresh:
             path.unlink(missing_ok=True)
         began = time.perf_counter()
@@ -79,7 +79,7 @@ class Contender:
 
 
 def write_vgg16(folder: Path) -> tuple[Path, Path]:
-    """VGG16's prototxt and a caffemodel of its size."""
+    """Write the prototxt of VGG16, and a caffemodel with random weights."""
     prototxt, caffemodel = folder / "vgg16.prototxt", folder / "vgg16.caffemodel"
     prototxt.write_text(zoo.find("vgg16").prototxt())
     if not caffemodel.exists():
@@ -95,8 +95,8 @@ def write_vgg16(folder: Path) -> tuple[Path, Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5, help="counted runs of each, after one that is not")
-    parser.add_argument("--folder", type=Path, help="where the files are written, and kept; by default a temporary one")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs of each contender, after one warm-up run")
+    parser.add_argument("--folder", type=Path, help="the folder of the files, which are kept; by default, temporary")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="camrt-benchmark-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,14 +122,14 @@ def measure(prototxt: Path, caffemodel: Path, folder: Path, runs: int) -> list[C
     for run in range(runs + 1):
         for contender in contenders:
             contender.run(environment)
-            if run == 0:  # the first fills the page cache
+            if run == 0:  # the warm-up run fills the page cache
                 for values in (contender.seconds, contender.first_line, contender.inner, contender.peak):
                     values.clear()
     return contenders
 
 
 def report(contenders: list[Contender], size: int, runs: int) -> None:
-    table = Table(title=f"VGG16, {size / 1e6:.0f} MB, median (least) of {runs} runs, {os.cpu_count()} cores")
+    table = Table(title=f"VGG16, {size / 1e6:.0f} MB, median (minimum) of {runs} runs, {os.cpu_count()} cores")
     for column in ("", "process, s", "load alone, s", "first line, s", "peak memory / file"):
         table.add_column(column, justify="left" if not column else "right")
     for one in contenders:
@@ -142,8 +142,8 @@ def report(contenders: list[Contender], size: int, runs: int) -> None:
     first, known, opencv, copy = contenders
     for name, other in (("OpenCV's process", opencv.seconds), ("OpenCV's load alone", opencv.inner)):
         ratios = [f"{_ratio(ours.seconds, other):.2f}" for ours in (first, known)]
-        console.print(f"convert.py against {name}: {ratios[0]} (known: {ratios[1]})", highlight=False)
-    console.print(f"convert.py against a copy: {_ratio(first.seconds, copy.seconds):.2f}", highlight=False)
+        console.print(f"convert.py / {name}: {ratios[0]} (known: {ratios[1]})", highlight=False)
+    console.print(f"convert.py / copy: {_ratio(first.seconds, copy.seconds):.2f}", highlight=False)
 
 
 def _spread(values: list[float]) -> str:
@@ -151,7 +151,7 @@ def _spread(values: list[float]) -> str:
 
 
 def _ratio(ours: list[float], theirs: list[float]) -> float:
-    """The median of the ratios run by run."""
+    """Return the median of the ratios of corresponding runs."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""The dense CRF beside pydensecrf2, in one process run.
+"""Time the dense CRF of camrt and of pydensecrf2 in one process.
 
 usage: python benchmarks/crf.py [--runs 5] [--side 256] [--maps 5]
 
-On the demo's image where the reference data are there, else on a drawn one, resized to a square: seconds for one map
-and for several of one image, and how far the marginals are apart. The contenders take turns; medians, and ratios run by
-run. pydensecrf2 begins anew for each map. Without it (pip install pydensecrf2, which compiles it), only our own seconds
-are printed.
+The image is that of the demo if the reference data are available, else a synthetic one, resized to a square. The table
+shows seconds for one map and for several maps of the image, and the differences between the marginals. The contenders
+alternate; figures are medians, and ratios are those of corresponding runs. pydensecrf2 rebuilds its lattice for each
+map. If it is not installed, only the times of camrt are printed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from camrt import images
 from camrt.localize.crf import CRF, probability
+from converters.errors import install
 
 REFERENCE = Path(os.environ.get("CAMRT_REFERENCE", REPOSITORY.parent / "shared" / "reference"))
 SETTINGS = {
@@ -39,7 +40,7 @@ SETTINGS = {
 
 
 def peer() -> Any:
-    """What asks pydensecrf2: the module that made the answers that the tests compare with."""
+    """Return the module that runs pydensecrf2, with which the expected results of the tests were computed; or None."""
     path = REPOSITORY / "tests" / "data" / "crf" / "make.py"
     spec = importlib.util.spec_from_file_location("make_crf_answers", path)
     assert spec
@@ -53,7 +54,7 @@ def peer() -> Any:
 
 
 def inputs(side: int, maps: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """The image and the maps."""
+    """Return the image, the maps and the name of the image."""
     file = REFERENCE / "matlab_demo" / "expected_img1.npz"
     if file.exists():
         with np.load(file) as demo:
@@ -71,7 +72,7 @@ def inputs(side: int, maps: int) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 def take_turns(contenders: dict[str, Callable[[], Any]], runs: int) -> dict[str, list[float]]:
-    """The seconds of each, after one run that does not count."""
+    """Return the seconds of all runs of each contender, without one warm-up run."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for run in range(runs + 1):
         for name, work in contenders.items():
@@ -91,7 +92,7 @@ def main() -> None:
     image, maps, name = inputs(options.side, options.maps)
     other = peer()
     table = Table(title=f"{name}, {options.side} x {options.side}: seconds, median of {options.runs}, one thread")
-    for column in ("", "maps", "camrt", "pydensecrf2", "camrt / pydensecrf2", "labels that agree", "mean difference"):
+    for column in ("", "maps", "camrt", "pydensecrf2", "camrt / pydensecrf2", "equal labels", "mean difference"):
         table.add_column(column, justify="right" if column else "left")
     for title, crf in SETTINGS.items():
         for count in sorted({1, options.maps}):
@@ -116,7 +117,7 @@ def main() -> None:
     console = Console(width=150)
     console.print(table)
     if not other:
-        console.print("pydensecrf2: not installed (pip install pydensecrf2, which compiles it)")
+        console.print(f"pydensecrf2 is not installed: {install('pydensecrf2')}", markup=False)
 
 
 if __name__ == "__main__":

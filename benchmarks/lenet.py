@@ -1,20 +1,21 @@
 #!/usr/bin/env python3
-"""How well lenetCAM reads and finds a digit among clutter: converted, explained, measured. Without PyTorch.
+"""Evaluate lenetCAM: convert it, export an explainer, and measure its accuracy and localization. Without PyTorch.
 
 usage: python benchmarks/lenet.py [CAFFEMODEL] [--prototxt FILE] [--data clutter:drawn,seed=3] [--count 10000] [--json]
 
-Without CAFFEMODEL, the one that comes with camrt. The caffemodel and the prototxt (models/lenetCAM/deploy.prototxt) are
-converted to ONNX, made an explainer graph, and shown canvases 0 to count - 1 of the generator of --data, such as
+By default, CAFFEMODEL is the one included with camrt. The caffemodel and the prototxt (models/lenetCAM/deploy.prototxt)
+are converted to ONNX and to an explainer graph, which is run on canvases 0 to count - 1 of the generator --data,
+such as
 
     --data clutter:MNIST_FOLDER,first=8000,count=2000,seed=3
 
-Of each canvas the best class is looked at:
+The metrics, for the best class of each canvas, are
 
-* accuracy: how often it is the digit's label;
-* pointing: how often the largest value of its map lies in the tight box around the digit's ink;
-* IoU >= 0.5: how often one of the boxes that `Explanation.boxes` gives has that much in common with the digit's box.
+* accuracy: the fraction of canvases for which it is the digit;
+* pointing: the fraction for which the map has its maximum inside the bounding box of the digit;
+* IoU >= 0.5: the fraction for which a box of `Explanation.boxes` has this intersection over union with that box.
 
-The figures behind +- are the standard error of such a share.
++- is the standard error, in percentage points.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ BATCH = 32
 
 
 def explainer(caffemodel: Path | None, threads: int, prototxt: Path | None = None) -> Explainer:
-    """The network as its users run it: the named model, or another file of weights."""
+    """Return the explainer of the named model, or of another file of weights."""
     if caffemodel is None:
         return Explainer(NAME, top=1, threads=threads)
     model = zoo.find(NAME)
@@ -61,14 +62,14 @@ def explainer(caffemodel: Path | None, threads: int, prototxt: Path | None = Non
 
 
 def points_at(found: Explanation, box: np.ndarray) -> bool:
-    """Whether the largest value of the map lies in the box x1, y1, x2, y2 (x2, y2 just outside)."""
+    """Return whether the maximum of the map is inside the box x1, y1, x2, y2 (x2 and y2 are exclusive)."""
     heatmap = found.heatmap(0)
     y, x = np.unravel_index(int(heatmap.argmax()), heatmap.shape)
     return bool(box[0] <= x < box[2] and box[1] <= y < box[3])
 
 
 def best_overlap(found: Explanation, box: np.ndarray) -> float:
-    """The largest intersection over union of a box of the map with the digit's; 0 where there is none."""
+    """Return the largest intersection over union of a box of the map with the digit's box; 0 without boxes."""
     boxes = found.boxes(0)
     corner, size = boxes[:, :2], boxes[:, 2:]
     shared = np.clip(np.minimum(corner + size, box[2:]) - np.maximum(corner, box[:2]), 0, None).prod(axis=1)
@@ -77,7 +78,7 @@ def best_overlap(found: Explanation, box: np.ndarray) -> float:
 
 
 def measure(explain: Explainer, canvases: Clutter, count: int) -> dict[str, float]:
-    """The three shares over canvases 0 to count - 1, and what it took."""
+    """Compute the three metrics over canvases 0 to count - 1, and the time."""
     began = time.perf_counter()
     hits = np.zeros(3)
     with bar("explaining", count, bytes_=False) as advance:
@@ -92,16 +93,16 @@ def measure(explain: Explainer, canvases: Clutter, count: int) -> dict[str, floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="How well lenetCAM reads and finds a digit among clutter.")
-    parser.add_argument("caffemodel", nargs="?", type=Path, help="weights; by default those that come with camrt")
-    parser.add_argument("--prototxt", type=Path, help="the network that they belong to, where it is another one")
+    parser = argparse.ArgumentParser(description="Measure the accuracy and the localization of lenetCAM.")
+    parser.add_argument("caffemodel", nargs="?", type=Path, help="the weights; by default, those included with camrt")
+    parser.add_argument("--prototxt", type=Path, help="the network of the weights; by default, that of lenetCAM")
     parser.add_argument("--data", default="clutter:drawn,seed=3", help="the generator of the canvases")
-    parser.add_argument("--count", type=int, default=10_000, help="how many canvases")
-    parser.add_argument("--threads", type=int, default=2, help="of ONNX Runtime")
+    parser.add_argument("--count", type=int, default=10_000, help="the number of canvases")
+    parser.add_argument("--threads", type=int, default=2, help="the number of threads of ONNX Runtime")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     if options.prototxt and not options.caffemodel:
-        parser.error("--prototxt goes with a CAFFEMODEL")
+        parser.error("found --prototxt without CAFFEMODEL, expected both")
     if options.count < 1:
         parser.error(f"found --count {options.count}, expected at least 1")
     try:
@@ -117,7 +118,7 @@ def main() -> None:
         table.add_column(column, justify="right")
     shares = [facts[key] for key in ("accuracy", "pointing", "iou")]
     errors = [(share * (1 - share) / options.count) ** 0.5 for share in shares]
-    table.add_row(*(f"{100 * share:.2f} % +- {100 * error:.2f}" for share, error in zip(shares, errors, strict=True)))
+    table.add_row(*(f"{100 * share:.2f}% +- {100 * error:.2f}" for share, error in zip(shares, errors, strict=True)))
     console = Console()
     console.print(table, f"{facts['seconds']} s")
 

@@ -1,18 +1,18 @@
-"""The original MATLAB code of 2016 in NumPy: the plain, slow reference that the graphs are tested against.
+"""The original MATLAB code of 2016 in NumPy: the reference implementation against which the graphs are tested.
 
-The functions follow the files of the CAM repository (metalbubble/CAM: `demo.m`, `returnCAMmap.m`, `mergeTenCrop.m`,
-`map2jpg.m`, `prepare_image.m`) and what MATLAB R2015 does in the toolbox functions that they call. Each says which file
-it follows and where it differs.
+The functions correspond to the files of the CAM repository (metalbubble/CAM: `demo.m`, `returnCAMmap.m`,
+`mergeTenCrop.m`, `map2jpg.m`, `prepare_image.m`), and to the toolbox functions of MATLAB R2015 that these call. Each
+docstring names the file and the differences.
 
-MATLAB's arrays count from the other end: Caffe's blob (N, C, H, W) is there (W, H, C, N), so that the transpose ``.T``
-of a released array has Python's order:
+In MATLAB, the axes are in reverse order: Caffe's blob (N, C, H, W) is (W, H, C, N), so that the transpose ``.T`` of a
+released array has the order of Python:
 
 * ``activation_lastconv.T`` of data_img1.mat is (10, C, h, w), ``weights_LR.T`` of data_net.mat is (K, C), and
-  ``scores.T.reshape(10, -1)`` of data_img1.mat is (10, K), with the crops in another order than `prepare_image` gives
-  them (see `camrt.validate.crop_order`);
+  ``scores.T.reshape(10, -1)`` of data_img1.mat is (10, K). Its crops are in another order than those of
+  `prepare_image` (see `camrt.validate.crop_order`).
 * ``mean_data`` of ilsvrc_2012_mean.mat is (W, H, 3), BGR; ``mean_data.transpose(1, 0, 2)`` is (H, W, 3).
 
-Here everything is (H, W, ...) for images and (N, C, H, W) for what comes from a network.
+In this module, images are (H, W, ...), and features and scores are (N, C, H, W) and (N, K).
 
 Example:
     The demo on its cached features (`demo.m` with ``online = 0``):
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 Method = Literal["bicubic", "bilinear"]
 
 SIDE = 256  # pixels of the square that every image is resized to: IMAGE_DIM and squareSize of the .m files
-BAR = 8  # pixels of the white bars in the demo's picture
+BAR = 8  # width of the white bars in the demo's image, in pixels
 
 _INTEGERS = (np.uint8, np.uint16, np.uint32, np.int8, np.int16, np.int32)
 _FLOATS = (np.float32, np.float64)
@@ -44,40 +44,40 @@ _FLOATS = (np.float32, np.float64)
 def imresize(image: NDArray[Any], size: tuple[int, int], method: Method = "bicubic") -> NDArray[Any]:
     """Resize an image as MATLAB's `imresize(A, [height width], method)` of R2015.
 
-    One axis is resized after the other, beginning with the one that shrinks more (the rows where both scales are the
-    same). Along an axis every output pixel is a weighted sum of the input pixels around it. The weights are a kernel
-    centerd there: cubic convolution with a = -0.5, or the triangle. Where the axis shrinks, the kernel is stretched by
-    as much, against aliasing. The weights of a pixel are divided by their sum. Beyond its border the image is mirrored,
-    the last pixel included. The result of each axis has the image's dtype again: integers are rounded, half away from
-    zero, and clipped, so an integer image is rounded twice.
+    The axes are resized one after the other, first the one with the smaller scale (the rows if both are equal). Each
+    output pixel is a weighted sum of the input pixels around it. The weights are a kernel centered at the pixel: cubic
+    convolution with a = -0.5, or a triangle. If the axis shrinks, the kernel is stretched by the same factor, against
+    aliasing. The weights are normalized to sum to 1. Beyond the border, the image is mirrored, including the border
+    pixel. After each axis, the result is converted to the dtype of the image: integers are rounded, half away from
+    zero, and clipped. Integer images are therefore rounded twice.
 
-    It differs from MATLAB's in having neither scale factors, other kernels, nor indexed images.
+    Unlike in MATLAB, scale factors, other kernels and indexed images are not supported.
 
     Args:
         image: (H, W) or (H, W, ...): bool, an integer of 8 to 32 bits, float32 or float64. Further axes (channels,
-            crops) are resized one by one. A bool image is resized as uint8 0 and 255, and is True above 128.
+            crops) are resized independently. A bool image is resized as uint8 0 and 255, and is True above 128.
         size: Height and width of the result in pixels.
         method: The kernel.
 
     Returns:
-        (height, width, ...) in the image's dtype. Floats may go beyond the image's range by bicubic overshoot.
+        (height, width, ...) in the dtype of the image. Bicubic interpolation of floats may exceed its range.
 
     Raises:
         ValueError: The image has no pixels or fewer than two axes, the size is not positive, or the method is unknown.
-        TypeError: MATLAB does not resize that dtype.
+        TypeError: MATLAB does not support the dtype.
 
     Source:
         R. Keys, "Cubic convolution interpolation for digital image processing", IEEE Transactions on Acoustics, Speech,
         and Signal Processing 29 (1981), eq. 15; MATLAB's documentation of `imresize`.
 
     Example:
-        The matrix that enlarges 14 pixels to 224 along an axis is what becomes of the unit matrix:
+        The matrix that resizes 14 pixels to 224 is the resized identity matrix:
 
         >>> imresize(np.eye(14), (224, 14)).shape
         (224, 14)
     """
     if image.ndim < 2 or not image.size:
-        raise ValueError(f"found an image of shape {image.shape}, expected (H, W) or (H, W, ...) with at least a pixel")
+        raise ValueError(f"found an image of shape {image.shape}, expected (H, W) or (H, W, ...) with 1 or more pixels")
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"found the size {size}, expected height and width in pixels, both positive")
     if method not in _KERNELS:
@@ -96,7 +96,7 @@ def imresize(image: NDArray[Any], size: tuple[int, int], method: Method = "bicub
 
 
 def _resize_axis(image: NDArray[Any], axis: int, size: int, scale: float, method: Method) -> NDArray[Any]:
-    """Resize the image to ``size`` pixels along one axis; the result has its dtype."""
+    """Resize an image to ``size`` pixels along one axis. The result has the dtype of the image."""
     sources, weights = contributions(image.shape[axis], size, scale, method)
     lines = np.moveaxis(image, axis, 0)
     resized = np.zeros((size, *lines.shape[1:]))
@@ -108,13 +108,13 @@ def _resize_axis(image: NDArray[Any], axis: int, size: int, scale: float, method
 def contributions(size_in: int, size_out: int, scale: float, method: Method) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the input pixels of each output pixel, and their weights: two arrays (size_out, pixels)."""
     kernel, support = _KERNELS[method]
-    stretch = min(scale, 1.0)  # the kernel is made wider only where the axis shrinks
+    stretch = min(scale, 1.0)  # the kernel is stretched only if the axis shrinks
     support /= stretch
-    # Pixels count from 1, as in MATLAB, so that the last bit of the weights is MATLAB's too. Half a pixel before the
-    # first one is half a pixel before the first one in both images.
+    # Pixels are counted from 1, so that the weights are identical to those of MATLAB. The left borders of both images,
+    # half a pixel before the first one, coincide.
     center = np.arange(1, size_out + 1) / scale + 0.5 * (1 - 1 / scale)
     leftmost = np.floor(center - support / 2).astype(np.int64)
-    positions = leftmost[:, None] + np.arange(int(np.ceil(support)) + 2)  # one to spare at each end
+    positions = leftmost[:, None] + np.arange(int(np.ceil(support)) + 2)  # with a spare pixel at each end
     weights = stretch * kernel(stretch * (center[:, None] - positions))
     weights /= weights.sum(axis=1, keepdims=True)
     mirrored = np.concatenate([np.arange(size_in), np.arange(size_in)[::-1]])
@@ -124,7 +124,7 @@ def contributions(size_in: int, size_out: int, scale: float, method: Method) -> 
 
 
 def _cubic(x: NDArray[Any]) -> NDArray[Any]:
-    """Cubic convolution with a = -0.5; Keys 1981, eq. 15."""
+    """Return the cubic convolution kernel with a = -0.5 (Keys 1981, eq. 15)."""
     x = np.abs(x)
     near = 1.5 * x**3 - 2.5 * x**2 + 1
     far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
@@ -132,7 +132,7 @@ def _cubic(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def _triangle(x: NDArray[Any]) -> NDArray[Any]:
-    """Linear interpolation."""
+    """Return the kernel of linear interpolation."""
     return np.where(np.abs(x) <= 1, 1 - np.abs(x), 0.0)
 
 
@@ -156,14 +156,14 @@ def im2double(image: NDArray[Any]) -> NDArray[np.float64]:
     """Scale an image to 0..1 as MATLAB's `im2double`.
 
     Args:
-        image: Any shape: uint8, uint16 or int16, which are scaled from their whole range; bool, float32 or float64,
-            which keep their values.
+        image: An array of any shape: uint8, uint16 or int16, which are scaled from the range of the dtype; or bool,
+            float32 or float64, whose values are unchanged.
 
     Returns:
         float64 of the same shape.
 
     Raises:
-        TypeError: MATLAB does not convert that dtype.
+        TypeError: MATLAB does not support the dtype.
     """
     low, high = _range(image.dtype)
     scaled: NDArray[np.float64] = (image.astype(np.float64) - low) / (high - low)
@@ -171,16 +171,17 @@ def im2double(image: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def im2uint8(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale an image to 0..255 as MATLAB's `im2uint8`, and as `imwrite` before it writes floats.
+    """Scale an image to 0..255 as MATLAB's `im2uint8`, which `imwrite` also does for floats.
 
     Args:
-        image: Any shape and dtype that `im2double` takes. Floats beyond 0..1 are clipped; NaN becomes 0.
+        image: An array of any shape and of a dtype that `im2double` supports. Floats outside 0..1 are clipped. NaN
+            becomes 0.
 
     Returns:
         uint8 of the same shape, rounded half up.
 
     Raises:
-        TypeError: MATLAB does not convert that dtype.
+        TypeError: MATLAB does not support the dtype.
     """
     return _cast(im2double(image) * 255, np.dtype(np.uint8))
 
@@ -188,12 +189,12 @@ def im2uint8(image: NDArray[Any]) -> NDArray[np.uint8]:
 def mat2gray(values: NDArray[Any], limits: tuple[float, float] | None = None) -> NDArray[np.float64]:
     """Scale values linearly so that the limits become 0 and 1, and clip, as MATLAB's `mat2gray(A, [low high])`.
 
-    It differs in NaN, which stays NaN here.
+    Unlike in MATLAB, NaN stays NaN.
 
     Args:
-        values: Any shape, any real dtype.
-        limits: The values that become 0 and 1. If left out, the smallest and the largest; NaN does not count. Where
-            both are the same, values are only clipped to 0..1. Where the first is larger, the result is inverted.
+        values: An array of any shape and any real dtype.
+        limits: The values that become 0 and 1. By default, the smallest and the largest, ignoring NaN. If both are
+            equal, values are only clipped to 0..1. If the first is larger, the result is inverted.
 
     Returns:
         float64 of the same shape, 0..1.
@@ -203,33 +204,33 @@ def mat2gray(values: NDArray[Any], limits: tuple[float, float] | None = None) ->
         limits = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
     low, high = map(float, limits)
     if low != high:
-        # Not (values - low) / (high - low): MATLAB makes one linear combination of it.
+        # MATLAB computes a linear combination, which rounds differently from (values - low) / (high - low).
         slope = 1 / (high - low)
         values = slope * values - low * slope
     return np.clip(values, 0, 1)
 
 
 def gray2ind(image: NDArray[Any], levels: int = 64) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Give each value of a gray image its row of a colormap, as MATLAB's `gray2ind(I, n)`.
+    """Convert a grayscale image to indices of a colormap, as MATLAB's `gray2ind(I, n)`.
 
-    It differs in bool images, which have 2 levels in MATLAB if none are given; name them here.
+    Unlike in MATLAB, the default for bool images is not 2 levels.
 
     Args:
-        image: Any shape: float32 or float64 within 0..1; or bool, uint8, uint16 or int16. NaN becomes 0.
-        levels: Rows of the colormap, 1 to 65536.
+        image: An array of any shape: float32 or float64 within 0..1; or bool, uint8, uint16 or int16. NaN becomes 0.
+        levels: The number of rows of the colormap, 1 to 65536.
 
     Returns:
-        Rows counted from 0, rounded half up: uint8 up to 256 levels, else uint16.
+        Row indices, counted from 0 and rounded half up: uint8 for up to 256 levels, else uint16.
 
     Raises:
-        ValueError: A float is beyond 0..1, or the number of levels is.
-        TypeError: MATLAB does not convert that dtype.
+        ValueError: A float is outside 0..1, or the number of levels is out of range.
+        TypeError: MATLAB does not support the dtype.
     """
     if not 1 <= levels <= 65536:
         raise ValueError(f"found {levels} levels, expected 1 to 65536")
     low, high = _range(image.dtype)
     if (image < low).any() or (image > high).any():
-        raise ValueError(f"found values beyond {low}..{high}; scale them with mat2gray first")
+        raise ValueError(f"found values outside {low}..{high}, expected values within: scale them with mat2gray first")
     scaled = (image.astype(np.float64) - low) * ((levels - 1) / (high - low))
     return _cast(scaled, np.dtype(np.uint8 if levels <= 256 else np.uint16))
 
@@ -237,32 +238,32 @@ def gray2ind(image: NDArray[Any], levels: int = 64) -> NDArray[np.uint8] | NDArr
 def ind2rgb(index: NDArray[Any], colormap: NDArray[Any]) -> NDArray[np.float64]:
     """Look up colors as MATLAB's `ind2rgb(X, map)`.
 
-    It differs in floats, which MATLAB takes as rows counted from 1, and which are an error here.
+    Unlike in MATLAB, where floats are indices counted from 1, floats raise an error.
 
     Args:
-        index: (...) integers: rows of the colormap counted from 0. Those beyond it are its last row.
+        index: (...) integers: row indices of the colormap, counted from 0. They are clipped to its rows.
         colormap: (rows, 3), 0..1.
 
     Returns:
         (..., 3) float64.
 
     Raises:
-        TypeError: The index is not of integers.
+        TypeError: The dtype of the index is not an integer.
     """
     if index.dtype.kind not in "iu":
-        raise TypeError(f"found an index of {index.dtype}, expected integers: rows counted from 0")
+        raise TypeError(f"found an index of {index.dtype}, expected integers: row indices counted from 0")
     colors: NDArray[np.float64] = colormap.astype(np.float64)[np.clip(index, 0, len(colormap) - 1)]
     return colors
 
 
 def jet(rows: int) -> NDArray[np.float64]:
-    """MATLAB's colormap `jet(rows)`: dark blue, blue, cyan, yellow, red, dark red.
+    """Return MATLAB's colormap `jet(rows)`: dark blue, blue, cyan, yellow, red, dark red.
 
-    Each color is the same trapezoid: a rise of a quarter of the rows, a plateau as long, and a fall. Green's stands in
-    the middle, red's a quarter later, blue's a quarter before; what reaches beyond the map is cut off.
+    Each channel is the same trapezoid: it rises, stays at 1 and falls, each over a quarter of the rows. It is centered
+    for green, a quarter later for red, and a quarter earlier for blue, and clipped to the map.
 
     Args:
-        rows: How many colors.
+        rows: The number of colors.
 
     Returns:
         (rows, 3) float64 RGB, 0..1.
@@ -280,7 +281,7 @@ def jet(rows: int) -> NDArray[np.float64]:
 
 
 def _range(dtype: np.dtype[Any]) -> tuple[int, int]:
-    """Return the values of black and white in an image of that dtype; MATLAB's `getrangefromclass`."""
+    """Return the values of black and white for a dtype, as MATLAB's `getrangefromclass`."""
     if dtype == np.bool_ or dtype in _FLOATS:
         return 0, 1
     if dtype in (np.uint8, np.uint16, np.int16):
@@ -293,25 +294,26 @@ def _range(dtype: np.dtype[Any]) -> tuple[int, int]:
 
 
 def prepare_image(image: NDArray[np.uint8], mean: NDArray[Any], crop: int = 224) -> NDArray[np.float32]:
-    """Cut the ten crops of an image that the networks are given; `prepare_image.m`.
+    """Return the ten crops of an image as the input of the networks; `prepare_image.m`.
 
-    The image becomes single precision and BGR, is resized to 256 x 256 (bilinear), and has the mean subtracted. Crops 0
-    to 3 are the corners in the order top left, bottom left, top right, bottom right; crop 4 is the middle; 5 to 9 are
-    the same five, mirrored left to right. The middle of an odd margin is half a pixel too far down and to the right.
+    The image is converted to single precision and BGR, resized to 256 x 256 (bilinear), and the mean is subtracted.
+    Crops 0 to 3 are the corners in the order top left, bottom left, top right, bottom right; crop 4 is the center;
+    crops 5 to 9 are the same, mirrored horizontally. If the margin is odd, the center crop is half a pixel too far down
+    and to the right.
 
-    It differs in the order of axes (there (W, H, C, N), so that its first axis is x), and in taking the mean and the
-    crop's size as arguments; there they are a file beside it and a constant to be edited.
+    It differs from the original in the order of axes (there (W, H, C, N), so that the first axis is x), and in the
+    arguments ``mean`` and ``crop``, which are a file and a constant there.
 
     Args:
-        image: (256, 256, 3) uint8 RGB. Of another size, it is resized; `demo.m` has done that before (bicubic).
-        mean: (256, 256, 3) BGR, 0..255, rows first (see the top of this file); or a single pixel (3,).
+        image: (256, 256, 3) uint8 RGB. An image of another size is resized here; `demo.m` resizes it before (bicubic).
+        mean: (256, 256, 3) BGR, 0..255, rows first (see the module docstring); or a single pixel (3,).
         crop: The side of the crops in pixels: 224 for GoogLeNet and VGG16, 227 for AlexNet+.
 
     Returns:
         (10, 3, crop, crop) float32, BGR, minus the mean.
 
     Raises:
-        ValueError: The image has not three channels, or the crop is larger than 256.
+        ValueError: The image does not have three channels, or the crop is larger than 256.
     """
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"found an image of shape {image.shape}, expected (256, 256, 3)")
@@ -323,17 +325,17 @@ def prepare_image(image: NDArray[np.uint8], mean: NDArray[Any], crop: int = 224)
 
 
 def return_cam_map(features: NDArray[Any], weights: NDArray[Any]) -> NDArray[np.float64]:
-    """Weigh feature maps by the classifier's weights: the class activation maps; `returnCAMmap.m`.
+    """Compute class activation maps, feature maps weighted by the classifier's weights; `returnCAMmap.m`.
 
-    Map k is the sum over the channels c of ``weights[k, c] * features[c]``; the bias is left out. The product has the
-    precision of its arguments and is stored in double precision, as there.
+    Map k is the sum over the channels c of ``weights[k, c] * features[c]``, without the bias. As in the original, the
+    product has the precision of its arguments, and is stored in double precision.
 
-    It differs in the order of axes (there (w, h, C, N) times (C, K)), and in giving double precision for a single image
-    too.
+    It differs from the original in the order of axes (there (w, h, C, N) times (C, K)), and in the double precision of
+    the result for a single image.
 
     Args:
-        features: (N, C, h, w) of the last convolution.
-        weights: (K, C) of the linear layer behind the global pooling, or the rows of the classes that are wanted.
+        features: (N, C, h, w): the output of the last convolution.
+        weights: (K, C): the weights of the linear layer after global pooling, or the rows of some classes.
 
     Returns:
         (N, K, h, w) float64.
@@ -347,18 +349,19 @@ def return_cam_map(features: NDArray[Any], weights: NDArray[Any]) -> NDArray[np.
 
 
 def merge_ten_crops(maps: NDArray[Any]) -> NDArray[np.float64]:
-    """Put the maps of the ten crops where the crops were cut, and add their absolute values; `mergeTenCrop.m`.
+    """Paste the maps of ten crops at the positions of the crops, and add their absolute values; `mergeTenCrop.m`.
 
-    The mirrored ones are mirrored back. As there, each map is a picture of three equal channels, which are added up
-    too: where all crops overlap, the result is the sum of 30 values. All of it is in single precision.
+    Maps of mirrored crops are mirrored back. As in the original, each map is an image of three equal channels, which
+    are added as well: where all crops overlap, the result is the sum of 30 values. All computations are in single
+    precision.
 
-    It differs in the order of axes: there the maps are (x, y, crop) and are transposed on the way.
+    It differs from the original in the order of axes: there the maps are (x, y, crop), and are transposed.
 
     Args:
-        maps: (10, c, c) in the order of `prepare_image`, already as large as the crops.
+        maps: (10, c, c) in the order of `prepare_image`, resized to the crops.
 
     Returns:
-        (256, 256) float64 that hold single precision.
+        (256, 256) float64, with values of single precision.
 
     Raises:
         ValueError: The maps are not ten squares of at most 256 pixels.
@@ -368,9 +371,9 @@ def merge_ten_crops(maps: NDArray[Any]) -> NDArray[np.float64]:
     crop = maps.shape[1]
     aligned = np.zeros((10, SIDE, SIDE), np.float32)
     for number, (top, left) in enumerate(_corners(crop)):
-        place = (slice(top, top + crop), slice(left, left + crop))
-        aligned[number][place] = maps[number]
-        aligned[number + 5][place] = maps[number + 5, :, ::-1]
+        window = (slice(top, top + crop), slice(left, left + crop))
+        aligned[number][window] = maps[number]
+        aligned[number + 5][window] = maps[number + 5, :, ::-1]
     channel = np.abs(aligned)
     merged: NDArray[np.float32] = (channel + channel + channel).sum(axis=0)
     return merged.astype(np.float64)
@@ -388,14 +391,14 @@ def _corners(crop: int) -> tuple[tuple[int, int], ...]:
 def map2jpg(
     heatmap: NDArray[Any], limits: tuple[float, float] | None = None, colormap: NDArray[Any] | None = None
 ) -> NDArray[np.float64]:
-    """Color a map; `map2jpg.m`.
+    """Apply a colormap to a heatmap; `map2jpg.m`.
 
-    It differs in taking the colormap itself, not the name of a MATLAB function.
+    It differs from the original in the argument ``colormap``, which is the name of a MATLAB function there.
 
     Args:
-        heatmap: (H, W). NaN gets the colormap's first color.
-        limits: The values of the first and the last color; the map's smallest and largest if left out.
-        colormap: (256, 3), 0..1; `jet(256)` if left out.
+        heatmap: (H, W). NaN gets the first color.
+        limits: The values of the first and the last color. By default, the smallest and the largest value.
+        colormap: (256, 3), 0..1. By default, `jet(256)`.
 
     Returns:
         (H, W, 3) float64 RGB, 0..1.
@@ -409,16 +412,16 @@ def map2jpg(
 def top_classes(scores: NDArray[Any], top: int = 5) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """Find the classes with the largest mean score; `demo.m`.
 
-    It differs where `demo.m` runs on the released features (``online = 0``): their scores are 1 x 1 x 1000 x 10, along
-    whose second axis there is nothing to average, so that it shows the classes of the first crop alone. Give
-    ``scores[:1]`` for those.
+    It differs from `demo.m` for the released features (``online = 0``): there, the scores are 1 x 1 x 1000 x 10, and
+    the mean along the second axis has no effect, so that the result is that of the first crop. Pass ``scores[:1]`` to
+    get the same classes.
 
     Args:
-        scores: (N, K) of the crops.
-        top: How many classes.
+        scores: (N, K): the scores of the crops.
+        top: The number of classes.
 
     Returns:
-        The classes (top,) int64, best first and the first of equals first, and their mean scores (top,).
+        The classes (top,) int64, best first, with ties in order of the classes, and their mean scores (top,).
     """
     mean = scores.mean(axis=0)
     classes = np.argsort(-mean, kind="stable")[:top]
@@ -426,11 +429,11 @@ def top_classes(scores: NDArray[Any], top: int = 5) -> tuple[NDArray[np.int64], 
 
 
 def demo_maps(cams: NDArray[Any], crop: int = 224) -> NDArray[np.float64]:
-    """Enlarge the class activation maps of ten crops to the crops (bicubic) and merge them; the loop of `demo.m`.
+    """Resize the class activation maps of ten crops to the size of the crops (bicubic) and merge them; `demo.m`.
 
     Args:
-        cams: (10, K, h, w) of `return_cam_map`.
-        crop: The side of the crops in pixels; 224 in `demo.m`, also for networks with another.
+        cams: (10, K, h, w) from `return_cam_map`.
+        crop: The side of the crops in pixels. In `demo.m`, it is 224 for all networks.
 
     Returns:
         (K, 256, 256) float64.
@@ -440,14 +443,14 @@ def demo_maps(cams: NDArray[Any], crop: int = 224) -> NDArray[np.float64]:
 
 
 def demo_result(image: NDArray[np.uint8], maps: NDArray[Any]) -> NDArray[np.uint8]:
-    """Draw the demo's picture: the image, and for each map a white bar and the map over the image; `demo.m`.
+    """Draw the demo's image: the input, and for each map a white bar and the map over the input; `demo.m`.
 
-    The overlay is 0.2 of the image and 0.7 of the map's colors. It differs in giving the pixels that `imwrite` makes
-    of the picture, without its JPEG.
+    An overlay is the sum of 0.2 of the image and 0.7 of the colored map. The result differs from
+    the original in that it is not compressed as JPEG: it has the pixels that `imwrite` compresses.
 
     Args:
-        image: (256, 256, 3) uint8 RGB; `imresize` it first.
-        maps: (K, 256, 256), each colored over its own range.
+        image: (256, 256, 3) uint8 RGB, resized by `imresize`.
+        maps: (K, 256, 256), each of which is colored over its own range.
 
     Returns:
         (256, 256 + K * 264, 3) uint8 RGB: (256, 1576, 3) for five maps.

@@ -1,4 +1,4 @@
-"""Write weights as Caffe does: a `.caffemodel` or a `.caffemodel.h5`."""
+"""Write weights in Caffe's formats: a `.caffemodel` or a `.caffemodel.h5`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from converters.encoding import contents, length_delimited, replacing, sweep
-from converters.errors import ConversionError
+from converters.errors import ConversionError, install
 from converters.schema import caffe_pb2
 
 _NET_LAYER, _NET_LAYERS_V1 = 100, 2
@@ -25,14 +25,14 @@ def write_caffemodel(
     name: str = "",
     v1: bool = False,
 ) -> None:
-    """Write weights as a `.caffemodel`, layer by layer: only one layer's arrays need exist at a time.
+    """Write weights as a `.caffemodel`, layer by layer. Only the arrays of one layer need to be in memory at a time.
 
     Args:
-        path: The file. One that is there is replaced once the new one is whole; missing folders are made.
-        layers: Layer name -> its blobs, in Caffe's order; anything that NumPy turns into float32.
-        types: Layer name -> its type, where it is to be written too. Caffe matches by name.
+        path: The file. An existing one is replaced once the new one is complete. Missing folders are created.
+        layers: Layer name -> its blobs, in Caffe's order, as anything that NumPy converts to float32.
+        types: Layer name -> its type, for types to write as well. Caffe matches layers by name only.
         name: The network's name.
-        v1: The format before 2015: `layers`, and blobs of four axes.
+        v1: Whether to write the format from before 2015: `layers`, and blobs of four axes.
 
     Raises:
         ConversionError: The file cannot be written.
@@ -54,11 +54,11 @@ def write_caffemodel(
 def write_caffemodel_h5(path: str | os.PathLike[str], layers: Mapping[str, Iterable[np.ndarray]]) -> None:
     """Write weights as a `.caffemodel.h5`: one float32 dataset ``/data/<layer>/<index>`` for each blob.
 
-    The layout is that of Caffe's ``Net::ToHDF5``. Only one layer's arrays need exist at a time.
+    The layout is that of Caffe's ``Net::ToHDF5``. Only the arrays of one layer need to be in memory at a time.
 
     Args:
         path: The file. An existing one is replaced once the new one is complete.
-        layers: Layer name -> its blobs, in Caffe's order; anything that NumPy turns into float32.
+        layers: Layer name -> its blobs, in Caffe's order, as anything that NumPy converts to float32.
 
     Raises:
         ConversionError: h5py is not installed, or the file cannot be written.
@@ -67,7 +67,7 @@ def write_caffemodel_h5(path: str | os.PathLike[str], layers: Mapping[str, Itera
     try:
         import h5py
     except ImportError:
-        raise ConversionError("needs h5py to write HDF5: pip install h5py", file=str(file)) from None
+        raise ConversionError(f"needs h5py to write HDF5: {install('h5py')}", file=str(file)) from None
     try:
         sweep(file.parent, file.name)
         with replacing(file) as stream, h5py.File(stream, "w") as handle:

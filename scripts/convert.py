@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Convert a Caffe network to ONNX: `camrt convert`, from a checkout. See --help."""
+"""Run `camrt convert` from a checkout: convert a Caffe network to ONNX. See --help."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ def main() -> None:
     try:
         from converters import provenance
 
-        provenance.begin(sys.argv[1:])  # what takes longest begins first
+        provenance.begin(sys.argv[1:])  # start hashing, which takes longest, before all imports
         from converters.cli import main as convert
     except ImportError as error:
         sys.exit(

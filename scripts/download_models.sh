@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Downloads the weights of named models, and with --reference the original demo's data files: `camrt download`, from a
-# checkout. Without arguments it lists the models.
+# Run `camrt download` from a checkout: download the weights of named models, or with --reference the data files of the
+# original demo. Without arguments, list the models.
 #
 #   scripts/download_models.sh                          list the models: camrt models
 #   scripts/download_models.sh vgg16CAM googlenetCAM
 #   scripts/download_models.sh --reference
 #
-# The files go into $CAMRT_HOME, or else into the user's cache folder for camrt.
-# Exit status: 0, 1 (something could not be downloaded) or 2 (usage).
+# The files are stored in $CAMRT_HOME, by default the user's cache folder for camrt.
+# Exit status: 0 on success, 1 if a download failed, 2 for invalid arguments.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Writes a data set of cluttered digits, with the annotations that `camrt evaluate` reads in every form that it reads.
+"""Write a dataset of cluttered digits, with annotations in all formats of `camrt evaluate`.
 
 usage: python scripts/write_clutter.py OUT [--count 2000] [--source clutter:drawn,seed=3] [--first 0]
 
     OUT/images/digit_00000001.png    the canvases, 100 x 100 pixels
-    OUT/annotations/*.xml            VOC's XML, a file an image (camrt evaluate ilsvrc --annotations)
-    OUT/ground_truth.txt             the class of each image, counted from 1, a line each (--ground-truth)
-    OUT/classes.txt                  the classes' names and numbers (--meta)
+    OUT/annotations/*.xml            an XML file in VOC format for each image (camrt evaluate ilsvrc --annotations)
+    OUT/ground_truth.txt             the class of each image, counted from 1, one per line (--ground-truth)
+    OUT/classes.txt                  the names and numbers of the classes (--meta)
     OUT/boxes.csv                    image,class,x1,y1,x2,y2,mask (camrt evaluate wsol --csv)
     OUT/metadata/*.txt               metadata of wsolevaluation with boxes (--metadata)
     OUT/metadata_masks/*.txt         the same with masks
-    OUT/masks/digit_00000001.png     where the digit's ink is (--masks)
+    OUT/masks/digit_00000001.png     the pixels of the digit (--masks)
 
-The same arguments write the same files, byte for byte. The digits are drawn, or MNIST's: --source is what camrt's data
-layers take, as clutter:t10k-images-idx3-ubyte.gz,first=8000.
+The same arguments give byte-identical files. --source is a data source as for camrt train, with drawn digits or those
+of MNIST, such as clutter:t10k-images-idx3-ubyte.gz,first=8000.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from camrt.errors import CamrtError
 from camrt.train.clutter import Clutter
 from converters.terminal import bar
 
-SOURCE = "clutter:drawn,seed=3"  # lenetCAM was trained on seed 1, and tested on seed 2 while that went on
+SOURCE = "clutter:drawn,seed=3"  # lenetCAM was trained with seed 1, and tested during training with seed 2
 _BATCH = 256  # canvases at a time
 _XML = """<annotation>
   <folder>images</folder>
@@ -50,26 +50,26 @@ _XML = """<annotation>
 
 
 def write_clutter(out: Path, clutter: Clutter, count: int, first: int = 0) -> None:
-    """Writes the data set.
+    """Write the dataset.
 
     Args:
-        out: The folder; made if it is not there.
+        out: The folder. It is created if it does not exist.
         clutter: The generator.
-        count: How many images.
+        count: The number of images.
         first: The number of the first canvas.
 
     Raises:
-        CamrtError: A file cannot be written, or the folder holds more images than that.
+        CamrtError: A file cannot be written, or the folder contains further images.
     """
     expected = {_name(number) for number in range(1, count + 1)}
     others = sorted({file.stem for file in (out / "annotations").glob("*.xml")} - expected)
     if others:
         raise CamrtError(
-            f"holds the annotations of {len(others):,} more images, as {others[0]}.xml, expected a data set of "
-            f"{count:,} or an empty folder",
+            f"contains the annotations of {len(others):,} further images, such as {others[0]}.xml, expected a dataset "
+            f"of {count:,} images or an empty folder",
             file=str(out),
         )
-    lone = replace(clutter, distractors=0)  # the same digits at the same places, with nothing around them
+    lone = replace(clutter, distractors=0)  # the same digits at the same positions, without clutter
     rows: list[tuple[str, int, list[int]]] = []
     with bar("writing", count, bytes_=False) as advance:
         for start in range(first, first + count, _BATCH):
@@ -91,7 +91,7 @@ def _name(number: int) -> str:
 def _write_image(
     out: Path, name: str, image: NDArray[np.uint8], digit: NDArray[np.uint8], label: int, box: list[int]
 ) -> None:
-    x1, y1, x2, y2 = box  # counted from 0, the end outside; VOC counts from 1, the end inside
+    x1, y1, x2, y2 = box  # counted from 0, x2 and y2 exclusive; in VOC, counted from 1, and inclusive
     text = _XML.format(name=f"{name}.png", side=len(image), label=label, x1=x1 + 1, y1=y1 + 1, x2=x2, y2=y2)
     results.write(out / "images" / f"{name}.png", render.png(image))
     results.write(out / "masks" / f"{name}.png", render.png(np.where(digit > 0, 255, 0).astype(np.uint8)))
@@ -107,20 +107,20 @@ def _write_lists(out: Path, rows: list[tuple[str, int, list[int]]], side: int) -
             *(f"{name}.png,{label},{_inside(box)},{name}.png" for name, label, box in rows),
         ],
     }
-    for folder, places in (
+    for folder, localization in (
         ("metadata", [f"{name}.png,{_inside(box)}" for name, _, box in rows]),
         ("metadata_masks", [f"{name}.png,{name}.png," for name, _, _ in rows]),
     ):
         files[f"{folder}/image_ids.txt"] = [f"{name}.png" for name, _, _ in rows]
         files[f"{folder}/class_labels.txt"] = [f"{name}.png,{label}" for name, label, _ in rows]
         files[f"{folder}/image_sizes.txt"] = [f"{name}.png,{side},{side}" for name, _, _ in rows]
-        files[f"{folder}/localization.txt"] = places
+        files[f"{folder}/localization.txt"] = localization
     for name, lines in files.items():
         results.write(out / name, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _inside(box: Iterable[int]) -> str:
-    """Counted from 0, with the last pixel inside, as wsolevaluation has it."""
+    """Format a box as in wsolevaluation: counted from 0, with x2 and y2 inclusive."""
     x1, y1, x2, y2 = box
     return f"{x1},{y1},{x2 - 1},{y2 - 1}"
 
@@ -128,8 +128,8 @@ def _inside(box: Iterable[int]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--count", type=int, default=2000, help="how many images")
-    parser.add_argument("--source", default=SOURCE, help="the digits and their clutter")
+    parser.add_argument("--count", type=int, default=2000, help="the number of images")
+    parser.add_argument("--source", default=SOURCE, help="the source of the canvases")
     parser.add_argument("--first", type=int, default=0, help="the number of the first canvas")
     options = parser.parse_args()
     if options.count < 1 or options.first < 0:

@@ -77,7 +77,7 @@ def digest(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--count", "2"], "holds the annotations of 5 more images"),
+        (["--count", "2"], "contains the annotations of 5 further images"),
         (["--count", "0"], "expected at least 1"),
         (["--source", "clutter:drawn,count=1"], "expected at least 2"),
         (["--source", "noise"], "found the source 'noise'"),

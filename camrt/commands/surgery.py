@@ -1,4 +1,4 @@
-"""The command `camrt surgery`: a classifier's prototxt gets the head of the CAM networks."""
+"""`camrt surgery`: convert the prototxt of a classifier to that of a CAM network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXAMPLES = f"""Examples:
 
   camrt surgery train_val_googlenetCAM.prototxt --after CAM_conv --channels 0 --classes 20
 
-Then: a solver file with net: "cam_train_val.prototxt", and
+Then train with a solver file that contains net: "cam_train_val.prototxt":
 
   camrt train solver.prototxt --weights classifier.caffemodel --two-stage 1000
 
@@ -32,26 +32,28 @@ Then: a solver file with net: "cam_train_val.prototxt", and
 
 def surgery(
     prototxt: Annotated[Path, typer.Argument(metavar="PROTOTXT", help="The classifier: deploy or train_val.")],
-    after: Annotated[str, typer.Option(metavar="LAYER", help="The convolution to cut behind.")],
-    classes: Annotated[int, typer.Option(min=1, help="How many classes there will be.")],
+    after: Annotated[str, typer.Option(metavar="LAYER", help="The convolution to cut after.")],
+    classes: Annotated[int, typer.Option(min=1, help="The number of classes.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The prototxt to write.")] = Path(
         "cam_train_val.prototxt"
     ),
-    channels: Annotated[int, typer.Option(min=0, help="How many maps CAM_conv gives; 0 for no such layer.")] = 1024,
-    group: Annotated[int, typer.Option(min=1, help="Its groups; 2 in the released networks.")] = 2,
-    dropout: Annotated[float, typer.Option(help="A Dropout layer before CAM_fc; 0.5 in vgg16CAM.")] = 0.0,
+    channels: Annotated[int, typer.Option(min=0, help="The channels of CAM_conv; 0 to omit this layer.")] = 1024,
+    group: Annotated[int, typer.Option(min=1, help="The groups of CAM_conv; 2 in the released networks.")] = 2,
+    dropout: Annotated[
+        float, typer.Option(help="The ratio of a Dropout layer before CAM_fc; 0 for none, 0.5 in vgg16CAM.")
+    ] = 0.0,
     train: Annotated[str, typer.Option(metavar="FILE", help="The list of training images.")] = "train.txt",
     test: Annotated[str, typer.Option(metavar="FILE", help="The list of test images.")] = "val.txt",
     batch: Annotated[int, typer.Option(min=1, help="The batch size.")] = 32,
     as_json: Json = False,
 ) -> None:
-    """Cut a classifier after a convolution: CAM_conv, global pooling and CAM_fc come in place of the rest.
+    """Replace all layers after a convolution by CAM_conv, global average pooling and CAM_fc.
 
-    The lists hold "path label" lines. Data layers that the prototxt has are kept; --train, --test and --batch are then
-    left aside.
+    The lists consist of lines "path label". Existing data layers are kept, and --train, --test and --batch are then
+    ignored.
     """
     if is_same_file(output, prototxt):
-        raise typer.BadParameter(f"{output} is the prototxt to cut", param_hint="--output")
+        raise typer.BadParameter(f"{output} is the input, expected another file", param_hint="--output")
     with reporting():
         from camrt.train import surgery as operation
 
@@ -68,11 +70,11 @@ def surgery(
         )
         made.write(output)
         if as_json:
-            facts = {"output": str(output), "after": made.after}
-            print(json_line({**facts, "kept": made.kept, "dropped": made.dropped, "new": made.new}))
+            record = {"output": str(output), "after": made.after}
+            print(json_line({**record, "kept": made.kept, "dropped": made.dropped, "new": made.new}))
             return
-        gone = f"left out {', '.join(made.dropped)}" if made.dropped else "nothing followed it"
+        removed = f"removed {', '.join(made.dropped)}" if made.dropped else "removed none"
         echo(
-            f"cut after {made.after}: kept {len(made.kept)} layers, {gone}; new are {' and '.join(made.new)}",
+            f"cut after {made.after}: kept {len(made.kept)} layers, {removed}, added {' and '.join(made.new)}",
             str(output),
         )

@@ -1,4 +1,4 @@
-"""`camrt train`: a network as its solver file says."""
+"""`camrt train`: train a Caffe network."""
 
 from __future__ import annotations
 
@@ -34,67 +34,79 @@ EXAMPLES = f"""Examples:
 
   torchrun --nproc-per-node 4 --no-python camrt train solver.prototxt --data tiny:tiny-imagenet-200
 
-DATA is folder:DIR (a folder for each class), list:FILE[,root=DIR] (Caffe's: path label), tiny:DIR (Tiny ImageNet's
-layout), mnist:PATH[,first=N,count=N] (idx files) or clutter:DIGITS[,seed=N,...] (cluttered digits, drawn or MNIST's).
+DATA is folder:DIR (a folder for each class), list:FILE[,root=DIR] (lines "path label", as in Caffe), tiny:DIR (the
+layout of Tiny ImageNet), mnist:PATH[,first=N,count=N] (idx files) or clutter:DIGITS[,seed=N,...] (cluttered digits).
 
-Written under the prefix: _iter_N.caffemodel and .camrtstate (snapshots), _log.jsonl, _log.csv, _curves.png and
-_labels.txt.
-Ctrl-C ends the training with a snapshot; a second Ctrl-C ends it without one. SIGHUP takes a snapshot and goes on.
-After a kill at any moment, --resume goes on from the last snapshot and reaches the same weights.
+Without --data, the data layers of the network are used: Data (LMDB needs the package lmdb, LevelDB needs plyvel),
+HDF5Data (needs h5py), ImageData, WindowData and DummyData. Memory and Python layers need --data.
 
-{STATUS[:-1]}; 130 or 143 after Ctrl-C or SIGTERM.
+Output files share the prefix: _iter_N.caffemodel and _iter_N.camrtstate (snapshots), _log.jsonl, _log.csv, _curves.png
+and _labels.txt.
+
+Ctrl-C stops the training with a snapshot, a second Ctrl-C without one. SIGHUP takes a snapshot, and the training
+continues. After a kill at any time, --resume continues from the last snapshot and gives the same weights.
+
+{STATUS[:-1]}; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 
 def train(
-    solver: Annotated[Path, typer.Argument(metavar="SOLVER", help="A solver.prototxt; it names the network.")],
+    solver: Annotated[
+        Path, typer.Argument(metavar="SOLVER", help="The solver prototxt, which refers to that of the network.")
+    ],
     data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Images to train on; by default those of an ImageData layer.")
+        str | None, typer.Option(metavar="DATA", help="The training images; by default, the data layers are used.")
     ] = None,
     test_data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Images to test on; by default --data's own, or the layer's.")
+        str | None,
+        typer.Option(metavar="DATA", help="The test images; by default, the test part of --data, or the data layers."),
     ] = None,
     weights: Annotated[
-        list[str] | None, typer.Option(metavar="FILE,...", help="Begin with the weights of these .caffemodel files.")
+        list[str] | None, typer.Option(metavar="FILE,...", help="Initialize the network from these .caffemodel files.")
     ] = None,
     two_stage: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="For N iterations train only the layers that --weights has not."),
+        typer.Option(min=1, metavar="N", help="For N iterations, train only the layers that are not in --weights."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="PREFIX", help="Where files go; by default the solver's snapshot_prefix.")
+        Path | None,
+        typer.Option(metavar="PREFIX", help="The prefix of output files; by default, the solver's snapshot_prefix."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last snapshot; begin, where there is none.")
+        bool, typer.Option("--resume", help="Resume from the last snapshot, or start if there is none.")
     ] = False,
-    snapshot: Annotated[Path | None, typer.Option(metavar="FILE.camrtstate", help="Go on from this snapshot.")] = None,
+    snapshot: Annotated[Path | None, typer.Option(metavar="FILE.camrtstate", help="Resume from this snapshot.")] = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew; the snapshots of this prefix are removed.")
+        bool, typer.Option("--restart", help="Start over, and remove the snapshots of this prefix.")
     ] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="In place of the solver's random_seed.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="The random seed; by default, the solver's random_seed.")
+    ] = None,
     resize: Annotated[
-        tuple[int, int] | None, typer.Option(metavar="H W", help="Resize images first, before the crop.")
+        tuple[int, int] | None, typer.Option(metavar="H W", help="Resize images to H x W before the crop.")
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Images in a batch; by default what the data layers say.")
+        int | None, typer.Option(min=1, metavar="N", help="The batch size; by default, that of the data layers.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that load images; 0 for none.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="The number of processes that load images; 0 for none.")
+    ] = None,
     device: Annotated[
-        str | None, typer.Option(metavar="cuda|cpu|...", help="By default a GPU where there is one.")
+        str | None, typer.Option(metavar="cuda|cpu|...", help="The device; by default, a GPU if one is available.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the CPU.")] = None,
-    amp: Annotated[str | None, typer.Option(metavar="|".join(TYPES), help="Mixed precision.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="The number of CPU threads.")] = None,
+    amp: Annotated[str | None, typer.Option(metavar="|".join(TYPES), help="Train in mixed precision.")] = None,
     deterministic: Annotated[
-        bool, typer.Option(help="On a GPU, use only what gives the same result each time. Without, it may be faster.")
+        bool, typer.Option(help="Use deterministic algorithms on a GPU. Other algorithms may be faster.")
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Train a network as its solver file says."""
+    """Train a Caffe network from its solver file."""
     if amp is not None:
         check_choice(amp, TYPES, "--amp")
     if resize is not None and min(resize) < 1:
-        raise typer.BadParameter(f"found {resize[0]} {resize[1]}, expected sizes from 1 on", param_hint="--resize")
-    with reporting(interrupted="what was not in a snapshot is lost; --resume goes on from the last one"):
+        raise typer.BadParameter(f"found {resize[0]} {resize[1]}, expected sizes of 1 or more", param_hint="--resize")
+    with reporting(interrupted="iterations after the last snapshot are lost; --resume continues from it"):
         from camrt.train import require_torch
 
         require_torch()
@@ -123,38 +135,38 @@ def train(
         )
         try:
             group = parallel.join()
-            with _telling() as reporter:
-                outcome = run(options, group=group, reporter=reporter)
+            with _progress_reporter() as reporter:
+                result = run(options, group=group, reporter=reporter)
         finally:
             parallel.leave()
         if group.is_first:
-            _conclude(outcome, as_json)
-        if outcome.signal:
-            raise typer.Exit(128 + outcome.signal)
+            _print_result(result, as_json)
+        if result.signal:
+            raise typer.Exit(128 + result.signal)
 
 
-def _conclude(outcome: TrainingResult, as_json: bool) -> None:
-    if outcome.signal:
-        name = signal.Signals(outcome.signal).name
-        say(f"stopped by {name} after iteration {outcome.iteration}; --resume goes on from there")
+def _print_result(result: TrainingResult, as_json: bool) -> None:
+    if result.signal:
+        name = signal.Signals(result.signal).name
+        say(f"stopped by {name} after iteration {result.iteration}; --resume continues from there")
     if as_json:
-        facts = {key: str(value) if isinstance(value, Path) else value for key, value in _dict(outcome).items()}
-        print(json_line(facts))
+        fields = {key: str(value) if isinstance(value, Path) else value for key, value in _dict(result).items()}
+        print(json_line(fields))
         return
-    for value in (outcome.weights, outcome.log, outcome.curves):
+    for value in (result.weights, result.log, result.curves):
         if value is not None:
             print(value)
 
 
-def _dict(outcome: TrainingResult) -> dict[str, Any]:
-    return {each.name: getattr(outcome, each.name) for each in dataclasses.fields(outcome)}
+def _dict(result: TrainingResult) -> dict[str, Any]:
+    return {each.name: getattr(result, each.name) for each in dataclasses.fields(result)}
 
 
 @contextlib.contextmanager
-def _telling() -> Iterator[Reporter]:
-    """Lines on stderr; and a bar below them with loss, rate and the time that is left, where that is a terminal."""
+def _progress_reporter() -> Iterator[Reporter]:
+    """Report lines on stderr and, on a terminal, a progress bar with loss, learning rate and remaining time."""
     if not sys.stderr.isatty():
-        yield _Lines()
+        yield _LineReporter()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -168,12 +180,14 @@ def _telling() -> Iterator[Reporter]:
     )
     console = Console(stderr=True, highlight=False, markup=False)
     with Progress(*columns, console=console, transient=True, refresh_per_second=2) as progress:
-        yield _Bar(progress)
+        yield _BarReporter(progress)
 
 
-class _Lines:
+class _LineReporter:
+    """Reports lines only."""
+
     def say(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # who reads may leave; the training goes on
+        with contextlib.suppress(OSError):  # if the reader of stderr has exited, the training continues
             say(text)
 
     def begin(self, done: int, total: int) -> None:
@@ -186,15 +200,15 @@ class _Lines:
         pass
 
 
-class _Bar:
-    """Lines above a bar, which is there from the first iteration on."""
+class _BarReporter:
+    """Reports lines above a progress bar, which appears at the first iteration."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task: TaskID | None = None
 
     def say(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # the terminal may be closed (SIGHUP); the training goes on
+        with contextlib.suppress(OSError):  # if the terminal was closed (SIGHUP), the training continues
             self._progress.console.print(text, soft_wrap=True)
 
     def begin(self, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""Where in the image: boxes from heatmaps and masks. `camrt.localize.crf` refines heatmaps."""
+"""Localization: boxes from heatmaps and masks. `camrt.localize.crf` refines heatmaps."""
 
 from __future__ import annotations
 

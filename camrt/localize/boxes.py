@@ -1,19 +1,19 @@
-"""Boxes from a heatmap, as the original's generator draws them.
+"""Boxes from a heatmap, identical to those of the original box generator.
 
 Source: bboxgenerator/dt_box.cpp and dt.c of https://github.com/metalbubble/CAM (Hui Li, 2016), the program behind the
 localization errors of Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016. The released
-program was built with OpenCV 2.4 for x86-64 Linux; this module gives its answers box for box, the odd ones too:
+program was built with OpenCV 2.4 for x86-64 Linux. This module reproduces its output exactly, including its quirks:
 
-* Contours never touch the image's border: OpenCV 2.4 cleared it before it looked for them.
-* A contour of the last pixels on the right or at the bottom gives a box of no or of negative width or height: x and y
-  are clipped to W-5 and H-5, and the width and height to what is left of W-5 and H-5 from the contour's own corner.
-* A hole is a contour too, and gives a box of its own.
-* Where boxes are merged, the one after a box that was dropped is not looked at. So a contour that is the same at all
-  three thresholds gives its box twice.
-* Boxes of equal area stand in the order in which libstdc++'s ``std::sort`` leaves them: `camrt.localize.stdsort`.
-* Where all pixels are above a threshold, there is no background to be deep inside of, and all of them are kept.
+* Contours never touch the image border, since OpenCV 2.4 clears it before it searches for contours.
+* A contour near the right or bottom border may give a box with a width or height of 0 or less: x and y are clipped to
+  W-5 and H-5, and the width and height to the distance from the original corner to W-5 and H-5.
+* Holes are contours too, and give boxes of their own.
+* When overlapping boxes are removed, the box after a removed one is skipped. A contour that is the same at all three
+  thresholds therefore gives two equal boxes.
+* Boxes of equal area are in the order in which libstdc++'s ``std::sort`` leaves them: see `camrt.localize.stdsort`.
+* If all pixels are above a threshold, there is no background to measure the distance to, and all pixels are kept.
 
-The original writes an empty file where nothing is found. Here that is an array of no boxes.
+If nothing is found, the original writes an empty file, and this module returns an array without boxes.
 """
 
 from __future__ import annotations
@@ -31,39 +31,39 @@ from camrt.errors import CamrtError
 from camrt.localize import THRESHOLDS as THRESHOLDS
 from camrt.localize.stdsort import order_of_std_sort
 
-_DEPTH = 10  # the second threshold, on distances scaled to 0..255
-_MARGIN = 5  # what the clipping keeps free on the right and at the bottom, in pixels
-_CV2_EXACT = 1 << 20  # squared diagonal (pixels²) up to which float32 tells distances apart
+_DEPTH = 10  # threshold of the distances, scaled to 0..255
+_MARGIN = 5  # pixels between a clipped box and the right and bottom borders
+_CV2_EXACT = 1 << 20  # largest squared diagonal (pixels²) at which float32 distinguishes all distances
 
 Boxes = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
 def boxes_from_heatmap(heatmap: npt.ArrayLike, thresholds: Sequence[int] = THRESHOLDS) -> Boxes:
-    """Boxes around what stands out in a heatmap, largest first.
+    """Find boxes around the high values of a heatmap, largest first.
 
-    For each threshold: the pixels above it; of those, the ones that lie deeper inside than 10/255 of the deepest
-    (exact Euclidean distance to the background); the boxes around the contours of what is left, outer ones and holes.
-    The boxes of the three thresholds are put in order of area, and of two that share more than half of the larger,
-    the smaller is dropped. See the module's text for the corners of it.
+    For each threshold, the pixels above it form a mask. Of these, the pixels are kept whose Euclidean distance to the
+    background exceeds 10/255 of the largest. All outer contours and holes of the remaining mask give boxes. The boxes
+    of all thresholds are sorted by area, and a box is dropped if its overlap with a larger box exceeds half of the
+    larger one. See the module docstring for special cases.
 
     Measured on two busy cores: 4 ms for heatmap_6.jpg (500 x 368), 6 ms for a smooth map of 256 x 256 and 17 ms for one
-    of 500 x 500. Merging takes the square of the number of boxes, as in the original: noise of 256 x 256 pixels has
-    10,000 and takes 2 s (the original: 1 s).
+    of 500 x 500. Removing overlaps takes quadratic time, as in the original: noise of 256 x 256 pixels has 10,000 boxes
+    and takes 2 s (the original: 1 s).
 
     Args:
-        heatmap: (H, W) uint8, 0..255; or floats on that scale, which are rounded to the nearest integer, halves up, as
-            MATLAB's imwrite rounds what the original reads. (H, W, 3) with three equal channels is taken as (H, W):
-            a gray JPEG that was read as color.
-        thresholds: Three gray levels, 0 < first < second < third < 255. (The original takes 30, 90, 150 without a
-            word where they are not; this is an error here.)
+        heatmap: (H, W) uint8, 0..255; or floats on that scale, which are rounded half up to integers, as MATLAB's
+            imwrite does for the original. (H, W, 3) with three equal channels, a gray JPEG that was read as color, is
+            used as (H, W).
+        thresholds: Three gray levels, 0 < first < second < third < 255. For others, the original silently uses 30, 90,
+            150, while this function raises an error.
 
     Returns:
-        (M, 4) int64 of x, y, width, height in pixels, as the original writes them. Width and height can be 0 or
-        negative next to the right and the lower border, and x and y negative in an image narrower or lower than 5.
+        (M, 4) int64: x, y, width, height in pixels. Width and height may be 0 or negative near the right and bottom
+        borders, and x and y may be negative in images of less than 5 pixels in width or height.
 
     Raises:
-        CamrtError: The heatmap has another shape, type or range, or the thresholds do not rise from 1 to 254.
+        CamrtError: The heatmap has a wrong shape, dtype or range, or the thresholds do not increase within 1 to 254.
 
     Example:
         >>> heatmap = np.zeros((60, 80), np.uint8)
@@ -78,16 +78,16 @@ def boxes_from_heatmap(heatmap: npt.ArrayLike, thresholds: Sequence[int] = THRES
 
 
 def read_boxes(text: str) -> Boxes:
-    """Boxes from the text that the original writes: ``x y width height`` of each box, all on one line.
+    """Parse boxes in the format of the original: ``x y width height`` of all boxes on one line.
 
     Args:
-        text: Integers between white space, four a box. May be empty.
+        text: Integers separated by whitespace, four for each box. May be empty.
 
     Returns:
-        (M, 4) int64 of x, y, width, height in pixels, in the order of the text.
+        (M, 4) int64: x, y, width, height in pixels, in the order of the text.
 
     Raises:
-        CamrtError: Something else than an integer, or a number of them that four does not divide.
+        CamrtError: The text has a word that is not an integer, or the number of integers is not a multiple of four.
 
     Example:
         >>> read_boxes("41 145 362 202 102 188 242 126 ").tolist()
@@ -99,21 +99,21 @@ def read_boxes(text: str) -> Boxes:
     except (ValueError, OverflowError) as error:
         raise CamrtError(f"found {error}, expected integers: x y width height of each box") from error
     if len(words) % 4:
-        raise CamrtError(f"found {len(words)} numbers, expected four a box: x y width height")
+        raise CamrtError(f"found {len(words)} numbers, expected four for each box: x y width height")
     return numbers.reshape(-1, 4)
 
 
 def format_boxes(boxes: npt.ArrayLike) -> str:
-    """The text that the original writes for boxes: ``x y width height `` of each, a space behind each number.
+    """Format boxes as the original does: ``x y width height `` of each box, with a space after each number.
 
     Args:
-        boxes: (M, 4) integers x, y, width, height in pixels.
+        boxes: (M, 4) integers: x, y, width, height in pixels.
 
     Returns:
-        One line without an end; an empty text for no boxes.
+        One line without a newline; an empty string for no boxes.
 
     Raises:
-        CamrtError: The boxes have another shape or type.
+        CamrtError: The boxes have a wrong shape or dtype.
 
     Example:
         >>> format_boxes([[41, 145, 362, 202], [102, 188, 242, 126]])
@@ -131,7 +131,7 @@ def format_boxes(boxes: npt.ArrayLike) -> str:
 
 
 def _rising(thresholds: Sequence[int]) -> tuple[int, ...]:
-    """The thresholds, if they are three and rise within 1..254."""
+    """Check that the thresholds are three integers that increase within 1..254."""
     try:
         levels = tuple(operator.index(level) for level in thresholds)
     except TypeError:
@@ -142,14 +142,14 @@ def _rising(thresholds: Sequence[int]) -> tuple[int, ...]:
 
 
 def _gray(heatmap: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-    """The heatmap as (H, W) uint8."""
+    """Return the heatmap as (H, W) uint8."""
     found = np.asarray(heatmap)
     plane = found[..., 0] if found.ndim == 3 and found.shape[2] == 3 else found
     if plane.ndim != 2 or 0 in plane.shape:
         raise CamrtError(f"found a heatmap {_described(found)}, expected (H, W), or (H, W, 3) with equal channels")
     if plane is not found and not (found == plane[..., None]).all():
         raise CamrtError(
-            f"found a heatmap {_described(found)} in color, expected equal channels: give the map, not its overlay"
+            f"found a heatmap {_described(found)} in color, expected equal channels: pass the map, not its overlay"
         )
     if plane.dtype == np.uint8:
         return plane
@@ -159,9 +159,9 @@ def _gray(heatmap: npt.ArrayLike) -> npt.NDArray[np.uint8]:
 
 
 def _rounded(plane: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
-    """Floats on the scale 0..255 as uint8."""
+    """Round floats on the scale 0..255 to uint8."""
     least, most = float(plane.min()), float(plane.max())
-    if not (least > -0.5 and most < 255.5):  # also where they are not numbers
+    if not (least > -0.5 and most < 255.5):  # also false for NaN
         raise CamrtError(f"found a heatmap of floats from {least:g} to {most:g}, expected 0 to 255")
     if 0 < most <= 1:
         raise CamrtError(f"found a heatmap of floats from {least:g} to {most:g}, expected 0 to 255: multiply by 255")
@@ -176,15 +176,15 @@ def _described(array: npt.NDArray[np.generic]) -> str:
 
 
 def _core(mask: Mask) -> Mask:
-    """The pixels of a mask (H, W) that lie deeper inside than 10/255 of the deepest.
+    """Keep the pixels of a mask (H, W) whose distance to the background exceeds 10/255 of the largest.
 
-    dt.c scales the distances to 0..255 and rounds them to uint8; dt_box.cpp keeps what is above 10. The arithmetic here
-    is the original's, in doubles, so that it rounds alike.
+    dt.c scales the distances to 0..255 and rounds them to uint8, and dt_box.cpp keeps those above 10. The arithmetic is
+    that of the original, in double precision, so that it rounds identically.
     """
-    if mask.all() or not mask.any():  # all distances are equal, and dt.c leaves the mask as it is
+    if mask.all() or not mask.any():  # all distances are equal, and dt.c returns the mask unchanged
         return mask
     x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
-    # One pixel around the mask is all the background that its distances depend on.
+    # The distances depend only on the background within one pixel of the mask.
     part = np.s_[max(y - 1, 0) : y + height + 1, max(x - 1, 0) : x + width + 1]
     depth = np.sqrt(_squared_depth(mask[part]))
     core = np.zeros_like(mask)
@@ -193,10 +193,10 @@ def _core(mask: Mask) -> Mask:
 
 
 def _squared_depth(mask: Mask) -> npt.NDArray[np.float64]:
-    """Squared Euclidean distance of each pixel to the nearest one outside the mask, exact: integers as float64.
+    """Compute the exact squared Euclidean distance of each pixel to the background, integers as float64.
 
-    OpenCV is far faster than SciPy, but computes in float32: its distances are squared and rounded back to the integers
-    that they are roots of, as long as the image is small enough for these to be told apart.
+    OpenCV is far faster than SciPy, but computes in float32. Its distances are squared and rounded to integers, as long
+    as the image is small enough for these to be distinguished.
     """
     height, width = mask.shape
     if height**2 + width**2 <= _CV2_EXACT:
@@ -210,20 +210,20 @@ def _squared_depth(mask: Mask) -> npt.NDArray[np.float64]:
 
 
 def _contour_boxes(mask: Mask) -> Boxes:
-    """The clipped boxes (M, 4) of all contours of a mask (H, W), in the order in which OpenCV finds them."""
+    """Return the clipped boxes (M, 4) of all contours of a mask (H, W), in the order in which OpenCV finds them."""
     height, width = mask.shape
     inside = np.zeros(mask.shape, np.uint8)
-    inside[1:-1, 1:-1] = mask[1:-1, 1:-1]  # OpenCV 2.4 cleared the border
+    inside[1:-1, 1:-1] = mask[1:-1, 1:-1]  # OpenCV 2.4 clears the border
     contours, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     boxes = np.array([cv2.boundingRect(contour) for contour in contours], np.int64).reshape(-1, 4)
     room = np.array([width - _MARGIN, height - _MARGIN])
     corners, sizes = boxes[:, :2], boxes[:, 2:]
-    # Nothing is below 0, so that only the upper limit matters; it may itself be negative.
+    # Corners and sizes are not negative, so only the upper limit matters. It may itself be negative.
     return np.hstack([np.minimum(corners, room), np.minimum(sizes, room - corners)])
 
 
 def _largest_first(boxes: Boxes) -> Boxes:
-    """Return the boxes (M, 4) in falling order of area, those of equal area as the original's std::sort leaves them."""
+    """Sort boxes (M, 4) by decreasing area. Boxes of equal area are in the order of libstdc++'s std::sort."""
     return boxes[order_of_std_sort(boxes[:, 2] * boxes[:, 3])]
 
 
@@ -231,17 +231,17 @@ def _largest_first(boxes: Boxes) -> Boxes:
 
 
 def _without_overlaps(boxes: Boxes) -> Boxes:
-    """The boxes (M, 4), largest first, without those that share more than half of a larger one's area with it.
+    """Remove boxes, given largest first, whose overlap with a larger box exceeds half of the larger box's area.
 
-    When a box is dropped, the next one moves into its place and is not looked at: of a run of boxes that all overlap,
-    every second one stays.
+    As in the original, the box after a removed one is skipped. Of consecutive boxes that all overlap, every second one
+    therefore stays.
     """
     x, y, width, height = boxes.T
-    sides = np.stack([x, y, x + width, y + height, -width * height])  # the last rises
+    sides = np.stack([x, y, x + width, y + height, -width * height])  # the last row increases
     i = 0
     while i < sides.shape[1] - 1:
-        half = math.trunc(-sides[4, i] / 2)  # as C casts to int: areas can be negative
-        # No box shares more than its own area, or than 0. The rest need not be looked at.
+        half = math.trunc(-sides[4, i] / 2)  # a cast to int in C, since areas may be negative
+        # The overlap is at most the area of the smaller box, so boxes of at most half the area cannot exceed it.
         end = np.searchsorted(sides[4], -half) if half >= 0 else None
         overlaps = np.flatnonzero(_shared(sides[:, i], sides[:, i + 1 : end]) > half)
         if len(overlaps):
@@ -251,15 +251,15 @@ def _without_overlaps(boxes: Boxes) -> Boxes:
 
 
 def _shared(box: Boxes, others: Boxes) -> Boxes:
-    """The area that each of ``others`` (x1, y1, x2, y2, ... in rows) shares with ``box``."""
+    """Return the areas of the intersections of ``box`` and each of ``others``, with x1, y1, x2, y2 in rows."""
     width = np.minimum(others[2], box[2]) - np.maximum(others[0], box[0])
     height = np.minimum(others[3], box[3]) - np.maximum(others[1], box[1])
     return np.asarray(np.maximum(width, 0) * np.maximum(height, 0))
 
 
-def _every_second(places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The first, third, fifth, ... of each run of consecutive numbers among ``places``, which rise."""
-    count = np.arange(len(places))
-    begins = np.diff(places, prepend=-2) != 1
+def _every_second(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the first, third, fifth, ... of each run of consecutive numbers among increasing ``positions``."""
+    count = np.arange(len(positions))
+    begins = np.diff(positions, prepend=-2) != 1
     since = count - np.maximum.accumulate(np.where(begins, count, 0))
-    return np.asarray(places[since % 2 == 0])
+    return np.asarray(positions[since % 2 == 0])

@@ -1,4 +1,4 @@
-"""Boxes around the connected parts of a mask."""
+"""Boxes around the connected components of a mask."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from camrt.errors import CamrtError
 
 
 def boxes_from_mask(mask: npt.ArrayLike, *, least: float = 0.01) -> npt.NDArray[np.int64]:
-    """Boxes around the connected parts of a mask, that of the part with the most pixels first.
+    """Find boxes around the connected components of a mask, in order of decreasing numbers of pixels.
 
-    Pixels that touch at a corner are connected. The boxes are exact: unlike in `boxes_from_heatmap`, nothing is cut off
-    at the borders.
+    Pixels that touch at a corner are connected. Unlike in `boxes_from_heatmap`, boxes are not clipped near the borders.
 
     Args:
         mask: (H, W) bool.
-        least: Parts with fewer pixels than this share of the largest one's are left out as specks.
+        least: Components are ignored if they have fewer pixels than this fraction of the largest one.
 
     Returns:
-        (M, 4) int64 of x, y, width, height in pixels; (0, 4) for an empty mask.
+        (M, 4) int64: x, y, width, height in pixels; (0, 4) for an empty mask.
 
     Raises:
-        CamrtError: The mask has another shape or type, or ``least`` is not 0 to 1.
+        CamrtError: The mask has a wrong shape or dtype, or ``least`` is not within 0 to 1.
 
     Example:
         >>> mask = np.zeros((60, 80), bool)
@@ -35,7 +34,7 @@ def boxes_from_mask(mask: npt.ArrayLike, *, least: float = 0.01) -> npt.NDArray[
     if found.ndim != 2 or not found.size or found.dtype != np.bool_:
         raise CamrtError(f"found a mask of shape {found.shape} and {found.dtype}, expected (H, W) bool")
     if not 0 <= least <= 1:
-        raise CamrtError(f"found least={least!r}, expected a share from 0 to 1")
+        raise CamrtError(f"found least={least!r}, expected a fraction from 0 to 1")
     parts = cv2.connectedComponentsWithStats(np.ascontiguousarray(found).view(np.uint8), connectivity=8)[2][1:]
     sizes = parts[:, cv2.CC_STAT_AREA]
     order = np.argsort(-sizes, kind="stable")

@@ -1,23 +1,26 @@
-"""Refinement of heatmaps by a dense conditional random field, so that they follow the image's edges.
+"""Refinement of heatmaps by a dense conditional random field, so that they follow the edges of the image.
 
 P. Krähenbühl, V. Koltun: Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials, NeurIPS 2011.
 
-Each pixel is object or not. Its unary potential is the map's probability; and all pairs of pixels pay for being
-different, the more the nearer they are and the more alike their colors (the paper's equation 3, with Potts
-compatibility). Mean-field inference (algorithm 1) finds a probability for each pixel on its own, its marginal.
+Each pixel is labeled as object or background. Its unary potential is the probability from the heatmap. Each pair of
+pixels with different labels has a cost, which is larger the closer the pixels and the more similar their colors are
+(equation 3 of the paper, with Potts compatibility). Mean-field inference (algorithm 1) computes the marginal
+probability of each pixel.
 
-With two labels, one number a pixel says all. Let z be the marginal of the object minus that of the rest. Algorithm 1 is
+With two labels, one number per pixel suffices. Let z be the marginal of the object minus that of the background, and p
+the unary probability. Algorithm 1 becomes
 
     z <- tanh((logit(p) + sum of compat * K z over the kernels) / 2)
 
-where K is the kernel, normalized on both sides: ``K[i, j] / sqrt(sum of row i * sum of row j)``. It filters one value a
-pixel in place of two, on a lattice that all maps of an image share (`camrt.localize.permutohedral`).
+where K is the symmetrically normalized kernel, ``K[i, j] / sqrt(sum of row i * sum of row j)``. It filters one value
+per pixel instead of two, on a lattice that all maps of an image share (`camrt.localize.permutohedral`).
 
-The yardstick is pydensecrf2, which wraps the authors' C++ code, with features from its ``create_pairwise_bilateral``
-and ``create_pairwise_gaussian``, where rows go before columns: the marginals agree to some 1e-6. (In its ``DenseCRF2D``
-columns go before rows, which is another approximation of the same kernel: on the demo's image, marginals differ from
-those by 0.003 on average. And where 4 does not divide the number of pixels, it counts up to three black pixels at the
-origin in, which moves marginals by up to 0.01 where an image is mostly noise. Neither is done here.)
+The reference is pydensecrf2, which wraps the C++ code of the authors, with features from its
+``create_pairwise_bilateral`` and ``create_pairwise_gaussian``, in which rows precede columns. The marginals agree to
+about 1e-6. Two details of its class ``DenseCRF2D`` are not reproduced: its features have columns before rows, which is
+another approximation of the same kernel (on the demo's image, marginals differ by 0.003 on average); and if the number
+of pixels is not a multiple of 4, it includes up to three black pixels at the origin (for images of mostly noise,
+marginals differ by up to 0.01).
 """
 
 from __future__ import annotations
@@ -34,24 +37,24 @@ from scipy.special import expit, logit
 from camrt.errors import CamrtError
 from camrt.localize.permutohedral import Lattice, lattice
 
-CLIP = 0.001  # probabilities are kept between this and 1 - this: no pixel is certain before its neighbors are asked
-_LARGEST = 1e9  # of compat, and of pixels or colors: float32 does not overflow
+CLIP = 0.001  # probabilities are clipped to [CLIP, 1 - CLIP], so that each pixel can be changed by its neighbors
+_LARGEST = 1e9  # limit of all settings, so that float32 does not overflow
 
 Kernel = tuple[Lattice, np.float32]
 
 
 @dataclass(frozen=True)
 class CRF:
-    """The settings of a dense CRF. By default, the bilateral kernel alone and 50 iterations.
+    """The settings of a dense CRF. By default, it has only the bilateral kernel, and 50 iterations.
 
     Attributes:
-        bilateral: sdims, schan, compat: the standard deviations in pixels and in levels of color (0..255), and the
-            weight. None for no such kernel.
-        gaussian: sdims, compat of a kernel that does not look at colors. None for no such kernel.
-        iterations: Of the mean field. After 0, the marginals are the probabilities.
+        bilateral: sdims, schan, compat: the standard deviations in pixels and in color levels (0..255), and the weight.
+            None for no bilateral kernel.
+        gaussian: sdims, compat of a kernel that ignores colors. None for no such kernel.
+        iterations: The number of mean-field iterations. With 0, the marginals are the probabilities.
 
     Raises:
-        CamrtError: A standard deviation is not positive, a weight negative, or a number is not finite.
+        CamrtError: A standard deviation is not positive, a weight is negative, or a number is too large or NaN.
     """
 
     bilateral: tuple[float, float, float] | None = (10, 20, 10)
@@ -66,7 +69,7 @@ class CRF:
             raise CamrtError(f"found iterations={self.iterations!r}, expected an integer, 0 or more")
 
     def as_dict(self) -> dict[str, Any]:
-        """What JSON can hold."""
+        """Return the settings as JSON types."""
         return {
             "bilateral": list(self.bilateral) if self.bilateral else None,
             "gaussian": list(self.gaussian) if self.gaussian else None,
@@ -74,7 +77,7 @@ class CRF:
         }
 
     def refine(self, image: NDArray[np.uint8], probabilities: NDArray[Any]) -> NDArray[np.float32]:
-        """As `refine`."""
+        """Compute the marginals. See the function `refine`."""
         image, maps = _checked(image, probabilities)
         height, width = image.shape[:2]
         kernels = self._kernels(image) if self.iterations and maps.size else []
@@ -84,7 +87,7 @@ class CRF:
         return marginals.reshape(probabilities.shape)
 
     def _kernels(self, image: NDArray[np.uint8]) -> list[Kernel]:
-        """The kernels that weigh something, normalized on both sides, and their weights."""
+        """Return the symmetrically normalized kernels with a positive weight, and their weights."""
         kernels = []
         if self.bilateral and self.bilateral[2]:
             sdims, schan, compat = self.bilateral
@@ -95,7 +98,7 @@ class CRF:
         return kernels
 
     def _mean_field(self, kernels: Sequence[Kernel], probability: NDArray[np.float64]) -> NDArray[np.float32]:
-        """The marginals (N,) of a map (N,)."""
+        """Compute the marginals (N,) of a map (N,)."""
         unary = logit(np.clip(probability, CLIP, 1 - CLIP)).astype(np.float32)
         odds = unary
         for _ in range(self.iterations if kernels else 0):
@@ -115,26 +118,26 @@ def refine(
     gaussian: tuple[float, float] | None = None,
     iterations: int = 50,
 ) -> NDArray[np.float32]:
-    """The marginals of the object after mean-field inference, for each map by itself.
+    """Compute the marginal probabilities of the object by mean-field inference, independently for each map.
 
-    The image is taken at its size: one of 256 x 256 takes a tenth of a second, and each map another tenth at 50
-    iterations. Memory comes to some 300 bytes a pixel, 1,300 where no two neighbors have about the same color. For
-    the settings to mean the same in images of all sizes, and for large ones, resize first, as
-    `camrt.Explanation.refine` does.
+    The image is not resized. An image of 256 x 256 pixels takes 0.1 s, and each map another 0.1 s at 50 iterations.
+    Memory is about 300 bytes per pixel, or 1,300 if no two neighbors have similar colors. As `camrt.Explanation.refine`
+    does, resize large images first, and images of different sizes for which the settings should have the same effect.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        probabilities: (..., H, W) floats, 0..1: of the pixel being of the object. They are clipped to 0.001..0.999.
-        bilateral: sdims (pixels), schan (levels of color, 0..255) and compat (weight) of the bilateral kernel. None
-            for no such kernel.
-        gaussian: sdims and compat of the kernel that does not look at colors. None for no such kernel.
-        iterations: Of the mean field.
+        probabilities: (..., H, W) floats, 0..1: the probability that a pixel belongs to the object. They are clipped to
+            0.001..0.999.
+        bilateral: sdims (pixels), schan (color levels, 0..255) and compat (weight) of the bilateral kernel. None for no
+            such kernel.
+        gaussian: sdims and compat of a kernel that ignores colors. None for no such kernel.
+        iterations: The number of mean-field iterations.
 
     Returns:
         (..., H, W) float32, 0..1.
 
     Raises:
-        CamrtError: The image or the probabilities have another shape, type or range, or are not finite; a setting is
+        CamrtError: The image or the probabilities have a wrong shape, dtype or range, or are not finite; a setting is
             out of range; or the standard deviations are far too small for the image.
 
     Example:
@@ -149,10 +152,10 @@ def refine(
 
 
 def probability(heatmap: NDArray[Any]) -> NDArray[np.float32]:
-    """A heatmap's values as probabilities of the object: its largest value is 1, its least one 0.
+    """Scale a heatmap to probabilities of the object: its largest value becomes 1, its smallest value 0.
 
-    Where values are negative, which speak against the class, 0 is the least. A map that is the same everywhere, or
-    nowhere positive, says nothing: it is 0.
+    Negative values, which are evidence against the class, become 0. A constant map and a map without positive values
+    become 0 everywhere.
 
     Args:
         heatmap: (H, W) floats.
@@ -165,7 +168,7 @@ def probability(heatmap: NDArray[Any]) -> NDArray[np.float32]:
     """
     lowest, highest = float(heatmap.min()), float(heatmap.max())
     if not math.isfinite(lowest) or not math.isfinite(highest):
-        raise CamrtError(f"found a heatmap with values from {lowest} to {highest}, expected finite ones")
+        raise CamrtError(f"found a heatmap with values from {lowest} to {highest}, expected finite values")
     least = max(lowest, 0.0)
     if not highest > least:
         return np.zeros(heatmap.shape, np.float32)
@@ -177,7 +180,7 @@ def probability(heatmap: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _numbers(kernel: str, given: Any, names: Sequence[str]) -> tuple[float, ...]:
-    """A kernel's settings, the weight last."""
+    """Check the settings of a kernel, of which the weight is the last."""
     try:
         numbers = tuple(float(number) for number in given)
     except (TypeError, ValueError):
@@ -192,7 +195,7 @@ def _numbers(kernel: str, given: Any, names: Sequence[str]) -> tuple[float, ...]
 
 
 def _checked(image: NDArray[Any], probabilities: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """The image, and the probabilities as (maps, H * W)."""
+    """Check the image and the probabilities. Return the latter as (maps, H * W)."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise CamrtError(f"found an image {_described(image)}, expected RGB (H, W, 3) uint8")
     if not isinstance(probabilities, np.ndarray) or not np.issubdtype(probabilities.dtype, np.floating):
@@ -200,14 +203,14 @@ def _checked(image: NDArray[Any], probabilities: NDArray[Any]) -> tuple[NDArray[
     height, width = image.shape[:2]
     if probabilities.shape[-2:] != (height, width) or not image.size:
         raise CamrtError(
-            f"found probabilities {_described(probabilities)} for an image {_described(image)}, expected one size: "
-            "resize the one to the other"
+            f"found probabilities {_described(probabilities)} for an image {_described(image)}, expected the same "
+            "height and width: resize one of them"
         )
     maps = probabilities.reshape(math.prod(probabilities.shape[:-2]), height * width).astype(np.float64)
-    if maps.size and not (maps.min() >= 0 and maps.max() <= 1):  # also where they are not numbers
+    if maps.size and not (maps.min() >= 0 and maps.max() <= 1):  # also false for NaN
         raise CamrtError(
             f"found probabilities from {maps.min():g} to {maps.max():g}, expected 0 to 1: "
-            "camrt.localize.crf.probability makes them of a heatmap"
+            "convert a heatmap with camrt.localize.crf.probability"
         )
     return image, maps
 
@@ -220,12 +223,12 @@ def _described(found: Any) -> str:
 
 
 def _points(image: NDArray[np.uint8], sdims: float, schan: float | None = None) -> NDArray[np.float32]:
-    """Where the pixels lie: row, column, and their colors, in standard deviations. (2 or 5, N) float32."""
+    """Return row, column and color of each pixel, in standard deviations: (2 or 5, N) float32."""
     height, width = image.shape[:2]
     points = np.empty((2 if schan is None else 5, height, width), np.float32)
     points[0] = np.arange(height)[:, None]
     points[1] = np.arange(width)
-    with np.errstate(all="ignore"):  # what is not finite is refused by the lattice
+    with np.errstate(all="ignore"):  # the lattice rejects infinite values
         points[:2] /= np.float32(sdims)
         if schan is not None:
             points[2:] = image.transpose(2, 0, 1)
@@ -234,13 +237,13 @@ def _points(image: NDArray[np.uint8], sdims: float, schan: float | None = None) 
 
 
 def _normalized(points: NDArray[np.float32]) -> Lattice:
-    """The Gaussian kernel between all points, divided by the square root of the sum over each row and each column."""
+    """Return the Gaussian kernel between all points, divided by the square roots of its row sums and column sums."""
     try:
         kernel = lattice(points)
     except OverflowError:
         raise CamrtError(
-            f"found pixels and colors up to {points.max():g} standard deviations apart, which are more than can be "
-            "numbered. Raise sdims or schan"
+            f"found pixels and colors up to {points.max():g} standard deviations apart, expected fewer: raise sdims or "
+            "schan"
         ) from None
     sums = kernel.filter(np.ones(points.shape[1], np.float32))
     return kernel.scaled((1 / np.sqrt(sums)).astype(np.float32))

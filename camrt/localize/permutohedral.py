@@ -1,15 +1,15 @@
 """The permutohedral lattice (Adams, Baek and Davis, Eurographics 2010): Gaussian filtering in many dimensions.
 
-A value at each of N points in d dimensions becomes at each point the sum of all values, weighted by
-``exp(-|difference|² / 2)``. All pairs would be N² weights; on the lattice it is three sparse products:
+The filter replaces the value at each of N points in d dimensions by the sum of all values, weighted by
+``exp(-|difference|² / 2)``. Instead of N² weights, the lattice needs three sparse matrix products:
 
-* splat: each point gives its value to the d + 1 corners of the simplex that it lies in, by barycentric weights;
-* blur: along each of the d + 1 axes of the lattice, a corner takes half of each of its two neighbors, where they are;
-* slice: each point takes from its corners, by the same weights.
+* splat: distribute the value of each point to the d + 1 corners of its simplex, with barycentric weights;
+* blur: along each of the d + 1 axes of the lattice, add half of both neighbors of a corner;
+* slice: interpolate the value of each point from its corners, with the same weights.
 
-The result is an approximation, up to a common factor. Which one it is depends on the order of the dimensions and, for
-points between two simplices, on float32 rounding. Both are as in Krähenbühl's implementation of the dense CRF, whose
-answers are the yardstick of `camrt.localize.crf`.
+The result is an approximation, up to a common factor. It depends on the order of the dimensions and, for points between
+two simplices, on float32 rounding. Both are as in Krähenbühl's implementation of the dense CRF, the reference of
+`camrt.localize.crf`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-_FARTHEST = 1 << 22  # coordinates on the lattice; float32 counts beyond this in steps that are too large for fractions
+_FARTHEST = 1 << 22  # limit of coordinates on the lattice, beyond which float32 is too coarse for fractions
 _KEYS = 1 << 62
 
 Floats = NDArray[np.float32]
@@ -31,11 +31,11 @@ Keys = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Lattice:
-    """The part of the lattice around some points. M is the number of its corners.
+    """The part of the lattice around N points, with M corners.
 
     Attributes:
-        splat: (M, N) float32, d + 1 weights a column.
-        blurs: d + 1 of (M, M) float32, in the order in which they are applied.
+        splat: (M, N) float32, d + 1 weights in each column.
+        blurs: d + 1 matrices (M, M) float32, in the order in which they are applied.
         slice: (N, M) float32, the transpose of ``splat``.
     """
 
@@ -44,7 +44,7 @@ class Lattice:
     slice: csr_matrix
 
     def filter(self, values: Floats) -> Floats:
-        """Sums the values around each point.
+        """Filter the values of the points.
 
         Args:
             values: (N,) float32.
@@ -59,28 +59,28 @@ class Lattice:
         return summed
 
     def scaled(self, scale: Floats) -> Lattice:
-        """The lattice whose filter multiplies by ``scale`` (N,) before and after."""
+        """Return a lattice whose filter multiplies by ``scale`` (N,) before and after filtering."""
         sliced = self.slice.copy()
         sliced.data *= np.repeat(scale, np.diff(sliced.indptr))
         return Lattice(_transposed(sliced), self.blurs, sliced)
 
 
 def lattice(points: Floats) -> Lattice:
-    """Builds the lattice around points.
+    """Build the lattice around points.
 
     Args:
-        points: (d, N) float32, in units of the Gaussian's standard deviation.
+        points: (d, N) float32, in standard deviations of the Gaussian.
 
     Raises:
-        OverflowError: The points lie so far apart that the corners cannot be numbered.
+        OverflowError: The points are so far apart that the keys of the corners overflow.
     """
     d, n = points.shape
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite values are rejected below
         elevated = _elevated(points)
     if not np.abs(elevated).max() < _FARTHEST:
-        raise OverflowError("the points lie too far apart")
+        raise OverflowError("the points are too far apart")
     origin, rank = _simplices(elevated)
-    order = np.empty((d + 1, n), np.int8)  # the axes, that of the least difference first
+    order = np.empty((d + 1, n), np.int8)  # the axes in order of increasing differences
     np.put_along_axis(order, (d - rank).astype(np.int64), np.arange(d + 1, dtype=np.int8)[:, None], 0)
     weights = _barycentric(np.take_along_axis((elevated - origin) * np.float32(1 / (d + 1)), order, 0))
     del elevated, rank
@@ -95,9 +95,10 @@ def lattice(points: Floats) -> Lattice:
 
 
 def _elevated(points: Floats) -> Floats:
-    """The points (d, N) on the plane in d + 1 dimensions whose coordinates sum up to 0; section 3.1 of the paper.
+    """Embed the points (d, N) in the hyperplane of d + 1 dimensions whose coordinates sum to 0 (section 3.1).
 
-    The columns of its matrix E are orthogonal; the scale makes the blur's standard deviation 1.
+    The columns of the matrix E of the paper are orthogonal. They are scaled so that the blur has a standard deviation
+    of 1.
     """
     d = len(points)
     deviation = float(np.float32(math.sqrt(2 / 3) * (d + 1)))
@@ -112,11 +113,11 @@ def _elevated(points: Floats) -> Floats:
 
 
 def _simplices(elevated: Floats) -> tuple[Floats, NDArray[np.int8]]:
-    """The simplex that each point lies in.
+    """Find the simplex of each point.
 
     Returns:
-        Its corner of remainder 0 (d + 1, N), multiples of d + 1; and the rank (d + 1, N) of each coordinate's
-        difference to that corner, 0 for the largest.
+        The corners of remainder 0 (d + 1, N), multiples of d + 1; and the ranks (d + 1, N) of the differences between
+        the coordinates of the point and that corner, 0 for the largest.
     """
     size = len(elevated)
     rounded = np.rint(elevated * np.float32(1 / size))
@@ -128,7 +129,7 @@ def _simplices(elevated: Floats) -> tuple[Floats, NDArray[np.int8]]:
             is_less = difference[i] < difference[j]
             rank[i] += is_less
             rank[j] += ~is_less
-    # Rounding may have left the plane. The coordinates that it moved the farthest go back.
+    # The rounded point may be off the hyperplane. Move the coordinates with the largest rounding errors back.
     rank += rounded.sum(0).astype(np.int8)
     back = np.int8(size) * ((rank < 0).astype(np.int8) - (rank >= size))
     rank += back
@@ -137,7 +138,7 @@ def _simplices(elevated: Floats) -> tuple[Floats, NDArray[np.int8]]:
 
 
 def _barycentric(rising: Floats) -> Floats:
-    """The weight of each corner (d + 1, N), by remainder, from the differences as shares of d + 1 in rising order."""
+    """Return the weights (d + 1, N) of the corners, by remainder, from the sorted differences divided by d + 1."""
     weights = rising.copy()
     weights[1:] -= rising[:-1]
     weights[0] += 1 - rising[-1]
@@ -145,30 +146,31 @@ def _barycentric(rising: Floats) -> Floats:
 
 
 def _corners(origin: Floats, order: NDArray[np.int8]) -> tuple[NDArray[np.int32], Keys, Keys]:
-    """Numbers the corners of all simplices.
+    """Number the corners of all simplices.
 
-    A corner is told by its first d coordinates, which are the digits of one integer, its key. From a corner to the next
-    one of the simplex, all coordinates grow by 1, but one falls by d; so the key changes by what depends on that axis.
+    A corner is identified by its key, an integer whose digits are its first d coordinates. From a corner to the next
+    one of a simplex, all coordinates increase by 1, except one that decreases by d. The change of the key therefore
+    depends only on that axis.
 
     Returns:
-        The corners' numbers (d + 1, N), by remainder; their keys (M,); the digits' values (d,).
+        The numbers of the corners (d + 1, N), by remainder; the keys (M,); the place values of the digits (d,).
 
     Raises:
-        OverflowError: The keys do not fit 64 bits.
+        OverflowError: The keys do not fit into 64 bits.
     """
     size, n = origin.shape
     base = origin[:-1].astype(np.int64)
     least = base.min(1) - 2 * size  # room for the other corners, and for neighbors
     widths = (base.max(1) + 2 * size - least + 1).tolist()
     if math.prod(widths) >= _KEYS:
-        raise OverflowError("the points lie too far apart")
+        raise OverflowError("the points are too far apart")
     radix = np.cumprod([1, *widths[:-1]])
     falls = size * np.append(radix, 0)
     key = radix @ (base - least[:, None])
     corners = np.empty((size, n), np.int32)
     found: list[Keys] = []
     count = 0
-    for remainder in range(size):  # no corner has two remainders
+    for remainder in range(size):  # corners of different remainders are distinct
         if remainder:
             key += radix.sum() - falls[order[remainder - 1]]
         keys, numbers = np.unique(key, return_inverse=True)
@@ -179,14 +181,14 @@ def _corners(origin: Floats, order: NDArray[np.int8]) -> tuple[NDArray[np.int32]
 
 
 def _blur(keys: Keys, order: NDArray[Any], step: int) -> csr_matrix:
-    """Adds half of both neighbors along an axis, whose keys are a step before and behind."""
+    """Return the matrix that adds half of both neighbors along an axis, whose keys differ by ``step``."""
     count = len(keys)
-    place = np.searchsorted(keys, keys + step, sorter=order)
-    behind = order[np.minimum(place, count - 1)]
-    here = np.flatnonzero(keys[behind] == keys + step)
-    behind, itself = behind[here], np.arange(count)
-    rows, columns = np.concatenate([itself, here, behind]), np.concatenate([itself, behind, here])
-    halves = np.repeat(np.array([1, 0.5], np.float32), [count, 2 * len(here)])
+    position = np.searchsorted(keys, keys + step, sorter=order)
+    after = order[np.minimum(position, count - 1)]
+    before = np.flatnonzero(keys[after] == keys + step)
+    after, itself = after[before], np.arange(count)
+    rows, columns = np.concatenate([itself, before, after]), np.concatenate([itself, after, before])
+    halves = np.repeat(np.array([1, 0.5], np.float32), [count, 2 * len(before)])
     return csr_matrix((halves, (rows, columns)), shape=(count, count))
 
 

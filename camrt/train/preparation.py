@@ -14,7 +14,7 @@ import torch
 from camrt.errors import CamrtError
 from camrt.train import snapshot as snapshots
 from camrt.train.data.loading import DataLoaderSpec, LabelLimit, data_loader_spec
-from camrt.train.data.sources import has_test_part
+from camrt.train.data.sources import abbreviated, has_test_part
 from camrt.train.networks import Network, network
 from camrt.train.options import Reporter, TrainingOptions
 from camrt.train.parallel import Group, choose_device
@@ -24,8 +24,6 @@ from camrt.train.solverfile import SolverFile
 from camrt.train.weights import load_caffemodel
 from converters.net import Net
 from converters.schema.caffe_pb2 import SolverParameter
-
-_SHOWN = 8  # names that a message lists
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,7 +278,7 @@ def _load(
         report = load_caffemodel(trained, start.weights)
         if report.filled:
             raise CamrtError(
-                f"found no weights for {_few(report.filled)}: the snapshot belongs to another network",
+                f"found no weights for {abbreviated(report.filled)}: the snapshot belongs to another network",
                 file=str(start.weights),
             )
         return tuple(start.metadata["loaded"])
@@ -288,8 +286,8 @@ def _load(
     for file in options.weights or [Path(one) for each in param.weights for one in each.split(",") if one]:
         report = load_caffemodel(trained, file)
         parts = [f"{file}: loaded {len(report.loaded)} layer(s)"]
-        parts += [f"not in the file: {_few(report.filled)}"] if report.filled else []
-        parts += [f"not in the network: {_few(report.unused)}"] if report.unused else []
+        parts += [f"not in the file: {abbreviated(report.filled)}"] if report.filled else []
+        parts += [f"not in the network: {abbreviated(report.unused)}"] if report.unused else []
         reporter.say("; ".join(parts))
         loaded.update(report.loaded)
     return tuple(sorted(loaded))
@@ -316,10 +314,6 @@ def _two_stage(options: TrainingOptions, start: Snapshot | None, trained: Networ
             f"found --two-stage {wanted} but weights for all layers, expected new layers, which are trained first"
         )
     return wanted
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _count(count: int | None) -> str:

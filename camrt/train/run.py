@@ -492,7 +492,7 @@ class _Losses:
         self.count += 1
 
     def read(self, group: Group) -> list[float]:
-        """Return the losses, averaged over the processes, and start anew."""
+        """Return the losses, averaged over the processes, and clear them."""
         values = self.values[: self.count].clone()
         group.average([values])
         self.count = 0

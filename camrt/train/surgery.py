@@ -329,25 +329,25 @@ def _refuse_branch(
     drafts: dict[int, Draft], reads: dict[int, tuple[_Version, ...]], image: _Version, end: int, after: str
 ) -> None:
     """Raise an error if a later layer depends on the image other than through the cut."""
-    if not _joined_behind(reads, image, end):
+    if not _bypasses(reads, image, end):
         return
-    behind = _descendants(reads, {(end, drafts[end].tops[0])})
+    after_cut = _descendants(reads, {(end, drafts[end].tops[0])})
     joins = (
         drafts[index].name
-        for index in sorted(behind)
+        for index in sorted(after_cut)
         if not any(drafts[i].type in _FLAT or _pools_all(drafts[i]) for i in _ancestors(reads, index))
-        and not _joined_behind(reads, image, index)
+        and not _bypasses(reads, image, index)
     )
     join = next(joins, None)
     hint = f": cut after {join!r}, where they meet" if join is not None else ""
     raise CamrtError(f"the layer {after!r} is on one of several branches, expected a layer on all paths{hint}")
 
 
-def _joined_behind(reads: dict[int, tuple[_Version, ...]], image: _Version, cut: int) -> bool:
+def _bypasses(reads: dict[int, tuple[_Version, ...]], image: _Version, cut: int) -> bool:
     """Return whether a layer after the cut also depends on the image through another path."""
-    behind = _descendants(reads, {version for read in reads.values() for version in read if version[0] == cut})
+    after_cut = _descendants(reads, {version for read in reads.values() for version in read if version[0] == cut})
     past = _descendants(reads, {image}, but=cut)
-    return not behind.isdisjoint(past)
+    return not after_cut.isdisjoint(past)
 
 
 def _descendants(reads: dict[int, tuple[_Version, ...]], start: set[_Version], but: int | None = None) -> set[int]:

@@ -114,7 +114,7 @@ def _backend(path: Path) -> str:
         return LEVELDB
     raise CamrtError(
         "is neither an LMDB database (data.mdb) nor a LevelDB database (CURRENT). Create one from images with "
-        "`camrt data lmdb`",
+        "Caffe's convert_imageset",
         file=str(path),
     )
 
@@ -150,7 +150,7 @@ def _opened(path: Path, backend: str) -> _Handle:
 def _open(path: Path, backend: str) -> Any:
     found = _backend(path)
     if found != backend:
-        raise CamrtError(f"found a {found} database, expected {backend}, the backend of the layer", file=str(path))
+        raise CamrtError(f"found the backend {found}, expected {backend} as in the layer", file=str(path))
     package = "lmdb" if backend == LMDB else "plyvel"
     try:
         if backend == LMDB:
@@ -164,7 +164,7 @@ def _open(path: Path, backend: str) -> Any:
         return plyvel.DB(str(path), create_if_missing=False)
     except ImportError:
         raise CamrtError(
-            f"is a {backend} database, which needs {package}. Install it with {install(package)}", file=str(path)
+            f"needs the package {package} to read {backend}. Install it with {install(package)}", file=str(path)
         ) from None
 
 

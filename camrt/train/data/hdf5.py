@@ -169,7 +169,7 @@ def _opened(file: Path) -> Any:
     try:
         return h5py.File(file, "r")
     except OSError as error:
-        found = "does not exist, expected an HDF5 file" if not file.exists() else f"cannot be read as HDF5: {error}"
+        found = "there is no such file" if not file.exists() else f"cannot be read as HDF5: {error}"
         raise CamrtError(found, file=str(file)) from None
 
 

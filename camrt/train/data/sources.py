@@ -220,7 +220,7 @@ def _folder(text: str) -> ImageFiles:
     strays = [entry.name for entry in folder.iterdir() if _is_image(entry.name)]
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if strays or not classes:
-        found = f"images outside the class folders ({_few(strays)})" if strays else "no folders"
+        found = f"images outside the class folders ({abbreviated(strays)})" if strays else "no folders"
         raise CamrtError(f"found {found}, expected all images in a folder for each class", file=path)
     paths, labels = [], []
     for label, name in enumerate(classes):
@@ -252,7 +252,7 @@ def _tiny(text: str, phase: Phase) -> ImageFiles:
     unknown = sorted({wnid for _, wnid, _ in rows} - numbers.keys())
     if unknown:
         raise CamrtError(
-            f"found the classes {_few(unknown)}, expected those of wnids.txt",
+            f"found the classes {abbreviated(unknown)}, expected those of wnids.txt",
             file=str(folder / "val" / "val_annotations.txt"),
         )
     boxes = None if any(box is None for *_, box in rows) else np.array([box for *_, box in rows], np.int64)
@@ -348,8 +348,8 @@ def _image_files(name: str, paths: list[str], labels: list[int], *more: Any) -> 
         missing += [path for path in absent if not Path(path).exists()]  # file systems may ignore case
     if missing:
         raise CamrtError(
-            f"found {len(missing):,} of {len(paths):,} images missing: {_few(missing)}. Add the files, or remove them "
-            "from the list",
+            f"found {len(missing):,} of {len(paths):,} images missing: {abbreviated(missing)}. Add the files, or "
+            "remove them from the list",
             file=name,
         )
     return ImageFiles(name, paths, labels, *more)
@@ -369,7 +369,7 @@ def _lines(file: Path) -> list[str]:
     try:
         return file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except FileNotFoundError:
-        raise CamrtError("does not exist, expected a file", file=str(file)) from None
+        raise CamrtError("there is no such file", file=str(file)) from None
     except OSError as error:
         raise CamrtError(f"cannot be read: {error.strerror or error}", file=str(file)) from error
 
@@ -383,7 +383,7 @@ def _words(file: Path) -> dict[str, str]:
 def _directory(path: str) -> Path:
     folder = Path(path)
     if not folder.is_dir():
-        raise CamrtError(f"{'is a file' if folder.exists() else 'does not exist'}, expected a folder", file=path)
+        raise CamrtError("found a file, expected a folder" if folder.exists() else "there is no such folder", file=path)
     return folder
 
 
@@ -391,6 +391,7 @@ def _is_image(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in ENDINGS
 
 
-def _few(names: Sequence[str]) -> str:
+def abbreviated(names: Sequence[str]) -> str:
+    """Join names for a message, and replace all but the first ones by their number."""
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

@@ -119,9 +119,9 @@ class _MeanVariance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
-        centerd = x - x.mean(axes, keepdim=True)
-        deviation = centerd.square().mean(axes, keepdim=True).sqrt_().add_(eps)
-        y = centerd.div_(deviation)
+        centered = x - x.mean(axes, keepdim=True)
+        deviation = centered.square().mean(axes, keepdim=True).sqrt_().add_(eps)
+        y = centered.div_(deviation)
         ctx.save_for_backward(y, deviation)
         ctx.axes = axes
         return y
@@ -199,7 +199,7 @@ def scale(context: LayerContext) -> Operation:
     """x * factor + offset. The factor is learned or a second bottom, and starts at an axis of x."""
     context.layer.expect(bottoms=range(1, 3), tops=1)
     param = context.layer.params.scale_param
-    shape, behind = _operand(context, param.axis, param.num_axes)
+    shape, trailing = _operand(context, param.axis, param.num_axes)
     weights = []
     if len(context.shapes) == 1:
         weights.append(Weight(shape, param.filler if param.HasField("filler") else ONES))
@@ -208,7 +208,7 @@ def scale(context: LayerContext) -> Operation:
 
     def forward(blobs: Sequence[Tensor], bottoms: Sequence[Tensor]) -> Tensor:
         x, *operands = (*bottoms, *blobs)
-        factor, *offset = (_broadcastable(operand, behind) for operand in operands)
+        factor, *offset = (_broadcastable(operand, trailing) for operand in operands)
         return torch.addcmul(offset[0], x, factor) if offset else x * factor
 
     return Operation(forward, weights)
@@ -219,10 +219,10 @@ def bias(context: LayerContext) -> Operation:
     """x + offset. The offset is learned or a second bottom, and starts at an axis of x."""
     context.layer.expect(bottoms=range(1, 3), tops=1)
     param = context.layer.params.bias_param
-    shape, behind = _operand(context, param.axis, param.num_axes)
+    shape, trailing = _operand(context, param.axis, param.num_axes)
     weights = [Weight(shape, param.filler)] if len(context.shapes) == 1 else []
     return Operation(
-        lambda blobs, bottoms: bottoms[0] + _broadcastable(bottoms[1] if len(bottoms) > 1 else blobs[0], behind),
+        lambda blobs, bottoms: bottoms[0] + _broadcastable(bottoms[1] if len(bottoms) > 1 else blobs[0], trailing),
         weights,
     )
 
@@ -248,9 +248,9 @@ def _operand(context: LayerContext, axis: int, num_axes: int) -> tuple[Shape, in
     return shape[first:end], len(shape) - end if num_axes else 0
 
 
-def _broadcastable(operand: Tensor, behind: int) -> Tensor:
+def _broadcastable(operand: Tensor, trailing: int) -> Tensor:
     """Append axes of size 1, so that the operand broadcasts against the bottom."""
-    return operand.reshape((*operand.shape, *(1,) * behind))
+    return operand.reshape((*operand.shape, *(1,) * trailing))
 
 
 @builds("Normalize")

@@ -75,7 +75,7 @@ def average_pool(x: Tensor, windows: Sequence[Window]) -> Tensor:
 
 
 def _max_with_mask(x: Tensor, windows: Sequence[Window]) -> Sequence[Tensor]:
-    """The maxima, and where in its channel each stood."""
+    """Compute MAX pooling, and the index of each maximum in its channel."""
     kernel, stride, pad, ceil = _torch_window(windows)
     if pad is None:
         raise ValueError("found a mask over windows with more padding than half a window, expected less")

@@ -63,5 +63,5 @@ def test_no_masks(mask: np.ndarray) -> None:
 
 @pytest.mark.parametrize("least", [-0.1, 1.1, np.nan])
 def test_no_share(least: float) -> None:
-    with pytest.raises(CamrtError, match="expected a share from 0 to 1"):
+    with pytest.raises(CamrtError, match="expected a fraction from 0 to 1"):
         boxes_from_mask(np.zeros((3, 4), bool), least=least)

@@ -213,14 +213,22 @@ IMAGE, MAP = np.zeros((8, 9, 3), np.uint8), np.full((8, 9), 0.5)
         (IMAGE[:, :, 0], MAP, r"found an image \(8, 9\) uint8, expected RGB \(H, W, 3\) uint8"),
         (IMAGE.astype(np.float32), MAP, r"found an image \(8, 9, 3\) float32"),
         ([[0]], MAP, "found an image of type list"),
-        (IMAGE, MAP[:7], r"found probabilities \(7, 9\) float64 for an image \(8, 9, 3\) uint8, expected one size"),
-        (IMAGE, MAP.T, "expected one size"),
-        (IMAGE, MAP[0], "expected one size"),
-        (IMAGE[:0], MAP[:0], "expected one size"),
+        (
+            IMAGE,
+            MAP[:7],
+            r"found probabilities \(7, 9\) float64 for an image \(8, 9, 3\) uint8, expected the same height",
+        ),
+        (IMAGE, MAP.T, "expected the same height"),
+        (IMAGE, MAP[0], "expected the same height"),
+        (IMAGE[:0], MAP[:0], "expected the same height"),
         (IMAGE, MAP.astype(int), r"found probabilities \(8, 9\) int64, expected floats"),
         (IMAGE, MAP * np.nan, "found probabilities from nan to nan, expected 0 to 1"),
         (IMAGE, np.where(np.arange(9) == 3, np.nan, MAP), "expected 0 to 1"),
-        (IMAGE, MAP * 3, r"found probabilities from 1\.5 to 1\.5, expected 0 to 1: .*probability makes them"),
+        (
+            IMAGE,
+            MAP * 3,
+            r"found probabilities from 1\.5 to 1\.5, expected 0 to 1: .*convert a heatmap with .*probability",
+        ),
         (IMAGE, MAP - 0.51, r"found probabilities from -0\.01"),
         (IMAGE, MAP * np.inf, "found probabilities from inf to inf"),
     ],
@@ -255,7 +263,7 @@ def test_refused_settings(arguments: dict[str, object], message: str) -> None:
 def test_more_than_can_be_numbered(bilateral: tuple[float, float, float]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(CamrtError, match=r"standard deviations apart, .* Raise sdims or schan"):
+        with pytest.raises(CamrtError, match=r"standard deviations apart, .* raise sdims or schan"):
             refine(photo(40, 40, 0), bump(40, 40), bilateral=bilateral)
 
 
@@ -269,5 +277,5 @@ def test_probabilities_of_a_heatmap() -> None:
     assert not probability(np.array([[-3.0, -1.0]])).any()
     assert probability(np.array([[0, 1e30]], np.float32)).tolist() == [[0, 1]]
     for bad in (np.nan, np.inf, -np.inf):
-        with pytest.raises(CamrtError, match="expected finite ones"):
+        with pytest.raises(CamrtError, match="expected finite values"):
             probability(np.array([[bad, 1.0]]))

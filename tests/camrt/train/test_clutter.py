@@ -275,7 +275,7 @@ def test_idx_files_that_do_not_fit(drawn: Digits, tmp_path: Path) -> None:
     with pytest.raises(CamrtError, match="0x803, expected 0x801"):
         Digits.from_idx(file, file)
     file.rename(tmp_path / "other")
-    with pytest.raises(CamrtError, match="name the file of the labels"):
+    with pytest.raises(CamrtError, match="specify the file of the labels"):
         Digits.from_idx(tmp_path / "other")
     write_idx(tmp_path, drawn.part(0, 100))
     with pytest.raises(CamrtError, match="found 100 labels, expected 400"):
@@ -287,7 +287,7 @@ def test_idx_files_that_do_not_fit(drawn: Digits, tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clutter, "_MOST_IDX_BYTES", 1 << 20)
+    monkeypatch.setattr(clutter, "_MAX_IDX_BYTES", 1 << 20)
     file = tmp_path / "t10k-images-idx3-ubyte.gz"
     file.write_bytes(gzip.compress(np.array([0x803, 10_000, SIDE, SIDE], ">u4").tobytes() + bytes(7_840_000)))
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"")
@@ -348,13 +348,13 @@ def test_a_text_names_the_digits_and_all_else(drawn: Digits, tmp_path: Path) -> 
     [
         ("mnist:x", "expected clutter:DIGITS"),
         ("clutter:", "expected clutter:DIGITS"),
-        ("clutter:drawn,seed", "drawn,seed: found no images-idx3 in its name"),
+        ("clutter:drawn,seed", "drawn,seed: has no images-idx3 in its name"),
         ("clutter:drawn,seed=1,seed=2", "each key once"),
         ("clutter:drawn,sead=1", "key 'sead'"),
-        ("clutter:drawn,seed=-1", "whole number"),
-        ("clutter:drawn,seed=", "whole number"),
-        ("clutter:drawn,seed=٣", "whole number"),
-        ("clutter:drawn,augment=2", "whole number"),
+        ("clutter:drawn,seed=-1", "integer"),
+        ("clutter:drawn,seed=", "integer"),
+        ("clutter:drawn,seed=٣", "integer"),
+        ("clutter:drawn,augment=2", "integer"),
         ("clutter:drawn,count=1", "at least 2"),
         ("clutter:/nowhere/images-idx3-ubyte", "No such file"),
     ],

@@ -50,7 +50,7 @@ def test_without_pytorch_it_says_what_to_install(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--amp", "fp8"], "found 'fp8', expected one of bf16, fp16"),
-        (["--resize", "0", "5"], "expected sizes from 1 on"),
+        (["--resize", "0", "5"], "expected sizes of 1 or more"),
         (["--two-stage", "0"], "--two-stage"),
         (["--threads", "0"], "--threads"),
         (["--seed", "-1"], "--seed"),
@@ -70,7 +70,7 @@ def test_wrong_usage(tmp_path, arguments, message):
         (["nowhere.prototxt"], "nowhere.prototxt: does not exist"),
         ([toy, "--data", "folder:nowhere"], "nowhere: there is no such folder"),
         ([toy, "--weights", "nowhere.caffemodel", *DATA], "nowhere.caffemodel: does not exist"),
-        ([toy, "--restart", "--resume"], "found --restart with --resume or --snapshot, expected one"),
+        ([toy, "--restart", "--resume"], "found --restart together with --resume or --snapshot, expected only one"),
         ([toy, "--snapshot", "nowhere.camrtstate", *DATA], "nowhere.camrtstate: there is no such snapshot"),
     ],
 )
@@ -95,7 +95,7 @@ def test_it_trains_and_says_what_it_wrote(tmp_path):
     assert "snapshot " in found.stderr
     refused = camrt(solver, *DATA)
     assert refused.exit_code == 1
-    assert "Go on from there with --resume" in refused.stderr
+    assert "Resume from it with --resume" in refused.stderr
 
 
 @needs_torch

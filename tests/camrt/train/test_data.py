@@ -108,7 +108,7 @@ def test_folders_are_classes(tmp_path):
     ("files", "message"),
     [
         ([], "found no folders"),
-        (["a/x.png", "stray.png"], r"found images beside the folders of classes \(stray.png\)"),
+        (["a/x.png", "stray.png"], r"found images outside the class folders \(stray.png\)"),
         (["a/x.png", "b/notes.txt"], "found no images, expected those of a class"),
     ],
 )
@@ -161,7 +161,7 @@ def test_tiny_imagenet(tmp_path):
     ("file", "content", "message"),
     [
         ("wnids.txt", "n01\nn01\n", "found a class twice"),
-        ("wnids.txt", "n01\n", "found classes that wnids.txt has not: n02"),
+        ("wnids.txt", "n01\n", "found the classes n02, expected those of wnids.txt"),
         ("val/val_annotations.txt", "val_0.png\tn01\t0\t0\t7\n", r"val_annotations\.txt:1: found .*expected a name"),
         ("val/val_annotations.txt", "gone.png\tn01\t0\t0\t7\t7\n", "found 1 of 1 images missing"),
     ],
@@ -208,8 +208,8 @@ def test_mnist(tmp_path):
         ("mnist:nowhere", "nowhere"),
         ("tiny:nowhere", "there is no such folder"),
         ("clutter:nowhere", "nowhere"),
-        ("folder:x,seed=1", "expected no options with folder:"),
-        ("mnist:x,last=1", "expected the options first, count, each once"),
+        ("folder:x,seed=1", "expected no options for folder:"),
+        ("mnist:x,last=1", "expected the options first, count, each at most once"),
         ("mnist:x,first=-1", "found first=-1"),
     ],
 )
@@ -305,7 +305,7 @@ def test_a_layer_says_the_transformation(tmp_path):
     )
     assert values.mean.ravel().tolist() == [1, 2, 3]
     both = layer('transform_param { mean_value: 1 mean_file: "m" }')
-    with pytest.raises(CamrtError, match="found a mean_file and mean_value, expected one of them"):
+    with pytest.raises(CamrtError, match="found mean_file and mean_value, expected only one of them"):
         of_layer(both, Path, is_random=False)
 
 
@@ -373,7 +373,7 @@ def test_what_is_in_a_batch_does_not_depend_on_what_was_loaded_before(tmp_path):
 
 
 def test_without_a_usable_image_there_is_an_error(tmp_path):
-    with pytest.raises(CamrtError, match=r"files: found no image that can be used; the first: .*0\.png"):
+    with pytest.raises(CamrtError, match=r"files: found no usable image. The first error is: .*0\.png"):
         broken(tmp_path, dict.fromkeys(range(6), b"x")).batch(0, 2)
 
 

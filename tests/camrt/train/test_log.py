@@ -63,7 +63,7 @@ def test_a_torn_last_line_is_dropped(log, tmp_path, torn):
 def test_a_foreign_line_is_named(log, tmp_path, foreign):
     before = foreign + b"\n" + log.lines.read_bytes()
     log.lines.write_bytes(before)
-    with pytest.raises(CamrtError, match=r"net_log\.jsonl:1: the line is none of a log"):
+    with pytest.raises(CamrtError, match=r"net_log\.jsonl:1: is not a line of a training log"):
         Log(tmp_path / "net", 10)
     assert log.lines.read_bytes() == before
 

@@ -518,7 +518,7 @@ def test_inputs_that_do_not_fit() -> None:
     with pytest.raises(CamrtError, match=r"found the inputs data, label, box, expected data, label"):
         network({**fed, "box": fed["data"]})
     with pytest.raises(
-        CamrtError, match=r"found the shape 3 x 8 x 8 for the input 'data', expected one like 2 x 3 x 8"
+        CamrtError, match=r"found the shape 3 x 8 x 8 for the input 'data', expected as many axes as 2 x 3 x 8"
     ):
         network({**fed, "data": fed["data"][0]})
     with pytest.raises(CamrtError, match=r"layer fc \(InnerProduct\): .*bottoms: conv 2 x 4 x 7 x 6"):
@@ -536,7 +536,10 @@ def test_an_input_that_no_layer_reads_may_be_left_out() -> None:
 
 def test_a_network_without_a_loss() -> None:
     network = network_of(INPUTS + fc("fc", "data", 5))
-    with pytest.raises(CamrtError, match=r"the network '' has no loss: read it with phase='TRAIN' and training=True"):
+    with pytest.raises(
+        CamrtError,
+        match=r"the network '' has no loss, expected .*SoftmaxWithLoss: read it with phase='TRAIN' and training=True",
+    ):
         network.loss(network(batch()))
 
 

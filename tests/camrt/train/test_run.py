@@ -312,7 +312,7 @@ def test_a_run_that_is_there_is_not_overwritten_unasked(tmp_path):
 def test_a_restart_does_not_remove_the_weights_it_begins_from(tmp_path):
     solver = toy.write(tmp_path, solver="max_iter: 10")
     first, _ = train(solver)
-    with pytest.raises(CamrtError, match=r"toy_iter_10\.caffemodel: is of a snapshot that --restart removes"):
+    with pytest.raises(CamrtError, match=r"toy_iter_10\.caffemodel: belongs to a snapshot that --restart removes"):
         train(solver, restart=True, weights=(first.weights,))
     assert first.weights.exists()
 
@@ -327,7 +327,7 @@ def test_a_mistake_does_not_cost_the_snapshots(tmp_path):
 def test_resuming_what_never_began_begins_and_what_has_ended_tests(tmp_path):
     solver = toy.write(tmp_path, solver="max_iter: 10")
     began, reporter = train(solver, resume=True)
-    assert "beginning at iteration 0" in reporter.text
+    assert "starting at iteration 0" in reporter.text
     before = began.weights.read_bytes(), began.weights.stat().st_mtime_ns
     again, _ = train(solver, resume=True)
     assert again.iteration == 10
@@ -351,7 +351,7 @@ def test_one_can_go_on_from_an_earlier_snapshot(tmp_path):
         ({"classes": 12}, {}, r"fc: found blob 0 of 10 x 16, expected 12 x 16"),
         ({"head": "other"}, {}, "found no weights for other: the snapshot is of another network"),
         ({"solver": 'type: "Adam"'}, {}, "found the state of a solver of type 'SGD', expected 'Adam'"),
-        ({}, {"seed": 8}, "found --seed 8, expected 7, which the run began with"),
+        ({}, {"seed": 8}, "found --seed 8, expected 7, the seed of the run"),
         ({}, {"two_stage": 3}, "found --two-stage 3, expected none, which the run began with"),
     ],
 )
@@ -365,7 +365,7 @@ def test_other_data_is_noted(tmp_path):
     solver = toy.write(tmp_path, solver="max_iter: 10")
     train(solver)
     _, reporter = train(toy.write(tmp_path, solver="max_iter: 11"), resume=True, data=toy.TEST_DATA)
-    assert f"note: the data was {toy.DATA}" in reporter.text
+    assert f"note: the data have changed from {toy.DATA}" in reporter.text
 
 
 def test_two_runs_do_not_write_the_same_files(tmp_path, monkeypatch):
@@ -420,7 +420,7 @@ def test_a_loss_that_is_no_number_stops_it_and_keeps_the_snapshot(tmp_path, monk
 
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     """The step that spoils the weights follows a loss that is a number."""
-    with pytest.raises(CamrtError, match=r"found weights that are no numbers at iteration 1\. There is no snapshot"):
+    with pytest.raises(CamrtError, match=r"found NaN or infinite weights at iteration 1\. There is no snapshot"):
         train(toy.write(tmp_path, solver="base_lr: 1e38 weight_decay: 1e38 snapshot: 1"))
     assert not list((tmp_path / "out").glob("*.caffemodel"))
 
@@ -432,7 +432,7 @@ def test_weights_are_taken_over_and_it_says_which(tmp_path):
     first, _ = train(toy.write(tmp_path / "a", solver="max_iter: 5"))
     solver = toy.write(tmp_path / "b", head="new", solver="max_iter: 1 base_lr: 0 snapshot: 0")
     second, reporter = train(solver, weights=(first.weights,))
-    assert f"{first.weights}: 4 layer(s) loaded; not in it: new; not in the network: fc" in reporter.text
+    assert f"{first.weights}: loaded 4 layer(s); not in the file: new; not in the network: fc" in reporter.text
     before, after = weights(first.weights), weights(second.weights)
     for name in ("conv1", "scale1", "conv2"):
         for one, other in zip(before[name], after[name], strict=True):
@@ -455,8 +455,8 @@ def test_in_the_first_of_two_stages_only_new_layers_learn(tmp_path):
         for one, other, last in zip(before[name], halfway[name], ended[name], strict=True):
             np.testing.assert_array_equal(one, other)
             assert not np.array_equal(other, last)
-    assert "from iteration 0 on only new layers learn, to iteration 10" in reporter.text
-    assert "from iteration 10 on all layers learn" in reporter.text
+    assert "iteration 0: training only new layers, up to iteration 10" in reporter.text
+    assert "iteration 10: training all layers" in reporter.text
 
 
 def test_two_stages_can_be_interrupted(tmp_path, monkeypatch):
@@ -471,8 +471,8 @@ def test_two_stages_can_be_interrupted(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("head", "with_weights", "message"), [
-    ("fc", True, "all layers that learn in --weights"),
-    ("new", False, "no layer from --weights"),
+    ("fc", True, "weights for all layers"),
+    ("new", False, "no layers from --weights"),
 ])  # fmt: skip
 def test_two_stages_need_old_and_new_layers(tmp_path, head, with_weights, message):
     first, _ = train(toy.write(tmp_path / "a", solver="max_iter: 2"))
@@ -548,7 +548,7 @@ def test_more_than_half_of_the_images_unusable_is_an_error(tmp_path):
     loading = BatchLoader(
         DataLoaderSpec((ImageStream("data", "label", feed, 1),)), range(5), workers=0, device=torch.device("cpu")
     )
-    with pytest.raises(CamrtError, match="files: found 3 of 5 images that cannot be used, expected less than half"):
+    with pytest.raises(CamrtError, match="files: found 3 of 5 images that cannot be used, expected at most half"):
         list(loading)
 
 
@@ -594,7 +594,7 @@ def test_a_device_without_memory_is_no_traceback(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(running._Training, "_update", full)
-    with pytest.raises(CamrtError, match=r"not enough memory on the device: lower batch_size and raise iter_size"):
+    with pytest.raises(CamrtError, match=r"the device is out of memory: lower batch_size and raise iter_size"):
         train(toy.write(tmp_path))
 
 
@@ -626,10 +626,10 @@ def test_a_database_asks_for_data(tmp_path):
     (tmp_path / "net.prototxt").write_text(net)
     with pytest.raises(
         CamrtError,
-        match=r"train_lmdb: there is no such database, which the layer 'data' \(Data\) names.*--data folder:DIR",
+        match=r"train_lmdb: does not exist, expected the database of the layer 'data' \(Data\).*--data folder:DIR",
     ):
         train(solver, data=None)
-    with pytest.raises(CamrtError, match=r"train_lmdb: there is no such database.*--test-data folder:DIR"):
+    with pytest.raises(CamrtError, match=r"train_lmdb: does not exist.*--test-data folder:DIR"):
         train(solver, test_data=None)
 
 
@@ -676,21 +676,21 @@ def test_the_batch_can_be_given(tmp_path):
     found, _ = train(solver, batch=4)
     assert_same(found.weights, expected.weights)
     _, reporter = train(solver, batch=5, snapshot=found.weights.with_suffix(".camrtstate"))
-    assert "note: a batch had 4 images, and has 5: from here on it is another run" in reporter.text
+    assert "note: the batch size has changed from 4 to 5: the results will differ" in reporter.text
 
 
 def test_whole_images_in_place_of_windows_are_told(tmp_path):
     params = 'window_data_param { source: "windows.txt" batch_size: BATCH }'
     _, reporter = train(with_layer(tmp_path, "WindowData", params, solver="max_iter: 1"))
     assert reporter.text.count("note: the layer 'data' (WindowData) crops windows from its images") == 2
-    assert "the network sees no windows" in reporter.text
+    assert "there are no windows" in reporter.text
 
 
 def test_one_source_for_several_test_nets_is_told(tmp_path):
     solver = toy.write(tmp_path, solver="max_iter: 1")
     solver.write_text(solver.read_text().replace("test_iter: 2", "test_iter: 2 test_iter: 1"))
     _, reporter = train(solver)
-    assert f"note: all 2 test nets read the same images, {toy.TEST_DATA}" in reporter.text
+    assert f"note: all 2 test nets read {toy.TEST_DATA}" in reporter.text
     _, reporter = train(toy.write(tmp_path / "one", solver="max_iter: 1"))
     assert "test nets" not in reporter.text
 
@@ -705,7 +705,7 @@ def test_weights_as_hdf5(tmp_path):
     solver.write_text(solver.read_text().replace("max_iter: 20", "max_iter: 30"))
     ended, _ = train(solver, resume=True)
     assert_same(ended.weights, binary.weights)
-    with pytest.raises(CamrtError, match="is of a snapshot that --restart removes"):
+    with pytest.raises(CamrtError, match="belongs to a snapshot that --restart removes"):
         train(solver, restart=True, weights=(ended.weights,))
     train(toy.write(tmp_path / "b", solver="max_iter: 10"), restart=True)
     assert [file.name for file in ended.weights.parent.glob("*.caffemodel*")] == ["toy_iter_10.caffemodel"]
@@ -760,5 +760,5 @@ def test_image_data_layers_are_read(tmp_path):
 
 
 def test_two_ways_to_begin_are_refused(tmp_path):
-    with pytest.raises(CamrtError, match="found --restart with --resume or --snapshot"):
+    with pytest.raises(CamrtError, match="found --restart together with --resume or --snapshot"):
         train(toy.write(tmp_path), restart=True, resume=True)

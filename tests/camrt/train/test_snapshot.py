@@ -90,21 +90,21 @@ def test_a_torn_state_is_refused_and_the_whole_one_before_it_named(saved, share)
     saved.paths(10)[0].write_bytes(b"other weights")
     with pytest.raises(CamrtError) as caught:
         saved.last()
-    assert f"{state}: is no state of camrt train, or a damaged one" in str(caught.value)
-    assert f"The last snapshot that is whole is {saved.paths(9)[1]}: go on from it with --snapshot" in str(caught.value)
+    assert f"{state}: is not a state file of camrt train, or is damaged" in str(caught.value)
+    assert f"The last complete snapshot is {saved.paths(9)[1]}: resume from it with --snapshot" in str(caught.value)
 
 
 def test_weights_that_do_not_belong_are_refused(saved):
     weights = saved.paths(20)[0]
     weights.write_bytes(weights.read_bytes()[:-1] + b"X")
-    with pytest.raises(CamrtError, match=r"its weights .*iter_20\.caffemodel are damaged, or others"):
+    with pytest.raises(CamrtError, match=r"its weights .*iter_20\.caffemodel is damaged or was replaced"):
         saved.last()
     weights.unlink()
-    with pytest.raises(CamrtError, match=r"its weights are not there: net\[1\]_iter_20\.caffemodel"):
+    with pytest.raises(CamrtError, match=r"its weights file net\[1\]_iter_20\.caffemodel does not exist"):
         saved.last()
     for iteration in (9, 10):
         saved.paths(iteration)[0].unlink()
-    with pytest.raises(CamrtError, match="No other snapshot is whole: begin anew with --restart"):
+    with pytest.raises(CamrtError, match="There is no other complete snapshot: start over with --restart"):
         saved.last()
 
 
@@ -149,7 +149,7 @@ def no_array() -> bytes:
 def test_foreign_files_are_refused(tmp_path, content):
     file = tmp_path / "x.camrtstate"
     file.write_bytes(content)
-    with pytest.raises(CamrtError, match=r"x\.camrtstate: (is no state of camrt train|found the format)"):
+    with pytest.raises(CamrtError, match=r"x\.camrtstate: (is not a state file of camrt train|found the format)"):
         read(file)
 
 
@@ -158,13 +158,15 @@ def test_a_state_leads_to_no_other_folder(tmp_path):
     (tmp_path / "in").mkdir()
     facts = {"format": "camrt training state 1", "iteration": 1, "weights": "../secret", "bytes": 0, "sha256": ""}
     (tmp_path / "in" / "x.camrtstate").write_bytes(archive(facts=as_bytes(facts)))
-    with pytest.raises(CamrtError, match="its weights are not there: secret"):
+    with pytest.raises(CamrtError, match="its weights file secret does not exist"):
         read(tmp_path / "in" / "x.camrtstate")
 
 
 def test_caffes_own_state_is_told_apart(tmp_path):
     (tmp_path / "net_iter_10.solverstate").write_bytes(b"\x08\x0a\x12\x04file")
-    with pytest.raises(CamrtError, match="Of Caffe's snapshots the weights can be taken: --weights"):
+    with pytest.raises(
+        CamrtError, match=r"Only the weights of Caffe's snapshots can be used: pass the \.caffemodel with --weights"
+    ):
         read(tmp_path / "net_iter_10.solverstate")
     with pytest.raises(CamrtError, match="there is no such snapshot"):
         read(tmp_path / "nowhere.camrtstate")

@@ -297,7 +297,7 @@ def test_states_of_others_are_refused() -> None:
     with pytest.raises(CamrtError, match="found the state of a solver of type 'SGD', expected 'Adam'"):
         adam.load_state_dict(sgd.state_dict())
     other = train.Solver(parameters(""), line(LINE.replace("num_output: 2", "num_output: 7")))
-    with pytest.raises(CamrtError, match=r"2 tensors, 7 x 1 where 2 x 1 was expected: it belongs to another network"):
+    with pytest.raises(CamrtError, match=r"2 tensors, 7 x 1 instead of 2 x 1: it belongs to another network"):
         sgd.load_state_dict(other.state_dict())
     for broken in ({}, {"type": "SGD", "iteration": "x", "history": []}, {**sgd.state_dict(), "history": [[]]},
                    {**sgd.state_dict(), "iteration": -1}):  # fmt: skip

@@ -289,7 +289,7 @@ def test_other_classes_on_the_same_maps(reference: Path, tmp_path: Path) -> None
     ("after", "word"),
     [
         ("conv5_4", "no layer named 'conv5_4'. Did you mean 'conv5_3'.*conv5_1, conv5_2, conv5_3"),
-        ("fc6", r"'fc6' \(InnerProduct\) gives no maps, expected a convolution:.*conv5_3$"),
+        ("fc6", r"'fc6' \(InnerProduct\) does not output feature maps, expected a convolution:.*conv5_3$"),
         ("prob", r"comes after 'fc6' \(InnerProduct\)"),
         ("data", "no layer named 'data'"),
     ],
@@ -302,7 +302,7 @@ def test_a_layer_that_cannot_be_cut_behind(after: str, word: str) -> None:
 
 def test_branches_name_the_place_where_they_meet() -> None:
     googlenet = parse_prototxt(zoo.find("googlenet").prototxt(), "googlenet")
-    with pytest.raises(CamrtError, match=r"'inception_4e/3x3' lies on one of several.*after 'inception_4e/output'"):
+    with pytest.raises(CamrtError, match=r"'inception_4e/3x3' is on one of several.*after 'inception_4e/output'"):
         surgery(googlenet, "inception_4e/3x3", classes=2)
     aside = (
         'layer { name: "loss1" type: "InnerProduct" bottom: "aside" top: "x" inner_product_param { num_output: 2 } }'
@@ -332,9 +332,9 @@ def test_numbers_that_cannot_be(wrong: dict[str, Any], word: str) -> None:
 
 
 def test_networks_that_it_cannot_be_done_to(tmp_path: Path) -> None:
-    with pytest.raises(CamrtError, match="found loss in what is kept"):
+    with pytest.raises(CamrtError, match="found the names loss in kept layers"):
         surgery(small(conv("loss", "one") + conv("last", "loss")), "last", classes=2)
-    with pytest.raises(CamrtError, match=r"'strange' .line 5., which no Caffe layer has"):
+    with pytest.raises(CamrtError, match=r"unknown field 'strange' .line 5. in a layer to keep"):
         surgery(small('layer { name: "r" type: "ReLU" bottom: "one" top: "last" strange: 1 }'), "r", classes=2)
     with pytest.raises(CamrtError, match="found 2 layers named 'last'"):
         surgery(small(conv("last", "one") + conv("last", "one")), "last", classes=2)
@@ -343,7 +343,7 @@ def test_networks_that_it_cannot_be_done_to(tmp_path: Path) -> None:
     with pytest.raises(CamrtError, match="'data' of shape unknown"):
         surgery(network, "last", classes=2)
     network.message.input_dim.extend([1, 7, 20, 20])
-    with pytest.raises(CamrtError, match="7 channels, expected 3 or 1"):
+    with pytest.raises(CamrtError, match="7 channels, expected images of 3 channels or 1"):
         surgery(network, "last", classes=2)
     before = parse_prototxt(
         'input: "data" input_dim: 1 input_dim: 3 input_dim: 8 input_dim: 8 '
@@ -364,7 +364,7 @@ def test_networks_that_it_cannot_be_done_to(tmp_path: Path) -> None:
     with pytest.raises(CamrtError, match="tops d: data, expected images and labels"):
         surgery(unlabeled, "c", classes=2)
     lost = parse_prototxt(conv("c", "nowhere"))
-    with pytest.raises(CamrtError, match="reads 'nowhere', which nothing writes"):
+    with pytest.raises(CamrtError, match="reads 'nowhere', which no layer writes"):
         surgery(lost, "c", classes=2)
     for content in (b"", b"not { a prototxt", b"\x00\x01\x02"):
         (tmp_path / "x").write_bytes(content)
@@ -392,7 +392,7 @@ def test_the_command_of_the_docs(tmp_path: Path) -> None:
     status, out, err = run(vgg16, "--after", "conv5_3", "--classes", 200, "--channels", 512, "-o", output)
     assert (status, err) == (0, "")
     assert out.splitlines()[-1] == str(output)
-    assert "cut after relu5_3: kept 30 layers, left out pool5, fc6" in out
+    assert "cut after relu5_3: kept 30 layers, removed pool5, fc6" in out
     assert [path.name for path in output.parent.iterdir()] == [output.name]
     (conv,) = (layer for layer in read_net(output).layers if layer.name == "CAM_conv")
     assert conv.params.convolution_param.num_output == 512

@@ -157,7 +157,7 @@ def test_what_is_left(tmp_path: Path) -> None:
 WRONG = {
     "shape": (
         TEXT.replace("num_output: 5", "num_output: 6"),
-        r"layer fc: found blob 0 of 5 x 64, expected 6 x 64\. To train the layer anew, give it another name",
+        r"layer fc: found blob 0 of 5 x 64, expected 6 x 64\. To train the layer from scratch, rename it",
     ),
     "transposed": (
         TEXT.replace("num_output: 5", "num_output: 5 transpose: true"),
@@ -170,7 +170,7 @@ WRONG = {
     "names": (
         input_layer("data", 2, 3)
         + layer("other", "InnerProduct", "data", params="inner_product_param { num_output: 5 }"),
-        r"found no layer of the network '' among the 5 of the file",
+        r"found none of the layers of the network '' among the 5 of the file",
     ),
 }  # fmt: skip
 
