@@ -37,10 +37,10 @@ MobileNet-YOLO, C3D, caffe-model, SENet, TSN and others):
 
 | networks | |
 |---|---|
-| 764 | convert (97.9 % of those for inference) |
+| 766 | convert (98.2 % of those for inference) |
 | 11 | are not for inference: templates, the form of 2013, fragments of a training |
-| 6 | have an error of their own, which Caffe refuses too: sizes that do not go together |
-| 10 | have a layer that is missing: `MultiStageMeanfield`, `AssistedExcitation`, Python layers |
+| 7 | have sizes that do not fit together, which Caffe refuses too |
+| 7 | have a layer that is missing: `MultiStageMeanfield` at full size, `AssistedExcitation`, Python layers of training |
 
 """
 
