@@ -54,17 +54,20 @@ FORKS = (
     Fork(
         "textboxes", "MhLiao/TextBoxes",
         "",
+        "examples/TextBoxes/deploy.prototxt",
     ),
     Fork(
         "faster-rcnn", "rbgirshick/py-faster-rcnn",
         "rpn.proposal_layer rpn.anchor_target_layer rpn.proposal_target_layer roi_data_layer.layer "
         "dropout_param.scale_train",
+        "models/pascal_voc/ZF/faster_rcnn_alt_opt/faster_rcnn_test.pt",
     ),
     Fork(
         "rfcn", "daijifeng001/R-FCN",
         "PSROIPooling BoxAnnotatorOHEM SmoothL1LossOHEM normalization=PRE_FIXED",
+        "models/rfcn_prototxts/ResNet-50L_OHEM_res3a/test.prototxt",
     ),
-    Fork("pvanet", "sanghoon/pva-faster-rcnn", "Proposal proposal_param"),
+    Fork("pvanet", "sanghoon/pva-faster-rcnn", "Proposal proposal_param", "models/pvanet_obsolete/comp/original.pt"),
     Fork(
         "caffe-model", "soeaver/caffe-model and its py-RFCN-priv, and shicai/DenseNet-Caffe",
         "pooling_param.ceil_mode interp_param.use_blob_size SegAccuracy SeLu SeLuDropout",
@@ -74,10 +77,12 @@ FORKS = (
     Fork(
         "mobilenet-yolo", "eric612/MobileNet-YOLO",
         "Yolov3 Yolov3DetectionOutput YoloDetectionOutput RegionLoss YoloSeg LaneData SegmentationEvaluate",
+        "benchmark/yolov3_lite_deploy_inference.prototxt",
     ),
     Fork(
         "c3d", "facebookarchive/C3D",
         "Convolution3D Pooling3D Deconvolution3D VideoWithVoxelTruthData VideoSegmentationData VoxelSoftmax",
+        "C3D-v1.0/examples/c3d_feature_extraction/prototxt/c3d_fbvideo_feature_extractor_frm.prototxt",
     ),
     Fork(
         "segnet", "alexgkendall/caffe-segnet",
@@ -85,15 +90,19 @@ FORKS = (
         "Example_Models/segnet_model_driving_webdemo.prototxt of alexgkendall/SegNet-Tutorial",
     ),
     Fork("pspnet", "hszhao/PSPNet", "bn_param.slope_filler", "evaluation/prototxt/pspnet50_ADE20K_473.prototxt"),
-    Fork("fcn", "longjon/caffe of branch future, which HED and FCN were trained with", "ImageLabelmapData"),
+    Fork("fcn", "longjon/caffe of branch future, which HED and FCN were trained with", "ImageLabelmapData",
+         "nyud-fcn32s-color-d/test.prototxt of shelhamer/fcn.berkeleyvision.org"),
     Fork("crfasrnn", "torrvision/crfasrnn", "MultiStageMeanfield"),
     Fork(
         "caffe-windows", "happynear/caffe-windows",
         "Insanity MultiLabelImageData normalize_param.normalize_type Flip",
+        "caffe_proto/CASIA_deploy.prototxt of happynear/FaceVerification",
     ),
-    Fork("sphereface", "wy1iu/sphereface", "MarginInnerProduct"),
+    Fork("sphereface", "wy1iu/sphereface", "MarginInnerProduct",
+         "train/model_lib/Sphereface-64/sphereface_64_deploy.prototxt"),
     Fork("senet", "hujie-frank/SENet", "Axpy", "models/SE-ResNet-50.prototxt"),
-    Fork("tsn", "yjxiong/caffe", "video_data_param.modality transform_param.more_fix_crop bn_param.engine"),
+    Fork("tsn", "yjxiong/caffe", "video_data_param.modality transform_param.more_fix_crop bn_param.engine",
+         "models/hmdb51/tsn_bn_inception_rgb_deploy.prototxt of yjxiong/temporal-segment-networks"),
     Fork("shufflenet", "farmingyard/ShuffleNet", "ShuffleChannel", "ShuffleNet of wuyongchn/shufflenet-caffe"),
     Fork("flownet2", "lmb-freiburg/flownet2", "Correlation FlowWarp Resample Accum CustomData DataAugmentation"),
 )  # fmt: skip
