@@ -40,7 +40,7 @@ MobileNet-YOLO, C3D, caffe-model, SENet, TSN and others):
 | 766 | convert (98.2 % of those for inference) |
 | 11 | are not for inference: templates, the form of 2013, fragments of a training |
 | 7 | have sizes that do not fit together, five of them by a mistake in the prototxt |
-| 7 | have a layer that is missing: `MultiStageMeanfield` at full size, `AssistedExcitation`, Python layers of training |
+| 7 | have a layer that is missing: `MultiStageMeanfield` at full size, `AssistedExcitation`, training code in Python |
 
 """
 

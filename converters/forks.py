@@ -44,7 +44,7 @@ FORKS = (
         "intel", "intel/caffe",
         "engine=MKL2017 engine=MKLDNN quantization_param convolution_param.conv_algorithm EvalDetection "
         "bn_stats_batch_size",
-        "models/default_googlenet/deploy.prototxt",
+        "models/intel_optimized_models/benchmark/googlenet/deploy.prototxt",
     ),
     Fork(
         "ssd", "weiliu89/caffe",
