@@ -302,7 +302,7 @@ def _write(task: _Task, converted: Converted, provenance: Provenance) -> int:
             import rich.console
             import rich.table  # noqa: F401 - what the report needs, loaded while the hashing goes on
 
-            return {**provenance.properties(), **task.properties}
+            return {**provenance.properties(), **converted.metadata, **task.properties}
 
         return model.write(converted.draft, task.output, properties, advance=advance)
 

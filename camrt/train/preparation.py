@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from camrt.train.solverfile import SolverFile
 from camrt.train.weights import load_caffemodel
 from converters.net import Net
 from converters.schema.caffe_pb2 import SolverParameter
+from converters.transform import finder
 
 _SHOWN = 8  # names that a message lists
 
@@ -205,7 +206,12 @@ def _fed(options: TrainingOptions, file: SolverFile, seed: int) -> tuple[list[Ne
     texts = [options.data, *([test_data] * (len(nets) - 1))]
     fed = [
         data_loader_spec(
-            net, text, seed=seed, resize=options.resize, batch=options.batch, find=_finder(net, options.solver)
+            net,
+            text,
+            seed=seed,
+            resize=options.resize,
+            batch=options.batch,
+            find=finder(Path(net.files[0]) if net.files else options.solver),
         )
         for net, text in zip(nets, texts, strict=True)
     ]
@@ -213,17 +219,6 @@ def _fed(options: TrainingOptions, file: SolverFile, seed: int) -> tuple[list[Ne
         note = f"all {len(nets) - 1} test nets read the same images, {test_data}: --test-data replaces their own data"
         fed[1] = replace(fed[1], notes=(*fed[1].notes, note))
     return nets, fed
-
-
-def _finder(net: Net, solver: Path) -> Callable[[str], Path]:
-    """Relative paths in a prototxt: from the current folder, as in Caffe, else from the file's or one above it."""
-    beside = Path(net.files[0] if net.files else solver).absolute().parent
-
-    def find(path: str) -> Path:
-        candidates = [Path(path), *(folder / path for folder in (beside, *beside.parents))]
-        return next((candidate for candidate in candidates if candidate.exists()), Path(path))
-
-    return find
 
 
 def _check_labels(net: Network, fed: DataLoaderSpec) -> DataLoaderSpec:

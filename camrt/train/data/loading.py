@@ -28,10 +28,10 @@ from camrt.train.data.windows import WindowData
 from converters.deploy import DATA_LAYERS
 from converters.layer import Layer
 from converters.net import Net
+from converters.transform import IMAGE_PER_CROP
 
 MOST_WORKERS = 8
 KINDS_HINT = "folder:DIR, list:FILE, tiny:DIR, mnist:DIR or clutter:drawn"
-_FEWER = 8 / 7  # images are this much larger than their crop: Caffe's 256 for 224
 
 
 class LabelLimit(NamedTuple):
@@ -435,7 +435,7 @@ def _with_usual_size(transform: Transform) -> Transform:
         return replace(transform, resize=(height, width))
     if transform.crop is None:
         return transform
-    height, width = (round(side * _FEWER) for side in transform.crop)
+    height, width = (round(side * IMAGE_PER_CROP) for side in transform.crop)
     return replace(transform, resize=(height, width))
 
 
