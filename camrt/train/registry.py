@@ -93,7 +93,7 @@ def in_full(values: Tensor) -> Tensor:
 
 
 _builders: Registry[str, Builder] = Registry(
-    "builder", [f"camrt.train.layers.{family}" for family in FAMILIES], ValueError
+    "builder for", [f"camrt.train.layers.{family}" for family in FAMILIES], ValueError
 )
 
 
