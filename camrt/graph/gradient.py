@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from camrt.builder import Builder
 from camrt.errors import CamrtError
-from camrt.graph.builder import Builder
 from camrt.graph.opening import ModelLike, check_model, naming, open_model
 from camrt.graph.rules import modifiers, registry
 from camrt.graph.rules.registry import rule

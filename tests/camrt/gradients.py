@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper, parser
 
-from camrt.graph.builder import Builder
+from camrt.builder import Builder
 from camrt.graph.gradient import backpropagate
 from camrt.graph.rules import registry
 from camrt.graph.sizes import Sizes

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
+from camrt.builder import Builder
 from camrt.errors import CamrtError
-from camrt.graph.builder import Builder
 from camrt.graph.gradient import Value, backpropagate, differentiate, rule
 from camrt.graph.view import GraphView
 from tests.camrt.classifiers import CHANNELS, CLASSES, SIDE, classifier

@@ -117,7 +117,7 @@ def test_a_broken_mean_image(tmp_path: Path) -> None:
 def test_what_is_not_in_the_cache_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAMRT_HOME", str(tmp_path))
     notes: list[str] = []
-    properties = metadata.of_named(zoo.find("googlenetCAM"), note=notes.append)
+    properties = zoo.metadata_of(zoo.find("googlenetCAM"), note=notes.append)
     assert metadata.MEAN_IMAGE not in properties
     assert "mean_image" not in json.loads(properties[metadata.PREPROCESS])
     assert ["mean pixel" in note for note in notes] == [True, False]
