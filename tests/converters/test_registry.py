@@ -122,7 +122,7 @@ def test_replace_takes_the_place(tmp_path: Path) -> None:
 )
 def test_registration_must_say_what_it_handles(types: tuple[str, ...], options: dict[str, str], says: str) -> None:
     with pytest.raises(ConversionError, match=says):
-        handles(*types, **options)  # type: ignore[arg-type]
+        handles(*types, **options)
 
 
 # ----------------------------------------------------------------------------------------------- handlers that fail
