@@ -2,7 +2,7 @@
 #
 #   make demo      set up, explain a picture with a tiny network, write build/result.png
 #   make test      set up, run the tests          make test ARGS="-k zoo -n 0"
-#   make lint      format, lint and types
+#   make lint      format, lint, types and layers of imports
 #   make docs      write docs/layers.md, gradients.md and methods.md from the registries
 #   make schema    write converters/schema/caffe_pb2.py from caffe.proto
 #   make clean     remove all that make made
@@ -43,6 +43,7 @@ lint: $(TEST_READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(CODE)
+	$(BIN)/lint-imports
 
 format: $(TEST_READY)
 	$(BIN)/ruff format .
@@ -62,7 +63,7 @@ schema: .venv-schema/.ready
 	.venv-schema/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. converters/schema/caffe.proto
 
 clean:
-	rm -rf $(VENV) .venv-schema build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-schema build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DEMO_READY): $(SETUP) | $(BIN)/python

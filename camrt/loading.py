@@ -228,7 +228,7 @@ def named_classifier(name: str, weights: Path | None = None) -> onnx.ModelProto:
     model = zoo.find(name)
     file = zoo.weights(model, weights)
     classifier = convert(read_net(parse_prototxt(model.prototxt(), f"{model.name}.prototxt"), file))
-    helper.set_model_props(classifier, {**metadata.of_model(classifier), **metadata.of_named(model, note=_log.info)})
+    helper.set_model_props(classifier, {**metadata.of_model(classifier), **zoo.metadata_of(model, note=_log.info)})
     return classifier
 
 
@@ -284,5 +284,6 @@ def preprocess_of_named(model: NamedModel, reference: Path | None = None) -> Pre
         ConversionError: The mean image is there and cannot be read.
     """
     from camrt.preprocess import preprocess_of
+    from converters import zoo
 
-    return preprocess_of(None, metadata.of_named(model, reference, note=_log.info))
+    return preprocess_of(None, zoo.metadata_of(model, reference, note=_log.info))

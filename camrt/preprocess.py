@@ -17,7 +17,7 @@ from camrt.errors import CamrtError
 from converters import metadata
 
 if TYPE_CHECKING:
-    from camrt.graph.builder import Builder
+    from camrt.builder import Builder
 
 KEY = metadata.PREPROCESS
 _ADVICE = (

@@ -152,7 +152,7 @@ def _task(
 
 
 def _named(name: str, weights: Path | None, output: Path | None, *, dry: bool = False) -> _Task:
-    from converters import metadata, zoo
+    from converters import zoo
 
     try:
         model = zoo.find(name)
@@ -160,7 +160,7 @@ def _named(name: str, weights: Path | None, output: Path | None, *, dry: bool = 
         raise typer.BadParameter(str(error)) from None
     if dry:  # no download
         return _Task(model.prototxt(), weights, output or Path(f"{model.name}.onnx"), model.name)
-    properties = metadata.of_named(model, note=lambda text: say(f"note: {text}"))
+    properties = zoo.metadata_of(model, note=lambda text: say(f"note: {text}"))
     file = zoo.weights(model, weights)
     return _Task(model.prototxt(), file, output or Path(f"{model.name}.onnx"), model.name, properties)
 
@@ -302,7 +302,7 @@ def _write(task: _Task, converted: Converted, provenance: Provenance) -> int:
             import rich.console
             import rich.table  # noqa: F401 - what the report needs, loaded while the hashing goes on
 
-            return {**provenance.properties(), **task.properties}
+            return {**provenance.properties(), **converted.metadata, **task.properties}
 
         return model.write(converted.draft, task.output, properties, advance=advance)
 

@@ -6,12 +6,12 @@ import difflib
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from converters import registry, unknown
+from converters import registry, transform, unknown
 from converters.errors import ConversionError, ConversionWarning
 from converters.graph import Graph
 from converters.layer import Layer
@@ -36,12 +36,14 @@ class Converted:
     Attributes:
         draft: The graph and its outputs.
         net: The network, as far as the outputs need it.
-        notes: What the user should know: sizes that could not be left free.
+        notes: What the user should know: sizes that could not be left free, preprocessing that has no metadata.
+        metadata: What the description says of the images, as metadata of the model.
     """
 
     draft: Draft
     net: Net
     notes: tuple[str, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def convert(
@@ -74,7 +76,8 @@ def convert(
 
     Returns:
         The model, checked by onnx's checker with strict shape inference. Tensors have the blobs' names, nodes the
-        layers'; the batch is free. A model of more than 2 GB must be saved with external data.
+        layers'; the batch is free. The transformation of the data layer is in the metadata ``camrt.preprocess``. A
+        model of more than 2 GB must be saved with external data.
 
     Raises:
         ConversionError: Whatever is wrong; with file, layer, found, expected.
@@ -95,7 +98,7 @@ def convert(
         for note in converted.notes:
             warnings.warn(note, ConversionWarning, stacklevel=2)
         try:
-            return model.in_memory(converted.draft, provenance.properties())
+            return model.in_memory(converted.draft, {**provenance.properties(), **converted.metadata})
         except ConversionError as error:
             raise (error.in_file(net.files[0]) if net.files else error) from error.__cause__
 
@@ -117,9 +120,11 @@ def build(
         _check_opset(opset)
         wanted, described = _wanted(net, outputs), net.layers
         net = with_shapes(_needed(net, wanted, only=outputs is not None), input_shapes)
-        return _graph_of(net, wanted, opset, described, ignore_unknown)
+        converted = _graph_of(net, wanted, opset, described, ignore_unknown)
     except ConversionError as error:
         raise (error.in_file(net.files[0]) if net.files else error) from error.__cause__
+    properties, notes = transform.metadata_of(converted.net)
+    return replace(converted, metadata=properties, notes=(*converted.notes, *notes))
 
 
 def _graph_of(

@@ -10,7 +10,7 @@ import base64
 import json
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
     from numpy.typing import NDArray
-
-    from converters.zoo import NamedModel
 
 NAME = "camrt.name"  # of the named model
 SOURCE = "camrt.source"  # the page that it comes from
@@ -64,60 +62,6 @@ def of_file(path: Path) -> dict[str, str]:
     wanted = onnx.ModelProto.METADATA_PROPS_FIELD_NUMBER
     kept = b"".join(data[begin:end] for number, _, begin, _, end in fields if number == wanted)
     return of_model(onnx.ModelProto.FromString(kept))
-
-
-def of_named(
-    model: NamedModel, reference: Path | None = None, *, note: Callable[[str], object] = lambda text: None
-) -> dict[str, str]:
-    """Return what is known of a named model, as the metadata of the converted network.
-
-    Class names and the mean image are among the data files of the original demo. Where they are not in the cache, the
-    model has no names, and subtracts its mean pixel.
-
-    Args:
-        model: The model.
-        reference: The folder of the mean image, in place of the cache.
-        note: Called with a sentence about each that is not there.
-
-    Raises:
-        ConversionError: The class names or the mean image are there and cannot be read.
-    """
-    from converters import zoo
-
-    wants = model.preprocessing
-    properties = {NAME: model.name, SOURCE: model.source}
-    if model.features and model.classifier:
-        properties |= {FEATURES: model.features, CLASSIFIER: model.classifier}
-    if model.protocol:
-        properties[PROTOCOL] = model.protocol
-    mean_image = None
-    if wants.mean_image is not None:
-        cached = zoo.cache_folder() / "reference" / wants.mean_image
-        file = cached if reference is None else reference / cached.name
-        if file.is_file():
-            mean_image = read_mean_image(file)
-            properties[MEAN_IMAGE] = mean_image_text(mean_image)
-        else:
-            note(
-                f"{model.name} subtracts its mean pixel: the mean image of the original demo is not in the cache "
-                "(camrt download --reference brings it)"
-            )
-    properties[PREPROCESS] = preprocess_text(
-        size=wants.size,
-        crop=wants.crop,
-        mean=wants.mean,
-        scale=(wants.scale,) * 3,
-        channels=wants.channels,
-        has_mean_image=mean_image is not None,
-    )
-    if (labels := zoo.labels(model)) is not None:
-        properties[LABELS] = labels_text(labels)
-    else:
-        note(
-            f"{model.name} does not carry the names of its {model.labels} classes, which are not in the cache "
-            "(camrt download --reference brings them)"
-        )
-    return properties
 
 
 # ------------------------------------------------------------------------------------------------------------- values

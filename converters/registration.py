@@ -14,13 +14,21 @@ class Registry(Generic[K, E]):
     """Entries by key. The modules that register them are imported when an entry is first looked up.
 
     Args:
-        what: What an entry is, for messages: ``"handler"``.
+        what: What an entry is, for messages, before the key: ``"handler for"``.
         modules: The modules that register entries, in this order.
         error: Makes the exception for a key that is registered twice.
+        named: What a key is called in messages.
     """
 
-    def __init__(self, what: str, modules: Sequence[str], error: Callable[[str], Exception]) -> None:
-        self.what, self.modules, self._error = what, tuple(modules), error
+    def __init__(
+        self,
+        what: str,
+        modules: Sequence[str],
+        error: Callable[[str], Exception],
+        *,
+        named: Callable[[K], object] = lambda key: key,
+    ) -> None:
+        self.what, self.modules, self._error, self._named = what, tuple(modules), error, named
         self._entries: dict[K, E] = {}
         self._functions: dict[K, Callable[..., Any]] = {}
 
@@ -46,8 +54,8 @@ class Registry(Generic[K, E]):
             if key in self._entries and not replace:
                 other = self._functions[key]
                 raise self._error(
-                    f"found a second {self.what} for {key!r}, {function.__module__}.{function.__qualname__} beside "
-                    f"{other.__module__}.{other.__qualname__}, expected one{hint and f': {hint}'}"
+                    f"found a second {self.what} {self._named(key)!r}, {function.__module__}.{function.__qualname__} "
+                    f"beside {other.__module__}.{other.__qualname__}, expected one{hint and f': {hint}'}"
                 )
         self._entries.update(dict.fromkeys(keys, entry))
         self._functions.update(dict.fromkeys(keys, function))

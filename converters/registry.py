@@ -5,7 +5,6 @@ A handler is a function of a layer and the graph under construction. `handles` r
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converters.errors import ConversionError
+from converters.registration import Registry
 from converters.schema import caffe_pb2
 
 if TYPE_CHECKING:
@@ -62,7 +62,10 @@ class Entry:
         return self.handler.__module__.rpartition(".")[2]
 
 
-_entries: dict[tuple[str, str], Entry] = {}  # (type, fork)
+# By (type, fork).
+_handlers: Registry[tuple[str, str], Entry] = Registry(
+    "handler for", [f"converters.handlers.{family}" for family in FAMILIES], ConversionError, named=lambda key: key[0]
+)
 _plugins: set[Path] = set()
 
 
@@ -108,19 +111,11 @@ def handles(
         raise ConversionError('found no layer type, expected one, as handles("Pooling")')
 
     def register(handler: Handler) -> Handler:
-        if not handler.__module__.startswith("converters.handlers."):
-            _load_families()  # first: so that a handler of the user's meets what is there
         is_plugin = not handler.__module__.startswith("converters.")
         fields = None if reads is None and is_plugin else tuple((reads or "").split())
         entry = Entry(keys, handler, tuple(operators.split()), restrictions, origin, fork, fields)
-        for key in keys:
-            if (key, fork) in _entries and not replace:
-                other = _entries[key, fork].handler
-                raise ConversionError(
-                    f"found a second handler for {key!r}, {handler.__module__}.{handler.__qualname__} beside "
-                    f"{other.__module__}.{other.__qualname__}, expected one: handles(..., replace=True) takes its place"
-                )
-        _entries.update(dict.fromkeys(((key, fork) for key in keys), entry))
+        places = [(key, fork) for key in keys]
+        _handlers.add(places, entry, handler, replace=replace, hint="handles(..., replace=True) takes its place")
         return handler
 
     return register
@@ -134,15 +129,13 @@ def find(type: str, params: caffe_pb2.LayerParameter, fork: str = "") -> Entry |
         params: Its message: Python layers are told apart by module and layer name.
         fork: The fork that the network is of: its own meaning of the type goes first.
     """
-    _load_families()
     key = describe(type, params)
-    return _entries.get((key, fork)) or _entries.get((key, ""))
+    return _handlers.find((key, fork)) or _handlers.find((key, ""))
 
 
 def entries() -> Iterator[Entry]:
     """All registered handlers, each once, in the order of registration."""
-    _load_families()
-    yield from dict.fromkeys(_entries.values())
+    return _handlers.entries()
 
 
 def describe(type: str, params: caffe_pb2.LayerParameter) -> str:
@@ -156,7 +149,7 @@ def load_plugin(path: str | Path) -> None:
     Raises:
         ConversionError: No such file, or it fails.
     """
-    _load_families()  # first: they must be there when a failing plugin's handlers are taken back
+    _handlers.load()  # first: they must be there when a failing plugin's handlers are taken back
     file = Path(path).resolve()
     if file in _plugins:
         return
@@ -165,12 +158,11 @@ def load_plugin(path: str | Path) -> None:
         raise ConversionError("is no Python file, expected one that calls converters.handles", file=str(path))
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    before = dict(_entries)
+    restore = _handlers.snapshot()
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        _entries.clear()
-        _entries.update(before)
+        restore()
         del sys.modules[spec.name]
         raise ConversionError(f"the plugin fails: {error.__class__.__name__}: {error}", file=str(path)) from error
     _plugins.add(file)
@@ -178,8 +170,3 @@ def load_plugin(path: str | Path) -> None:
 
 def _python_key(module: str, layer: str) -> str:
     return f"Python {module}.{layer}"
-
-
-def _load_families() -> None:
-    for family in FAMILIES:
-        importlib.import_module(f"converters.handlers.{family}")

@@ -21,7 +21,7 @@ import json
 import os
 import tomllib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -29,6 +29,7 @@ from string import Template
 from types import MappingProxyType
 from typing import Any, Literal
 
+from converters import metadata
 from converters.download import Expected, download, sha256_of
 from converters.errors import ConversionError, ConversionWarning
 
@@ -433,3 +434,55 @@ def _remember(lock: Path, name: str, digest: str) -> None:
             ConversionWarning,
             stacklevel=3,
         )
+
+
+def metadata_of(
+    model: NamedModel, reference: Path | None = None, *, note: Callable[[str], object] = lambda text: None
+) -> dict[str, str]:
+    """Return what is known of a named model, as the metadata of the converted network.
+
+    Class names and the mean image are among the data files of the original demo. Where they are not in the cache, the
+    model has no names, and subtracts its mean pixel.
+
+    Args:
+        model: The model.
+        reference: The folder of the mean image, in place of the cache.
+        note: Called with a sentence about each that is not there.
+
+    Raises:
+        ConversionError: The class names or the mean image are there and cannot be read.
+    """
+    wants = model.preprocessing
+    properties = {metadata.NAME: model.name, metadata.SOURCE: model.source}
+    if model.features and model.classifier:
+        properties |= {metadata.FEATURES: model.features, metadata.CLASSIFIER: model.classifier}
+    if model.protocol:
+        properties[metadata.PROTOCOL] = model.protocol
+    mean_image = None
+    if wants.mean_image is not None:
+        cached = cache_folder() / "reference" / wants.mean_image
+        file = cached if reference is None else reference / cached.name
+        if file.is_file():
+            mean_image = metadata.read_mean_image(file)
+            properties[metadata.MEAN_IMAGE] = metadata.mean_image_text(mean_image)
+        else:
+            note(
+                f"{model.name} subtracts its mean pixel: the mean image of the original demo is not in the cache "
+                "(camrt download --reference brings it)"
+            )
+    properties[metadata.PREPROCESS] = metadata.preprocess_text(
+        size=wants.size,
+        crop=wants.crop,
+        mean=wants.mean,
+        scale=(wants.scale,) * 3,
+        channels=wants.channels,
+        has_mean_image=mean_image is not None,
+    )
+    if (names := labels(model)) is not None:
+        properties[metadata.LABELS] = metadata.labels_text(names)
+    else:
+        note(
+            f"{model.name} does not carry the names of its {model.labels} classes, which are not in the cache "
+            "(camrt download --reference brings them)"
+        )
+    return properties

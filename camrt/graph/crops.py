@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from camrt.builder import Builder
 from camrt.errors import CamrtError
-from camrt.graph.builder import Builder
 from camrt.matlab import imresize
 from camrt.preprocess import Crop as Crop
 from camrt.preprocess import Preprocess

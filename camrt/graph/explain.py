@@ -10,9 +10,9 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
+from camrt.builder import PREFIX, Builder
 from camrt.errors import CamrtError
 from camrt.graph.batch import with_free_batch
-from camrt.graph.builder import PREFIX, Builder
 from camrt.graph.crops import merge, paste
 from camrt.graph.head import Head, find_head
 from camrt.graph.layers import FeatureMap, dependents, feature_map_of, last_features, named_tensor

@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from camrt.builder import Builder
 from camrt.errors import CamrtError
-from camrt.graph.builder import Builder
 from camrt.graph.opening import ModelLike, check_model, naming, open_model
 from camrt.graph.rules import modifiers, registry
 from camrt.graph.rules.registry import rule
@@ -149,6 +149,7 @@ def backpropagate(
             name = builder.node("Squeeze", [name, builder.shape(0)])
         pending[tensor].append(Value(builder, name, part.sizes.shape(tensor), part.kind(tensor), lead))
     failed: list[str] = []
+    cause: Exception | None = None
     for node in reversed(part.nodes):
         arrived = [_arrived(pending, name) if name in part.tensors else None for name in node.output]
         if all(one is None for one in arrived):
@@ -158,8 +159,11 @@ def backpropagate(
                 pending[name].append(cotangent)
         except CamrtError as error:
             failed.append(f"{describe(node)}: {error.message}")
+        except Exception as error:  # a user's rule, or an attribute that no runtime would take: say which node it was
+            failed.append(f"{describe(node)}: its rule failed with {error.__class__.__name__}: {error}")
+            cause = cause or error
     if failed:
-        raise CamrtError(_listed(failed))
+        raise CamrtError(_listed(failed)) from cause
     result = {}
     for name in wrt:
         found = _arrived(pending, name)

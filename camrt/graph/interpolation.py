@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from camrt.errors import CamrtError
+from camrt.graph.windows import check_matrix
 
 _SINGLE = np.float32  # runtimes compute coordinates in it, and rounding them decides which pixel is nearest
 
@@ -27,8 +28,9 @@ def resize_matrix(
         kernel: Resize's other attributes; those of no concern here are ignored.
 
     Raises:
-        CamrtError: A mode is none of ONNX's.
+        CamrtError: A mode is none of ONNX's; the axis is too large for a matrix.
     """
+    check_matrix(out, size, "new pixels")
     positions, outside = _coordinates(coordinate_transformation_mode, size, out, scale, region)
     matrix = _matrix(positions, size, scale, **kernel)
     matrix[outside] = 0  # a constant stands there

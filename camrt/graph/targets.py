@@ -9,9 +9,9 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from camrt.builder import Builder
 from camrt.classes import class_number
 from camrt.errors import CamrtError
-from camrt.graph.builder import Builder
 from camrt.graph.scores import Scores
 from camrt.graph.values import Value
 

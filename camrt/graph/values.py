@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from camrt.builder import Builder
 from camrt.errors import CamrtError
-from camrt.graph.builder import Builder
 from camrt.graph.sizes import Sizes
 
 Shape = tuple[int | None, ...]

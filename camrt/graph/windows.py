@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from camrt.errors import CamrtError
 from camrt.graph.values import Value
+
+MAX_MATRIX = 1 << 24  # numbers in the matrix of an axis: 4096 x 4096 pixels, 128 MiB
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,12 @@ class Windows:
         return [(size + begin + end - reach - 1) % stride for size, begin, end, reach, stride in borders]
 
     def taps(self, axis: int, size: int, out: int) -> np.ndarray:
-        """How often each pixel stands in each window along an axis: (out, size), 0 or 1."""
+        """How often each pixel stands in each window along an axis: (out, size), 0 or 1.
+
+        Raises:
+            CamrtError: The windows or the image are too large for a matrix.
+        """
+        check_matrix(out, max(size, self.kernel[axis]), "windows")
         starts = np.arange(out) * self.strides[axis] - self.begins[axis]
         places = starts[:, None] + np.arange(self.kernel[axis]) * self.dilations[axis]
         rows, columns = np.nonzero((places >= 0) & (places < size))
@@ -113,6 +121,19 @@ class Windows:
         starts = np.arange(out) * self.strides[axis] - self.begins[axis]
         places = starts[:, None] + np.arange(self.kernel[axis]) * self.dilations[axis]
         return np.asarray((places < size + self.ends[axis]).sum(axis=1))
+
+
+def check_matrix(rows: int, columns: int, what: str) -> None:
+    """Check the size of the constant matrix that stands for a linear function of an axis.
+
+    Raises:
+        CamrtError: It has more than `MAX_MATRIX` numbers.
+    """
+    if rows * columns > MAX_MATRIX:
+        raise CamrtError(
+            f"found {rows:,} {what} of up to {columns:,} pixels along an axis, expected a product of at most "
+            f"{MAX_MATRIX:,}: explain smaller images"
+        )
 
 
 def same(totals: Sequence[int], *, upper: bool) -> list[int]:

@@ -7,45 +7,24 @@ Example:
     >>> network = train.network(net, seed=1)  # doctest: +SKIP
 """
 
-from __future__ import annotations
-
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import lazy_loader
 
 from camrt.errors import CamrtError
 from converters.errors import install
 
-if TYPE_CHECKING:
-    from camrt.train.networks import Blob, Network, network
-    from camrt.train.solver import Solver, SolverFile, learning_rate, read_solver
-    from camrt.train.weights import Report, load_caffemodel, save_caffemodel
-
-__all__ = [
-    "Blob",
-    "Network",
-    "Report",
-    "Solver",
-    "SolverFile",
-    "learning_rate",
-    "load_caffemodel",
-    "network",
-    "read_solver",
-    "save_caffemodel",
-]
-
-# Loaded at first use, as in camrt: PyTorch takes seconds to import, and is an extra.
-_HOMES = {
-    "Blob": "networks",
-    "Network": "networks",
-    "Report": "weights",
-    "Solver": "solver",
-    "SolverFile": "solver",
-    "learning_rate": "solver",
-    "load_caffemodel": "weights",
-    "network": "networks",
-    "read_solver": "solver",
-    "save_caffemodel": "weights",
-}
+# Everything is imported on first use: PyTorch takes seconds to import, and is an extra. __init__.pyi has the same names
+# for type checkers.
+_attached, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "networks": ["Blob", "Network", "network"],
+        "solver": ["Solver", "SolverFile", "learning_rate", "read_solver"],
+        "weights": ["Report", "load_caffemodel", "save_caffemodel"],
+    },
+)
 
 
 def require_torch() -> None:
@@ -63,11 +42,6 @@ def require_torch() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    require_torch()
-    return getattr(importlib.import_module(f"camrt.train.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    if name in __all__:
+        require_torch()
+    return _attached(name)

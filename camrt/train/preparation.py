@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from camrt.train.solverfile import SolverFile
 from camrt.train.weights import load_caffemodel
 from converters.net import Net
 from converters.schema.caffe_pb2 import SolverParameter
+from converters.transform import finder
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +211,12 @@ def _nets_and_data(options: TrainingOptions, file: SolverFile, seed: int) -> tup
     texts = [options.data, *([test_data] * (len(nets) - 1))]
     specs = [
         data_loader_spec(
-            net, text, seed=seed, resize=options.resize, batch=options.batch, find=_finder(net, options.solver)
+            net,
+            text,
+            seed=seed,
+            resize=options.resize,
+            batch=options.batch,
+            find=finder(Path(net.files[0]) if net.files else options.solver),
         )
         for net, text in zip(nets, texts, strict=True)
     ]
@@ -218,20 +224,6 @@ def _nets_and_data(options: TrainingOptions, file: SolverFile, seed: int) -> tup
         note = f"all {len(nets) - 1} test nets read {test_data}: --test-data replaces the data of each of them"
         specs[1] = replace(specs[1], notes=(*specs[1].notes, note))
     return nets, specs
-
-
-def _finder(net: Net, solver: Path) -> Callable[[str], Path]:
-    """Return a function that resolves relative paths of a prototxt.
-
-    They are relative to the current folder, as in Caffe, or else to the folder of the prototxt or a parent of it.
-    """
-    beside = Path(net.files[0] if net.files else solver).absolute().parent
-
-    def find(path: str) -> Path:
-        candidates = [Path(path), *(folder / path for folder in (beside, *beside.parents))]
-        return next((candidate for candidate in candidates if candidate.exists()), Path(path))
-
-    return find
 
 
 def _check_labels(net: Network, spec: DataLoaderSpec) -> DataLoaderSpec:

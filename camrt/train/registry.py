@@ -110,7 +110,7 @@ def upcast(values: Tensor) -> Tensor:
 
 
 _builders: Registry[str, Builder] = Registry(
-    "builder", [f"camrt.train.layers.{family}" for family in FAMILIES], ValueError
+    "builder for", [f"camrt.train.layers.{family}" for family in FAMILIES], ValueError
 )
 
 

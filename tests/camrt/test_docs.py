@@ -46,7 +46,7 @@ def test_pictures_are_what_the_methods_show(repository: Path) -> None:
 
 
 def test_example_of_a_method_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "_entries", dict(methods._entries))
+    monkeypatch.setattr(methods._methods, "_entries", dict(methods._methods._entries))
     code = re.search(r"## A method of your own\n```python\n(.*?)```", docs.methods(), re.DOTALL)
     assert code
     exec(code.group(1), {})

@@ -104,7 +104,7 @@ def test_errors_name_the_image(tiny: Explainer, folder: Path) -> None:
     with pytest.raises(CamrtError, match=r"3\.png: is no image"):
         tiny(folder / "3.png")
     with pytest.raises(CamrtError, match="found an array of shape"):
-        tiny(np.zeros((4, 4)))  # type: ignore[arg-type]
+        tiny(np.zeros((4, 4)))
     limited = Explainer(tiny_explainer(), max_pixels=1000)
     with pytest.raises(CamrtError, match=r"0\.png: is gigantic: found 90 x 30 = 2,700 pixels"):
         limited(folder / "0.png")
@@ -179,7 +179,7 @@ def test_map_asks_only_a_few_ahead(tiny: Explainer) -> None:
         assert asked <= number + 3 * 2 + 3 + 2
         if number == 40:
             break
-    found.close()  # type: ignore[attr-defined]
+    found.close()
 
 
 def test_map_bounds_the_bytes_that_wait(tiny: Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +225,7 @@ def test_map_refuses_wrong_arguments_at_once(tiny: Explainer) -> None:
         ({"on_error": "ignore"}, "found on_error='ignore'"),
     ):
         with pytest.raises(CamrtError, match=message):
-            tiny.map([], **wrong)  # type: ignore[arg-type]
+            tiny.map([], **wrong)
     with pytest.raises(CamrtError, match="expected several"):
         tiny.map("cat.jpg")
 

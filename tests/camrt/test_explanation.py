@@ -46,7 +46,7 @@ def example(image: np.ndarray | None = None, source: str = "photos/cat.jpg", map
 def test_it_is_frozen() -> None:
     one = example()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        one.source = "other"  # type: ignore[misc]
+        one.source = "other"
     for name in ("image", "classes", "scores", "heatmaps", "all_scores"):
         with pytest.raises(ValueError, match="read-only"):
             getattr(one, name)[0] = 0
@@ -237,7 +237,7 @@ def test_save_refuses(tmp_path: Path) -> None:
         ({"thresholds": (5, 4, 3)}, "5, 4, 3"),
     ):
         with pytest.raises(CamrtError, match=message):
-            example().save(tmp_path / "out", **wrong)  # type: ignore[arg-type]
+            example().save(tmp_path / "out", **wrong)
         assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(CamrtError, match="cannot be written to"):

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from camrt import matlab
-from camrt.graph.builder import Builder
+from camrt.builder import Builder
 from camrt.preprocess import PRESETS, Preprocess, add_network_input, crops_of, network_input
 from tests.tiny_models import photo
 

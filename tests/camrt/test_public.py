@@ -11,6 +11,8 @@ import pytest
 
 import camrt
 import camrt.graph
+import camrt.train
+import converters
 
 PUBLIC = {
     "CamrtError", "CamrtWarning", "Explainer", "Explanation", "METHODS", "Preprocess", "__version__", "differentiate",
@@ -36,9 +38,9 @@ def test_each_name_is_there_at_once(name: str) -> None:
 
 def test_what_is_not_there() -> None:
     with pytest.raises(AttributeError, match="nothing"):
-        camrt.nothing  # type: ignore[attr-defined]  # noqa: B018
+        camrt.nothing  # noqa: B018
     with pytest.raises(AttributeError, match="nothing"):
-        camrt.graph.nothing  # type: ignore[attr-defined]  # noqa: B018
+        camrt.graph.nothing  # noqa: B018
 
 
 def test_the_same_things_under_both_names() -> None:
@@ -47,7 +49,7 @@ def test_the_same_things_under_both_names() -> None:
     assert camrt.METHODS is camrt.graph.methods.METHODS
 
 
-@pytest.mark.parametrize("module", [camrt, camrt.graph])
+@pytest.mark.parametrize("module", [camrt, camrt.graph, camrt.train, converters])
 def test_type_checkers_see_the_same_names(module: object) -> None:
     """The stubs name what the packages load."""
     file = Path(str(vars(module)["__file__"])).with_suffix(".pyi")
@@ -56,6 +58,6 @@ def test_type_checkers_see_the_same_names(module: object) -> None:
 
 
 def test_nothing_large_is_imported() -> None:
-    """``import camrt`` loads neither NumPy nor onnx."""
-    modules = fresh("import sys, camrt; print(*sys.modules)").split()
+    """``import camrt`` loads neither NumPy nor onnx; nor do the packages below."""
+    modules = fresh("import sys, camrt, camrt.train, converters; print(*sys.modules)").split()
     assert not {"numpy", "onnx", "onnxruntime", "cv2", "scipy", "torch", "ast"} & set(modules)

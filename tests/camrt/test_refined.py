@@ -142,7 +142,7 @@ def test_it_is_frozen_and_pickles() -> None:
     with pytest.raises(ValueError, match="read-only"):
         found.marginals[0] = 0
     with pytest.raises(dataclasses.FrozenInstanceError):
-        found.crf = CRF()  # type: ignore[misc]
+        found.crf = CRF()
     other = pickle.loads(pickle.dumps(found))
     assert type(other) is Refined
     assert other.crf == QUICK
@@ -246,7 +246,7 @@ def test_an_image_that_cannot_be_refined(
 
     def broken(self: Explanation, *arguments: object, **named: object) -> Refined:
         spoiled = dataclasses.replace(self, heatmaps=self.heatmaps * np.nan) if "a.png" in self.source else self
-        return refine(spoiled, *arguments, **named)  # type: ignore[arg-type]
+        return refine(spoiled, *arguments, **named)
 
     monkeypatch.setattr(Explanation, "refine", broken)
     found, _ = find_images([str(photos)])

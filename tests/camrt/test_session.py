@@ -144,7 +144,7 @@ class FakeRuntime:
     SessionOptions = SimpleNamespace
 
     def __init__(self, *, starts: bool = False, raises: bool = False) -> None:
-        self.starts, self.raises, self.asked = starts, raises, []  # type: ignore[var-annotated]
+        self.starts, self.raises, self.asked = starts, raises, []
 
     def get_available_providers(self) -> list[str]:
         return [CUDA, CPU]

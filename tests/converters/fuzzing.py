@@ -312,7 +312,7 @@ def fuzz(kind: str, *, seed: int, count: int, keep: Path | None) -> dict[str, ob
         for number in range(count):
             files = damaged_files(kind, damage, Path(name))
             started = time.process_time()
-            said = _complaint(lambda files=files: convert(*files), outcomes)  # type: ignore[misc]
+            said = _complaint(lambda files=files: convert(*files), outcomes)
             slowest = max(slowest, time.process_time() - started)
             if said is not None and said not in wrong:
                 wrong[said] = f"{kind}, seed {seed}, input {number}"
@@ -330,7 +330,7 @@ def _peak_bytes() -> int:
     """The most memory that this program held. Linux's ru_maxrss would count that of the program which started it."""
     status = Path("/proc/self/status")
     if status.exists():
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text()).group(1))  # type: ignore[union-attr]
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text()).group(1))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

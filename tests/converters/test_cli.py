@@ -36,7 +36,7 @@ def convert(*arguments: object, home: Path, **options: object) -> subprocess.Com
     return subprocess.run(
         [sys.executable, str(script), *map(str, arguments)],
         env={**os.environ, "CAMRT_HOME": str(home), "COLUMNS": "200"},
-        capture_output=True, text=True, check=False, timeout=120, **options,  # type: ignore[call-overload]
+        capture_output=True, text=True, check=False, timeout=120, **options,
     )  # fmt: skip
 
 

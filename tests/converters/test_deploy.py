@@ -16,13 +16,13 @@ SCORES = layer("scores", "Power", "data", params="power_param { scale: 2 }")
 
 
 def net_of(text: str, **options: object) -> Net:
-    return read_net(parse_prototxt(text, "train.prototxt"), **options)  # type: ignore[arg-type]
+    return read_net(parse_prototxt(text, "train.prototxt"), **options)
 
 
 def doubled(net: Net, shape: tuple[int, ...], **options: object) -> None:
     """The network's only layer doubles its only input."""
     assert [one.name for one in net.inputs] == ["data"]
-    model = convert(net, **options)  # type: ignore[arg-type]
+    model = convert(net, **options)
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     assert [one.name for one in model.graph.output] == ["scores"]
     np.testing.assert_array_equal(run(model, {"data": x})[0], 2 * x)

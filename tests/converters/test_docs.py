@@ -31,7 +31,7 @@ def test_layer_of_contributing_converts(repository: Path, tmp_path: Path, monkey
     plugin = tmp_path / "my_layers.py"
     plugin.write_text(code.group(1))
     assert len([line for line in code.group(1).splitlines() if line.strip()]) <= 10
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(registry._handlers, "_entries", dict(registry._handlers._entries))
     prototxt = tmp_path / "net.prototxt"
     prototxt.write_text(
         'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }\n'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import json
 import re
@@ -29,6 +30,19 @@ def test_the_page_documents_every_key_with_an_example_that_is_read(repository: P
     assert (wants["size"], wants["crop"], wants["mean"], wants["scale"]) == (256, 224, (104, 117, 123), (1, 1, 1))
     assert metadata.labels_of(texts) == examples[metadata.LABELS]
     assert metadata.explainer_of(texts) == examples[metadata.EXPLAINER]
+
+
+def test_keys_stand_in_one_module(repository: Path) -> None:
+    """Everything else uses their names."""
+    files = [file for package in ("converters", "camrt") for file in (repository / package).rglob("*.py")]
+    assert len(files) > 100
+    found = {
+        str(file.relative_to(repository))
+        for file in files
+        for node in ast.walk(ast.parse(file.read_bytes()))
+        if isinstance(node, ast.Constant) and node.value in metadata.KEYS
+    }
+    assert found == {"converters/metadata.py"}
 
 
 def test_metadata_are_read_without_the_weights(tmp_path: Path) -> None:
@@ -117,7 +131,7 @@ def test_a_broken_mean_image(tmp_path: Path) -> None:
 def test_what_is_not_in_the_cache_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAMRT_HOME", str(tmp_path))
     notes: list[str] = []
-    properties = metadata.of_named(zoo.find("googlenetCAM"), note=notes.append)
+    properties = zoo.metadata_of(zoo.find("googlenetCAM"), note=notes.append)
     assert metadata.MEAN_IMAGE not in properties
     assert "mean_image" not in json.loads(properties[metadata.PREPROCESS])
     assert ["mean pixel" in note for note in notes] == [True, False]

@@ -404,7 +404,7 @@ def test_converting_twice_gives_the_same_bytes(files: Files) -> None:
 
 def test_what_the_checker_refuses_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry.find("ReLU", None)  # so that the families are there before the registry is copied
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(registry._handlers, "_entries", dict(registry._handlers._entries))
 
     @handles("Wrong")
     def wrong(layer: Layer, graph: Graph) -> None:

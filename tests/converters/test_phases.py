@@ -20,12 +20,12 @@ RNG = np.random.default_rng(0)
 
 
 def net_of(text: str, **state: object) -> Net:
-    return read_net(parse_prototxt(text, "train_val.prototxt"), **state)  # type: ignore[arg-type]
+    return read_net(parse_prototxt(text, "train_val.prototxt"), **state)
 
 
 def error_of(text: str, **options: object) -> str:
     with pytest.raises(ConversionError) as caught:
-        convert(net_of(text), **options)  # type: ignore[arg-type]
+        convert(net_of(text), **options)
     return str(caught.value)
 
 
@@ -175,7 +175,7 @@ def trained(folder: Path, text: str, **options: object) -> Net:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConversionWarning)
         weights = written(folder / "net.caffemodel", weights_alone(WEIGHTS))
-        return read_net(written(folder / "train_val.prototxt", text), weights, **options)  # type: ignore[arg-type]
+        return read_net(written(folder / "train_val.prototxt", text), weights, **options)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def assert_answers(prototxt: Path, weights: Path | None = None) -> None:
 def refusal(*files: Path | None, **options: object) -> str:
     """What the error says that the files must give; it names the last one, and it comes soon."""
     with within(10), pytest.raises(ConversionError) as caught:
-        convert(*files, **options)  # type: ignore[arg-type]
+        convert(*files, **options)
     return str(caught.value)
 
 
@@ -505,7 +505,7 @@ def test_truncated_network_with_weights(tmp_path: Path) -> None:
     outcomes = set()
     for cut in cuts(len(whole)):
         path = written(tmp_path / "short.caffemodel", whole[:cut])
-        said = outcome(lambda path=path: convert(path))  # type: ignore[misc]
+        said = outcome(lambda path=path: convert(path))
         assert said is None or "short.caffemodel" in said
         outcomes.add(said is None)
     assert False in outcomes
@@ -522,7 +522,7 @@ def test_truncated_description(tmp_path: Path, weights: Path) -> None:
     places = 0
     for cut in cuts(len(V2)):
         path = written(tmp_path / "short.prototxt", V2[:cut])
-        said = outcome(lambda path=path: read_net(path, weights))  # type: ignore[misc]
+        said = outcome(lambda path=path: read_net(path, weights))
         assert said is None or "short.prototxt" in said
         places += bool(said and re.search(r"short\.prototxt:\d+:\d+: found", said))
     assert places > 50

@@ -12,7 +12,7 @@ def two() -> None: ...
 
 
 def registry() -> Registry[str, int]:
-    return Registry("number", [], ValueError)
+    return Registry("number for", [], ValueError)
 
 
 def test_entries_are_found_by_each_of_their_keys() -> None:
@@ -45,7 +45,7 @@ def test_a_snapshot_restores() -> None:
 
 
 def test_modules_are_imported_when_an_entry_is_looked_up() -> None:
-    numbers: Registry[str, int] = Registry("number", ["no.such.module"], ValueError)
+    numbers: Registry[str, int] = Registry("number for", ["no.such.module"], ValueError)
     with pytest.raises(ModuleNotFoundError):
         numbers.find("a")
     with pytest.raises(ModuleNotFoundError):  # before a function from elsewhere is registered, too

@@ -27,7 +27,7 @@ DATA = np.array([[[1, -2, 3], [-4, 5, -6]]], np.float32)
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is gone after it."""
     list(registry.entries())
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(registry._handlers, "_entries", dict(registry._handlers._entries))
     monkeypatch.setattr(registry, "_plugins", set(registry._plugins))
     modules = set(sys.modules)
     yield
@@ -122,7 +122,7 @@ def test_replace_takes_the_place(tmp_path: Path) -> None:
 )
 def test_registration_must_say_what_it_handles(types: tuple[str, ...], options: dict[str, str], says: str) -> None:
     with pytest.raises(ConversionError, match=says):
-        handles(*types, **options)  # type: ignore[arg-type]
+        handles(*types, **options)
 
 
 # ----------------------------------------------------------------------------------------------- handlers that fail

@@ -19,7 +19,7 @@ POOL = "pooling_param {{ pool: {method} kernel_size: {kernel} stride: {stride} p
 
 
 def net_of(text: str, **options: object) -> Net:
-    return read_net(parse_prototxt(text, "net.prototxt"), **options)  # type: ignore[arg-type]
+    return read_net(parse_prototxt(text, "net.prototxt"), **options)
 
 
 # --------------------------------------------------------------------------------------- ceil_mode and round_mode

@@ -9,7 +9,6 @@ This module loads nothing but the standard library: the command line asks it for
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from camrt.errors import CamrtError
+from converters.registration import Registry
 
 if TYPE_CHECKING:
     from camrt.graph.methods.context import Layer, MethodContext
@@ -106,7 +106,9 @@ class Method:
         return known
 
 
-_entries: dict[str, Method] = {}
+_methods: Registry[str, Method] = Registry(
+    "method", [f"{__name__}.{module}" for module in dict.fromkeys(FAMILIES.values())], CamrtError
+)
 
 
 def method(
@@ -138,9 +140,8 @@ def method(
     """
 
     def register(maps: _Maps) -> _Maps:
-        if name in _entries:
-            raise CamrtError(f"found a second method {name!r}, expected one: {maps.__module__}")
-        _entries[name] = Method(name, maps, kind, title, rectified, layered, again, gradients, top, protocol)
+        entry = Method(name, maps, kind, title, rectified, layered, again, gradients, top, protocol)
+        _methods.add([name], entry, maps)
         return maps
 
     return register
@@ -152,12 +153,11 @@ def find(name: str) -> Method:
     Raises:
         CamrtError: There is none.
     """
-    if name in FAMILIES:
-        importlib.import_module(f"{__name__}.{FAMILIES[name]}")
-    if name not in _entries:
-        names = ", ".join(dict.fromkeys([*METHODS, *_entries]))
+    found = _methods.find(name)
+    if found is None:
+        names = ", ".join(dict.fromkeys([*METHODS, *_methods.keys()]))
         raise CamrtError(f"found the method {name!r}, expected one of {names}")
-    return _entries[name]
+    return found
 
 
 def _as(value: Any, default: Any, what: str) -> Any:

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from camrt.builder import Builder
 from camrt.errors import CamrtError
-from camrt.graph.builder import Builder
 from camrt.graph.crops import Crop
 from camrt.graph.head import Head
 from camrt.graph.layers import FeatureMap

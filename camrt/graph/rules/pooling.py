@@ -6,6 +6,7 @@ matrix for each axis, whatever the windows' borders and divisors. Maxima scatter
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -13,9 +14,12 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
+from camrt.errors import CamrtError
 from camrt.graph.rules.registry import rule, vjp
 from camrt.graph.values import LAST, SCATTER_ADDS, Value, total
 from camrt.graph.windows import Windows
+
+MAX_LOTS = 1 << 10  # lots of windows that are scattered one by one; a window of 32 x 32 pixels
 
 
 @rule("MaxPool", restrictions="of equal maxima the first gets it all")
@@ -44,6 +48,11 @@ def _to_maxima(g: Value, x: Value, windows: Windows, **attributes: object) -> Va
     # Every few windows share nothing with each other: such lots are scattered one by one, and added up.
     lots = []
     apart = [-(-(reach + 1) // stride) for reach, stride in zip(windows.reach, windows.strides, strict=True)]
+    if math.prod(apart) > MAX_LOTS:
+        raise CamrtError(
+            f"found {math.prod(apart):,} overlapping windows at a pixel, expected at most {MAX_LOTS:,} in opset "
+            f"{builder.opset}: convert the model to opset {SCATTER_ADDS}"
+        )
     for first in product(*map(range, apart)):
         cut = [places, g]
         for axis, (start, step) in enumerate(zip(first, apart, strict=True), 2):

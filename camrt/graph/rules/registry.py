@@ -7,7 +7,6 @@ also for a user's module.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import onnx
 
 from camrt.errors import CamrtError
 from camrt.graph.values import Value
+from converters.registration import Registry
 
 # A cotangent, a function that is called where it is wanted, or None for zeros everywhere.
 Cotangent = Value | Callable[[], Value] | None
@@ -65,7 +65,10 @@ class Entry:
         return {name: value for name, value in attributes.items() if name in self._named}
 
 
-_entries: dict[tuple[str, str], Entry] = {}
+# By (domain, operator).
+_rules: Registry[tuple[str, str], Entry] = Registry(
+    "rule for", [f"camrt.graph.rules.{family}" for family in FAMILIES], CamrtError, named=lambda key: key[1]
+)
 
 
 def rule(
@@ -99,17 +102,9 @@ def rule(
     place = "" if domain in _STANDARD else domain
 
     def register(function: Rule) -> Rule:
-        if not (function.__module__ or "").startswith("camrt.graph.rules."):
-            _load_families()  # first: so that a rule of the user's meets what is there
         entry = Entry(operators, function, restrictions, place, several)
-        for operator in operators:
-            if (place, operator) in _entries and not replace:
-                other = _entries[place, operator].rule
-                raise CamrtError(
-                    f"found a second rule for {operator!r}, {function.__module__}.{function.__qualname__} beside "
-                    f"{other.__module__}.{other.__qualname__}, expected one: rule(..., replace=True) takes its place"
-                )
-        _entries.update({(place, operator): entry for operator in operators})
+        places = [(place, operator) for operator in operators]
+        _rules.add(places, entry, function, replace=replace, hint="rule(..., replace=True) takes its place")
         return function
 
     return register
@@ -156,16 +151,9 @@ def unsupported(message: str) -> Callable[[], NoReturn]:
 
 def find(node: onnx.NodeProto) -> Entry | None:
     """The rule of a node's operator, or None."""
-    _load_families()
-    return _entries.get(("" if node.domain in _STANDARD else node.domain, node.op_type))
+    return _rules.find(("" if node.domain in _STANDARD else node.domain, node.op_type))
 
 
 def entries() -> Iterator[Entry]:
     """All registered rules, each once, in the order of registration."""
-    _load_families()
-    yield from dict.fromkeys(_entries.values())
-
-
-def _load_families() -> None:
-    for family in FAMILIES:
-        importlib.import_module(f"camrt.graph.rules.{family}")
+    return _rules.entries()

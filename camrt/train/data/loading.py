@@ -28,10 +28,10 @@ from camrt.train.data.windows import WindowData
 from converters.deploy import DATA_LAYERS
 from converters.layer import Layer
 from converters.net import Net
+from converters.transform import IMAGE_PER_CROP
 
 MAX_WORKERS = 8
 KINDS_HINT = "folder:DIR, list:FILE, tiny:DIR, mnist:DIR or clutter:drawn"
-_RESIZE_FACTOR = 8 / 7  # size of images relative to their crop: 256 for 224, as in Caffe's examples
 
 
 class LabelLimit(NamedTuple):
@@ -431,7 +431,7 @@ def _with_default_size(transform: Transform) -> Transform:
         return replace(transform, resize=(height, width))
     if transform.crop is None:
         return transform
-    height, width = (round(side * _RESIZE_FACTOR) for side in transform.crop)
+    height, width = (round(side * IMAGE_PER_CROP) for side in transform.crop)
     return replace(transform, resize=(height, width))
 
 

@@ -14,14 +14,6 @@ from camrt.train.data.feed import Feed
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from camrt.train.data.dummy import DummyData
-    from camrt.train.data.hdf5 import Hdf5Data
-    from camrt.train.data.windows import WindowData
-
-    # Lets the type checker verify that each class is a Stream.
-    def _streams(a: DummyData, b: Hdf5Data, c: WindowData, d: ImageStream) -> tuple[Stream, ...]:
-        return (a, b, c, d)
-
 
 @dataclass(frozen=True, eq=False)
 class LoadedBatch:

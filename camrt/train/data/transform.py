@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camrt.errors import CamrtError
+from converters import transform
+from converters.errors import ConversionError
 
 if TYPE_CHECKING:
     from converters.layer import Layer
@@ -161,31 +163,20 @@ def of_layer(layer: Layer, find: Callable[[str], Path], *, is_random: bool) -> T
     Raises:
         CamrtError: The layer has both a mean file and mean values, or the file is not a mean image.
     """
-    param = layer.params.transform_param
-    owns = {"ImageData": layer.params.image_data_param, "WindowData": layer.params.window_data_param}
-    own: Any = owns.get(layer.type, layer.params.data_param)
-    crop = param.crop_size or own.crop_size
-    sizes = (
-        (own.new_height, own.new_width) if layer.type == "ImageData" else (0, 0),
-        (param.resize_param.height, param.resize_param.width),
-    )
-    is_gray = param.force_gray or (layer.type == "ImageData" and not own.is_color)
-    is_color = param.force_color or layer.type in owns
-    if (param.mean_file or own.mean_file) and param.mean_value:
-        raise CamrtError(
-            f"layer {layer.name} ({layer.type}): found mean_file and mean_value, expected only one of them"
-        )
-    file = param.mean_file or own.mean_file
-    values = np.array(param.mean_value, np.float32).reshape(-1, 1, 1)
-    path = find(file) if file else None
+    try:
+        wants = transform.of_layer(layer)
+    except ConversionError as error:
+        raise CamrtError(f"layer {layer.name} ({layer.type}): {error.message}") from None
+    path = find(wants.mean_file) if wants.mean_file else None
+    values = np.array(wants.mean_values, np.float32).reshape(-1, 1, 1)
     return Transform(
-        channels=1 if is_gray else 3 if is_color else None,
-        resize=next((size for size in sizes if all(size)), None),
-        crop=(crop, crop) if crop else (param.crop_h, param.crop_w) if param.crop_h and param.crop_w else None,
-        mirror=param.mirror or own.mirror,
+        channels=1 if wants.is_gray else 3 if wants.is_color else None,
+        resize=wants.resize,
+        crop=wants.crop,
+        mirror=wants.mirror,
         is_random=is_random,
         mean=read_mean(path) if path else values if len(values) else None,
-        scale=param.scale if param.HasField("scale") else own.scale,
+        scale=wants.scale,
         source=str(path or ""),
     )
 
@@ -199,24 +190,7 @@ def read_mean(file: Path) -> NDArray[np.float32]:
     Raises:
         CamrtError: The file cannot be read, or is not a mean image.
     """
-    from google.protobuf.message import DecodeError
-
-    from converters.schema import caffe_pb2
-
     try:
-        blob = caffe_pb2.BlobProto.FromString(file.read_bytes())
-    except OSError as error:
-        raise CamrtError(f"cannot be read: {error.strerror or error}", file=str(file)) from error
-    except DecodeError:
-        raise CamrtError("is not a .binaryproto file, expected a mean image", file=str(file)) from None
-    shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
-    data = blob.data if len(blob.data) % 4 == 0 else b""
-    values = np.frombuffer(data, "<f4") if data else np.frombuffer(blob.double_data, "<f8")
-    if len(shape) == 4 and shape[0] == 1:
-        shape = shape[1:]
-    if len(shape) != 3 or min(shape) < 1 or int(np.prod(shape, dtype=object)) != values.size:
-        raise CamrtError(
-            f"found {values.size:,} numbers for the shape {tuple(shape)}, expected a mean image (1, C, H, W)",
-            file=str(file),
-        )
-    return values.reshape(shape).astype(np.float32)
+        return transform.read_mean(file)
+    except ConversionError as error:
+        raise CamrtError(error.message, file=error.file) from error.__cause__

@@ -258,7 +258,7 @@ def test_pytorch_grad_cam_finds_the_same() -> None:
         return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
 
     class Network(torch.nn.Module):
-        def forward(self, some):  # type: ignore[no-untyped-def]
+        def forward(self, some):
             return torch.from_numpy(score(some.numpy()))
 
     targets = [lambda output: output[1], lambda output: output[3]]

@@ -187,4 +187,4 @@ GOOD = [[1, 1, 1, 10, 10]]
 )
 def test_wrong_input(arguments: tuple[object, ...], text: str) -> None:
     with pytest.raises(CamrtError, match=text):
-        localization_error(*arguments)  # type: ignore[arg-type]
+        localization_error(*arguments)

@@ -157,8 +157,8 @@ def test_preprocessing_of_a_model_that_does_not_state_it(shapes: Shapes, tmp_pat
     explainer = Explainer(tmp_path / "bare.onnx", protocol="center", preprocess="caffe")
     for line in journal_lines(out):
         found = explainer(shapes.images / f"{line['image']}.jpg")
-        assert line["found"]["classes"] == found.classes.tolist()  # type: ignore[index]
-        assert line["found"]["scores"] == pytest.approx(found.scores.tolist(), rel=1e-5)  # type: ignore[index]
+        assert line["found"]["classes"] == found.classes.tolist()
+        assert line["found"]["scores"] == pytest.approx(found.scores.tolist(), rel=1e-5)
     code, _, stderr = run(*options, "--preprocess", "torchvision")
     assert code == 1
     assert "preprocess: found 'caffe', expected 'torchvision'" in stderr

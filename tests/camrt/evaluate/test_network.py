@@ -23,7 +23,7 @@ def squares(side: int, count: int = 3) -> np.ndarray:
 @pytest.mark.parametrize("softmax", [True, False])
 def test_scores_are_those_of_the_explainer(channels: str, softmax: bool) -> None:
     model = classifier("gemm", batch=1, softmax=softmax)
-    wants = Preprocess(SIDE + 5, SIDE, WANTS.mean, WANTS.scale, channels)  # type: ignore[arg-type]
+    wants = Preprocess(SIDE + 5, SIDE, WANTS.mean, WANTS.scale, channels)
     network = Classifier(model, "center", preprocess=wants)
     images = squares(SIDE + 5)
     found = network(np.stack([network.prepare(image) for image in images]))
@@ -60,12 +60,12 @@ def test_full_sees_the_square() -> None:
     assert network(network.prepare(squares(32, 1)[0])[None]).shape == (1, 7)
 
 
-def test_an_explainer_is_no_classifier(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_an_explainer_is_no_classifier(tmp_path) -> None:
     with pytest.raises(CamrtError, match="found an explainer graph, expected the classifier"):
         Classifier(explain_graph(tiny_classifier(), top=1))
 
 
-def test_loading_by_path(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_loading_by_path(tmp_path) -> None:
     onnx.save(tiny_classifier(), tmp_path / "net.onnx")
     assert load_classifier(str(tmp_path / "net.onnx")) == tiny_classifier()
     with pytest.raises(CamrtError, match="there is no such file"):

@@ -163,7 +163,7 @@ def test_the_page_escapes_names_and_draws_both_boxes(monkeypatch: pytest.MonkeyP
     drawn: list[tuple[list[float], tuple[int, ...]]] = []
     original = report.render.draw_boxes
 
-    def note(image, boxes, *, color):  # type: ignore[no-untyped-def]
+    def note(image, boxes, *, color):
         drawn.append((np.asarray(boxes).ravel().tolist(), color))
         return original(image, boxes, color=color)
 

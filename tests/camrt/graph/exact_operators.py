@@ -12,26 +12,26 @@ from onnx.reference.op_run import OpRun
 from scipy.special import erf
 
 
-class Erf(OpRun):  # type: ignore[misc]
+class Erf(OpRun):
     def _run(self, x: np.ndarray) -> tuple[np.ndarray]:
         return (erf(x),)
 
 
-class Gelu(OpRun):  # type: ignore[misc]
+class Gelu(OpRun):
     def _run(self, x: np.ndarray, approximate: str = "none") -> tuple[np.ndarray]:
         if approximate == "tanh":
             return (0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),)
         return (0.5 * x * (1 + erf(x / np.sqrt(2))),)
 
 
-class LRN(OpRun):  # type: ignore[misc]
+class LRN(OpRun):
     def _run(self, x: np.ndarray, alpha: float, beta: float, bias: float, size: int) -> tuple[np.ndarray]:
         around = np.pad(x**2, [(0, 0), ((size - 1) // 2, size // 2), (0, 0), (0, 0)])
         total = sum(around[:, first : first + x.shape[1]] for first in range(size))
         return (x * (bias + alpha / size * total) ** -beta,)
 
 
-class ConvTranspose(OpRun):  # type: ignore[misc]
+class ConvTranspose(OpRun):
     def _run(self, x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, **attributes: Any) -> tuple[np.ndarray]:
         kernel, axes = w.shape[2:], w.ndim - 2
         strides = attributes.get("strides") or [1] * axes
@@ -65,23 +65,23 @@ class ConvTranspose(OpRun):  # type: ignore[misc]
         return (y if b is None else y + b.reshape(-1, *[1] * axes),)
 
 
-class GlobalMaxPool(OpRun):  # type: ignore[misc]
+class GlobalMaxPool(OpRun):
     def _run(self, x: np.ndarray) -> tuple[np.ndarray]:
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
 
 
-class GlobalLpPool(OpRun):  # type: ignore[misc]
+class GlobalLpPool(OpRun):
     def _run(self, x: np.ndarray, p: int = 2) -> tuple[np.ndarray]:
         return ((np.abs(x) ** p).sum(axis=tuple(range(2, x.ndim)), keepdims=True) ** (1 / p),)
 
 
-class MeanVarianceNormalization(OpRun):  # type: ignore[misc]
+class MeanVarianceNormalization(OpRun):
     def _run(self, x: np.ndarray, axes: list[int]) -> tuple[np.ndarray]:
         centred = x - x.mean(axis=tuple(axes), keepdims=True)
         return (centred / np.sqrt((centred**2).mean(axis=tuple(axes), keepdims=True) + 1e-9),)
 
 
-class GroupNormalization(OpRun):  # type: ignore[misc]
+class GroupNormalization(OpRun):
     def _run(
         self, x: np.ndarray, scale: np.ndarray, bias: np.ndarray, epsilon: float, num_groups: int, stash_type: int
     ) -> tuple[np.ndarray]:
@@ -91,7 +91,7 @@ class GroupNormalization(OpRun):  # type: ignore[misc]
         return (unit * scale[:, None, None] + bias[:, None, None],)
 
 
-class Pad(OpRun):  # type: ignore[misc]
+class Pad(OpRun):
     def _run(
         self, x: np.ndarray, pads: np.ndarray, value: Any = None, axes: Any = None, mode: str = "constant"
     ) -> tuple[np.ndarray]:

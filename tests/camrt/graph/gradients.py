@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper, parser
 
-from camrt.graph.builder import Builder
+from camrt.builder import Builder
 from camrt.graph.gradient import backpropagate
 from camrt.graph.rules import registry
 from camrt.graph.sizes import Sizes
@@ -73,10 +73,9 @@ def graph(text: str, weights: dict[str, np.ndarray] | None = None, opset: int = 
 @contextlib.contextmanager
 def kept_registry() -> Iterator[None]:
     """What is registered inside is forgotten afterwards."""
-    list(registry.entries())
-    before = dict(registry._entries)
+    registry._rules.load()
+    restore = registry._rules.snapshot()
     try:
         yield
     finally:
-        registry._entries.clear()
-        registry._entries.update(before)
+        restore()

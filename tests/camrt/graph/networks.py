@@ -175,7 +175,7 @@ def shufflenet(torch: Any, nn: Any) -> Any:
 
 
 def convnext(torch: Any, nn: Any) -> Any:
-    class Block(nn.Module):  # type: ignore[misc, name-defined]
+    class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.depthwise, self.norm = nn.Conv2d(8, 8, 7, padding=3, groups=8), nn.LayerNorm(8, eps=1e-6)
@@ -204,7 +204,7 @@ def convnext(torch: Any, nn: Any) -> Any:
 
 
 def vit(torch: Any, nn: Any) -> Any:
-    class Layer(nn.Module):  # type: ignore[misc, name-defined]
+    class Layer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.first, self.second = nn.LayerNorm(12), nn.LayerNorm(12)
@@ -216,7 +216,7 @@ def vit(torch: Any, nn: Any) -> Any:
             x = x + self.attention(y, y, y, need_weights=False)[0]
             return x + self.inner(self.second(x))
 
-    class Transformer(nn.Module):  # type: ignore[misc, name-defined]
+    class Transformer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.patches = nn.Conv2d(3, 12, 8, 8)
@@ -235,7 +235,7 @@ def vit(torch: Any, nn: Any) -> Any:
 def swin(torch: Any, nn: Any) -> Any:
     """Attention in shifted windows, so that images and windows stand along one axis."""
 
-    class Layer(nn.Module):  # type: ignore[misc, name-defined]
+    class Layer(nn.Module):
         def __init__(self, shift: int) -> None:
             super().__init__()
             self.shift, self.norm = shift, nn.LayerNorm(8)
@@ -251,7 +251,7 @@ def swin(torch: Any, nn: Any) -> Any:
             y = self.out(y).view(n, h // 4, w // 4, 4, 4, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, c)
             return x + torch.roll(y, (self.shift, self.shift), (1, 2))
 
-    class Transformer(nn.Module):  # type: ignore[misc, name-defined]
+    class Transformer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.patches, self.layers = nn.Conv2d(3, 8, 4, 4), nn.Sequential(Layer(0), Layer(2))

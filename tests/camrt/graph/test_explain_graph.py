@@ -219,7 +219,7 @@ def test_torchvision_preset_is_what_torchvision_does() -> None:
 def test_wrong_arguments(change: dict[str, object], words: str) -> None:
     arguments: dict[str, object] = {"top": 2, "preprocess": PREPROCESS, **change}
     with pytest.raises(CamrtError, match=words):
-        explain_graph(classifier("gemm"), **arguments)  # type: ignore[arg-type]
+        explain_graph(classifier("gemm"), **arguments)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
+from camrt.builder import Builder
 from camrt.errors import CamrtError
-from camrt.graph.builder import Builder
 from camrt.graph.gradient import Value, backpropagate, differentiate, rule
 from camrt.graph.view import GraphView
 from tests.camrt.classifiers import CHANNELS, CLASSES, SIDE, classifier
@@ -549,6 +549,36 @@ def test_a_rule_is_registered_once_unless_it_says_so() -> None:
     np.testing.assert_array_equal(found, np.ones((2, 4)))
     with pytest.raises(CamrtError, match="found no operator"):
         rule()
+
+
+@pytest.mark.usefixtures("_clean_registry")
+def test_a_rule_that_fails_names_its_node() -> None:
+    @rule("Broken", domain="test")
+    def broken(g: Value, y: Value, x: Value) -> Value:
+        return {}["nothing"]
+
+    model = graph("g (float[N,4] x) => (float[N,4] y) { y = test.Broken(x) }")
+    with pytest.raises(CamrtError, match=r"Broken.*: its rule failed with KeyError: 'nothing'") as caught:
+        differentiate(model, "y", "x", np.ones(4))
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "y = AveragePool <kernel_shape = [3], strides = [1]> (x)",
+        "y = LpPool <kernel_shape = [3]> (x)",
+        'y = Resize <mode = "linear"> (x, , scales)',
+    ],
+)
+def test_axes_too_large_for_a_matrix_are_refused(node: str) -> None:
+    """A million pixels along an axis would take a matrix of 8 TB."""
+    text = f"g (float[1,1,1000000] x) => (float[1,1,M] y) {{ {node} }}"
+    model = graph(text, {"scales": np.array([1, 1, 2], np.float32)} if "scales" in node else {})
+    with pytest.raises(
+        CamrtError, match=r"of up to [\d,]+ pixels along an axis, expected a product of at most 16,777,216"
+    ):
+        differentiate(model, "y", "x")
 
 
 def test_names_that_are_taken_are_left_alone() -> None:

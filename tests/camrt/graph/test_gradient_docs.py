@@ -16,7 +16,7 @@ from camrt.graph.rules import registry, table
 from tests.camrt.graph.gradients import graph, kept_registry
 
 
-class Cube(OpRun):  # type: ignore[misc]
+class Cube(OpRun):
     op_domain = "com.example"
 
     def _run(self, x: np.ndarray) -> tuple[np.ndarray]:

@@ -290,7 +290,7 @@ def test_names_are_there_without_numpy(repository: Path) -> None:
 def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     from camrt.graph import methods
 
-    monkeypatch.setattr(methods, "_entries", dict(methods._entries))
+    monkeypatch.setattr(methods._methods, "_entries", dict(methods._methods._entries))
 
     @method("mean-activation", kind="features", title="Mean", gradients=False, top=1)
     def mean_activation(layer: Any, *, factor: float = 2.0) -> Any:

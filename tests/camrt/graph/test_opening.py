@@ -199,7 +199,7 @@ def test_later_errors_name_the_file_too(tmp_path: Path) -> None:
 
 def test_what_is_no_model() -> None:
     with pytest.raises(CamrtError, match=r"found a model of type int, expected an onnx\.ModelProto or a path"):
-        open_model(3)  # type: ignore[arg-type]
+        open_model(3)
 
 
 # ------------------------------------------------------------------------------------------------------------- damages

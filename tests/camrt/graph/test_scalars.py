@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from camrt.builder import Builder
 from camrt.graph import differentiate
-from camrt.graph.builder import Builder
 from tests.camrt.graph.explainers import run
 
 X = np.random.default_rng(4).uniform(0.2, 1.5, (2, 3)).astype(np.float32)

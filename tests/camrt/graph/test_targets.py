@@ -256,7 +256,7 @@ def test_an_explainer_cannot_be_made_to_do_something_else() -> None:
         ({"settings": {"samples": 3}}, "found an explainer graph with the settings"),
     ):
         with pytest.raises(CamrtError, match=words):
-            Explainer(graph, **options)  # type: ignore[arg-type]
+            Explainer(graph, **options)
 
 
 def test_runs_in_plain_onnx_runtime_with_a_target() -> None:

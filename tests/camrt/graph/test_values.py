@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from camrt.builder import Builder
 from camrt.errors import CamrtError
-from camrt.graph.builder import Builder
 from camrt.graph.values import LAST, Value, join, total, unbroadcast
 from tests.camrt.graph.gradients import run
 

@@ -256,7 +256,7 @@ def test_refused_arrays(image: np.ndarray, map_: np.ndarray, message: str) -> No
 )
 def test_refused_settings(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(CamrtError, match=message):
-        refine(IMAGE, MAP, **arguments)  # type: ignore[arg-type]
+        refine(IMAGE, MAP, **arguments)
 
 
 @pytest.mark.parametrize("bilateral", [(1e-9, 20, 10), (10, 1e-300, 10), (1e-4, 1e-3, 10)])

@@ -33,7 +33,7 @@ def written(folder: Path, text: str, net: str | None = NET) -> Path:
 
 
 def names(net: object) -> list[str]:
-    return [one.name for one in net.layers]  # type: ignore[attr-defined]
+    return [one.name for one in net.layers]
 
 
 def test_the_originals_solver(reference: Path) -> None:
