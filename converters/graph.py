@@ -118,6 +118,35 @@ class Graph:
         """The sizes of a tensor from an axis on, as numbers."""
         return tuple(self.fixed(dim, reason) for dim in self.shape(tensor)[first_axis:])
 
+    def expect_images(self, tensor: str) -> None:
+        """Check that a tensor is a batch of images, N x C x H x W.
+
+        Raises:
+            ConversionError: It does not have four axes.
+        """
+        if self.rank(tensor) != 4:
+            raise self._error(f"found {show(self.shape(tensor))} for the blob {tensor!r}, expected N x C x H x W")
+
+    def image_size(self, tensor: str) -> tuple[int, int]:
+        """H and W of a batch of images, as numbers.
+
+        Raises:
+            ConversionError: The tensor does not have four axes.
+        """
+        self.expect_images(tensor)
+        height, width = self.fixed_shape(tensor, 2, "the image's size")
+        return height, width
+
+    def image_shape(self, tensor: str) -> tuple[Dim, int, int, int]:
+        """N, C, H and W of a batch of images; the batch size may be free.
+
+        Raises:
+            ConversionError: The tensor does not have four axes.
+        """
+        self.expect_images(tensor)
+        channels, height, width = self.fixed_shape(tensor, 1, "the number of channels and the image's size")
+        return self.shape(tensor)[0], channels, height, width
+
     def same(self, left: Dim, right: Dim) -> bool:
         """Whether two sizes are equal. SymbolicDim axes of two inputs that must be equal become one.
 

@@ -205,7 +205,27 @@ def dropout(layer: Layer, graph: Graph) -> None:
         graph.node("Mul", [bottom, graph.constant(1 - param.dropout_ratio)], top)
 
 
+@handles("Softmax", operators="Softmax")
+def softmax(layer: Layer, graph: Graph) -> None:
+    """e^x over the sum of e^x along an axis. Also what is left of SoftmaxWithLoss at inference."""
+    bottom, top = layer.ends()
+    axis = graph.axis(bottom, layer.params.softmax_param.axis)
+    graph.node("Softmax", [bottom], top, axis=axis)
+
+
 # ------------------------------------------------------------------------------------------------------------ of forks
+
+
+@handles("ReLU6", operators="Clip", restrictions="no negative_slope", origin="MobileNet")
+def relu6(layer: Layer, graph: Graph) -> None:
+    """min(max(x, 0), 6)."""
+    bottom, top = layer.ends()
+    param = layer.params.relu6_param
+    if param.negative_slope or param.threshold <= 0:
+        raise layer.error(
+            f"found negative_slope {param.negative_slope} and threshold {param.threshold}, expected 0 and more than 0"
+        )
+    graph.node("Clip", [bottom, graph.constant(0.0), graph.constant(param.threshold)], top)
 
 
 @handles("Mish", operators="Softplus Tanh Mul", origin="Darknet")

@@ -21,59 +21,6 @@ _DETECTIONS = "DetectionOutput"
 LOWEST = float(np.finfo(np.float32).min)  # stands for "not a detection" where scores are
 
 
-@handles("Permute", operators="Transpose", origin="SSD")
-def permute(layer: Layer, graph: Graph) -> None:
-    """Axes in another order; those not named follow in theirs."""
-    bottom, top = layer.ends()
-    named = list(layer.params.permute_param.order)
-    rank = graph.rank(bottom)
-    if len(set(named)) != len(named) or any(axis >= rank for axis in named):
-        raise layer.error(f"found the order {named}, expected different axes below {rank}")
-    graph.transpose(bottom, [*named, *(axis for axis in range(rank) if axis not in named)], top)
-
-
-@handles(
-    "Normalize",
-    operators="ReduceSumSquare Add Sqrt Div Mul",
-    restrictions='caffe-windows\' (told by `normalize_param`) with `normalize_type: "L2"`, for vectors',
-    origin="SSD, caffe-windows",
-    reads="normalize_param",
-)
-def normalize(layer: Layer, graph: Graph) -> None:
-    """Each position, or each item, divided by its Euclidean norm, times learned factors (Liu et al. 2015, ParseNet)."""
-    bottom, top = layer.ends()
-    param = layer.params.norm_param
-    rank = graph.rank(bottom)
-    if rank < 2:
-        raise layer.error(f"found {show(graph.shape(bottom))} for the blob {bottom!r}, expected channels at axis 1")
-    squares = graph.reduce("SumSquare", bottom, range(1, rank) if param.across_spatial else [1])
-    norm = graph.node("Sqrt", [graph.node("Add", [squares, graph.constant(param.eps)])])
-    if "normalize_param" in layer.extra:
-        _check_vectors(layer, graph)
-        graph.node("Div", [bottom, norm], top)
-        return
-    channels = graph.fixed(graph.shape(bottom)[1], "the number of channels")
-    (scale,) = layer.weights(_scale_shape(layer, channels))
-    factors = graph.weight("scale", scale.reshape(-1, *(1,) * (rank - 2)))
-    graph.node("Mul", [graph.node("Div", [bottom, norm]), factors], top)
-
-
-def _check_vectors(layer: Layer, graph: Graph) -> None:
-    """Refuse what versions of caffe-windows compute differently: other norms, and maps of many positions."""
-    given = layer.extra["normalize_param"]
-    kind = given.get("normalize_type", "L2") if isinstance(given, dict) else given
-    shape = graph.shape(layer.bottoms[0])
-    if kind != "L2" or any(dim != 1 for dim in shape[2:]):
-        raise layer.error(f"found normalize_type {kind!r} for {show(shape)}, expected 'L2' for N x C, or N x C x 1 x 1")
-
-
-def _scale_shape(layer: Layer, channels: int) -> tuple[int, ...]:
-    """One factor a channel, or one for all, for which files have () as well as (1,)."""
-    if not layer.params.norm_param.channel_shared:
-        return (channels,)
-    return layer.blobs[0].shape if layer.blobs and layer.blobs[0].size == 1 else ()
-
-
 # --------------------------------------------------------------------------------------------------------- prior boxes
 
 
@@ -88,11 +35,11 @@ def prior_box(layer: Layer, graph: Graph) -> None:
     """Boxes of given sizes and aspect ratios around each position of a feature map, and their variances."""
     layer.expect(bottoms=2, tops=1)
     param = layer.params.prior_box_param
-    grid, sizes = _image_size(layer, graph, layer.bottoms[0]), _box_sizes(layer)
+    grid, sizes = graph.image_size(layer.bottoms[0]), _box_sizes(layer)
     count = grid[0] * grid[1] * len(sizes)
     if count > MAX_PRIORS:
         raise layer.error(f"found {count:,} prior boxes, expected at most {MAX_PRIORS:,}")
-    image = np.array(_pair(layer, "img", "img_size") or _image_size(layer, graph, layer.bottoms[1]), np.float32)
+    image = np.array(_pair(layer, "img", "img_size") or graph.image_size(layer.bottoms[1]), np.float32)
     step = _pair(layer, "step", "step")
     steps = np.array(step, np.float32) if step else image / np.array(grid, np.float32)
     boxes = _boxes_around(grid, sizes, image, steps, np.float32(param.offset))
@@ -126,13 +73,6 @@ def _with_boxes_below(
     lower = _boxes_around(grid, sizes, image, step, np.float32(1))
     below = np.stack([boxes[..., 0], lower[..., 1], boxes[..., 2], lower[..., 3]], axis=-1)
     return np.stack([boxes, below], axis=3).reshape(*boxes.shape[:2], -1, 4)
-
-
-def _image_size(layer: Layer, graph: Graph, tensor: str) -> tuple[int, int]:
-    if graph.rank(tensor) != 4:
-        raise layer.error(f"found {show(graph.shape(tensor))} for the blob {tensor!r}, expected N x C x H x W")
-    height, width = graph.fixed_shape(tensor, 2, "the image's size")
-    return height, width
 
 
 def _box_sizes(layer: Layer) -> np.ndarray:
@@ -531,8 +471,7 @@ def roi_pooling(layer: Layer, graph: Graph) -> None:
     param = layer.params.roi_pooling_param
     if not param.pooled_h or not param.pooled_w:
         raise layer.error(f"found pooled_h {param.pooled_h} and pooled_w {param.pooled_w}, expected both, from 1 on")
-    if graph.rank(features) != 4:
-        raise layer.error(f"found {show(graph.shape(features))} for the blob {features!r}, expected N x C x H x W")
+    graph.expect_images(features)
     count, *rest = graph.shape(regions)
     if math.prod(graph.fixed(dim, "the numbers of a region") for dim in rest) != 5:
         raise layer.error(f"found {show(graph.shape(regions))} for the blob {regions!r}, expected 5 numbers a region")

@@ -59,23 +59,20 @@ def _fold(graph: Graph, op: str, tensors: list[str], layer: Layer) -> None:
         result = graph.node(op, [result, other], layer.tops if index == len(tensors) else None)
 
 
-@handles("Embed", operators="Cast Gather Add", restrictions="an index outside the table is an error of the runtime")
-def embed(layer: Layer, graph: Graph) -> None:
-    """A row of a learned table for each index."""
-    bottom, top = layer.ends()
-    param = layer.params.embed_param
-    shapes: list[tuple[int, ...]] = [(param.input_dim, param.num_output)]
-    if param.bias_term:
-        shapes.append((param.num_output,))
-    table, *offset = layer.weights(*shapes)
-    rows = graph.node(
-        "Gather",
-        [graph.weight("weight", table), graph.cast(bottom, np.int64)],
-        None if offset else top,
-        shape=(*graph.shape(bottom), param.num_output),
-    )
-    if offset:
-        graph.node("Add", [rows, graph.weight("bias", offset[0])], top)
+@handles("Axpy", operators="Reshape Mul Add", origin="SENet")
+def axpy(layer: Layer, graph: Graph) -> None:
+    """Factors for each channel of each item, times x, plus y: the end of a squeeze-and-excitation block."""
+    layer.expect(bottoms=3, tops=1)
+    factors, x, y = layer.bottoms
+    shape = graph.same_shape([x, y])
+    found = graph.shape(factors)
+    ones = (1,) * (len(shape) - 2)
+    fits = len(found) >= 2 and len(shape) >= 2 and all(map(graph.same, shape[:2], found[:2]))
+    if not fits or any(dim != 1 for dim in found[2:]):
+        raise layer.error(f"found factors of {show(found)}, expected {show((*shape[:2], *ones))}")
+    if len(found) != len(shape):
+        factors = graph.reshape(factors, (*shape[:2], *ones))
+    graph.node("Add", [graph.node("Mul", [factors, x], shape=shape), y], layer.tops)
 
 
 @handles("BatchReindex", operators="Cast Gather")

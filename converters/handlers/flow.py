@@ -13,7 +13,7 @@ import numpy as np
 
 from converters.graph import Array, Graph
 from converters.handlers.resampling import resized
-from converters.handlers.sampling import image_shape, sample_inside
+from converters.handlers.sampling import sample_inside
 from converters.layer import MANY, Layer
 from converters.registry import handles
 from converters.schema.caffe_pb2 import (
@@ -102,7 +102,7 @@ def _correlated(layer: Layer, graph: Graph) -> tuple[CorrelationParameter, tuple
     layer.expect(bottoms=2, tops=1)
     param = layer.params.correlation_param
     graph.same_shape(layer.bottoms)
-    _, _, height, width = image_shape(layer, graph, layer.bottoms[0])
+    _, _, height, width = graph.image_shape(layer.bottoms[0])
     has_all = param.HasField("kernel_size") and param.HasField("max_displacement")
     if not has_all or not param.kernel_size % 2 or not param.stride_1 or not param.stride_2:
         raise layer.error(
@@ -222,7 +222,7 @@ def flow_warp(layer: Layer, graph: Graph) -> None:
     """The image as seen where the flow leads, bilinear; zero or NaN where that is outside of it."""
     layer.expect(bottoms=2, tops=1)
     image, flow = layer.bottoms
-    batch, _, height, width = image_shape(layer, graph, image)
+    batch, _, height, width = graph.image_shape(image)
     found = graph.shape(flow)
     if len(found) != 4 or not all(map(graph.same, found, (batch, 2, height, width))):
         raise layer.error(
@@ -258,7 +258,7 @@ def resample(layer: Layer, graph: Graph) -> None:
     """An image in another size, with a filter that grows as the image shrinks (antialias)."""
     layer.expect(bottoms=range(1, 3), tops=1)
     param = layer.params.resample_param
-    _, _, *sizes = image_shape(layer, graph, layer.bottoms[0])
+    _, _, *sizes = graph.image_shape(layer.bottoms[0])
     wanted = _wanted(layer, graph, param.height, param.width)
     factors = [np.float32(old) / np.float32(new) for old, new in zip(sizes, wanted, strict=True)]
     if param.type == ResampleParameter.AREA:
@@ -284,10 +284,10 @@ def resample(layer: Layer, graph: Graph) -> None:
 def _wanted(layer: Layer, graph: Graph, height: int, width: int) -> tuple[int, int]:
     """The size that the description gives, or that of a second blob."""
     if len(layer.bottoms) == 2:
-        height, width = image_shape(layer, graph, layer.bottoms[1])[2:]
+        height, width = graph.image_shape(layer.bottoms[1])[2:]
     if min(height, width) < 1:
         raise layer.error(f"found the size {height} x {width}, expected a height and a width from 1 on")
-    _, _, *sizes = image_shape(layer, graph, layer.bottoms[0])
+    _, _, *sizes = graph.image_shape(layer.bottoms[0])
     if max(old * new for old, new in zip(sizes, (height, width), strict=True)) > MAX_FILTER:
         raise layer.error(
             f"found an image of {sizes[0]:,} x {sizes[1]:,} for an output of {height:,} x {width:,}, expected at most "
@@ -375,7 +375,7 @@ def downsample(layer: Layer, graph: Graph) -> None:
     """An image in another size; corner pixels stay where they are, and all are averaged with those around them."""
     layer.expect(bottoms=range(1, 3), tops=1)
     param = layer.params.downsample_param
-    _, _, *sizes = image_shape(layer, graph, layer.bottoms[0])
+    _, _, *sizes = graph.image_shape(layer.bottoms[0])
     wanted = _wanted(layer, graph, param.top_height, param.top_width)
     if list(wanted) == sizes:
         graph.node("Identity", layer.bottoms[:1], layer.tops)
@@ -403,7 +403,7 @@ def accum(layer: Layer, graph: Graph) -> None:
     """Blobs enlarged to one size, bilinear with corner pixels in place, and joined along the channels."""
     param = layer.params.accum_param
     layer.expect(bottoms=range(2 if param.have_reference else 1, MANY), tops=1)
-    images = [image_shape(layer, graph, bottom) for bottom in layer.bottoms]
+    images = [graph.image_shape(bottom) for bottom in layer.bottoms]
     joined = layer.bottoms[: -1 if param.have_reference else None]
     size = images[-1][2:] if param.have_reference else _accumulated(layer, [image[2:] for image in images])
     if min(size) < 2:
@@ -447,7 +447,7 @@ def mean(layer: Layer, graph: Graph) -> None:
         )
     sign = -1 if param.operation == MeanParameter.SUBTRACT else 1
     for bottom, top in zip(layer.bottoms, layer.tops, strict=True):
-        _, channels, _, _ = image_shape(layer, graph, bottom)
+        _, channels, _, _ = graph.image_shape(bottom)
         if channels % len(param.value):
             raise layer.error(f"found {len(param.value)} values for {channels} channels, expected a divisor of them")
         values = np.tile(np.array(param.value, np.float32), channels // len(param.value)).reshape(-1, 1, 1)
@@ -466,7 +466,7 @@ def data_augmentation(layer: Layer, graph: Graph) -> None:
     """The image less the mean that training computed, of each pixel or each channel."""
     bottom, top = layer.ends()
     param = layer.params.augmentation_param
-    _, channels, height, width = image_shape(layer, graph, bottom)
+    _, channels, height, width = graph.image_shape(bottom)
     if param.crop_width and param.crop_height:
         raise layer.error(
             f"found a crop of {param.crop_height} x {param.crop_width}, expected none: crop the images before, or "
@@ -497,5 +497,5 @@ def _stored_mean(layer: Layer, channels: int, height: int, width: int) -> Array:
 def channel_norm(layer: Layer, graph: Graph) -> None:
     """The Euclidean norm over the channels."""
     bottom, top = layer.ends()
-    image_shape(layer, graph, bottom)
+    graph.expect_images(bottom)
     graph.reduce("L2", bottom, [1], top)

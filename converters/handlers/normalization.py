@@ -1,4 +1,4 @@
-"""Layers that shift and scale: by statistics, by neighbours, by learned factors."""
+"""Layers that normalize by statistics or neighbors, and layers that scale and shift by learned factors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from converters.graph import Graph
 from converters.handlers.pooling import pool, windows_of
 from converters.layer import Layer
 from converters.registry import handles
-from converters.schema.caffe_pb2 import LRNParameter, PoolingParameter
+from converters.schema.caffe_pb2 import BNParameter, LRNParameter, PoolingParameter
 from converters.shape import Shape, show
 
 _LEAST_EPS = 1e-5  # cuDNN's CUDNN_BN_MIN_EPSILON
+_SEGNET_EPS = 1e-9  # fixed in SegNet's source
+_PSPNET_EPS = 1e-5  # PSPNet's default
 
 
 @handles(
@@ -27,8 +29,7 @@ def lrn(layer: Layer, graph: Graph) -> None:
     param = layer.params.lrn_param
     if not param.local_size % 2:
         raise layer.error(f"found local_size {param.local_size}, expected an odd number")
-    if graph.rank(bottom) != 4:
-        raise layer.error(f"found a blob of {graph.rank(bottom)} axes, expected 4: N x C x H x W")
+    graph.expect_images(bottom)
     is_across = param.norm_region == LRNParameter.ACROSS_CHANNELS
     if is_across and param.alpha > 0 and param.beta > 0:
         graph.node("LRN", [bottom], top, size=param.local_size, alpha=param.alpha, beta=param.beta, bias=param.k)
@@ -41,14 +42,14 @@ def lrn(layer: Layer, graph: Graph) -> None:
 
 
 def _mean_within(layer: Layer, graph: Graph, tensor: str, size: int) -> str:
-    """The mean of each pixel's neighbours in its channel."""
+    """The mean of each pixel's neighbors in its channel."""
     sizes = graph.fixed_shape(tensor, 2, "the image's size")
     windows = windows_of(sizes, [size] * 2, (1, 1), [(size - 1) // 2] * 2)
     return pool(layer, graph, PoolingParameter.AVE, tensor, windows)
 
 
 def _mean_across(layer: Layer, graph: Graph, tensor: str, size: int) -> str:
-    """The mean of neighbouring channels, zeros beyond the first and last; ONNX Runtime's LRN wants positive factors."""
+    """The mean of neighboring channels, zeros beyond the first and last; ONNX Runtime's LRN wants positive factors."""
     shape = graph.shape(tensor)
     channels, *image = graph.fixed_shape(tensor, 1, "the number of channels and the image's size")
     stacked = graph.reshape(tensor, (shape[0], 1, channels, image[0] * image[1]))
@@ -128,15 +129,80 @@ def _scale_after(layer: Layer, channels: int, own: Sequence[np.ndarray] = ()) ->
 
 def _by_own_statistics(layer: Layer, graph: Graph, bottom: str, channels: int) -> None:
     axes = [axis for axis in range(graph.rank(bottom)) if axis != 1]
-    centred = graph.node("Sub", [bottom, graph.reduce("Mean", bottom, axes)])
-    variance = graph.reduce("Mean", graph.node("Mul", [centred, centred]), axes)
-    shifted = graph.node("Add", [variance, graph.constant(layer.params.batch_norm_param.eps)])
-    normal = graph.node("Div", [centred, graph.node("Sqrt", [shifted])], None if layer.scale else layer.tops)
+    tops = None if layer.scale else layer.tops
+    normal = _standardized(graph, bottom, axes, layer.params.batch_norm_param.eps, tops)
     if layer.scale:
         scale, bias = _scale_after(layer, channels)
         shape = (channels, *(1,) * (graph.rank(bottom) - 2))
         scaled = graph.node("Mul", [normal, graph.weight_of(layer.scale, "weight", scale.reshape(shape))])
         graph.node("Add", [scaled, graph.weight_of(layer.scale, "bias", bias.reshape(shape))], layer.tops)
+
+
+def _standardized(
+    graph: Graph,
+    tensor: str,
+    axes: Sequence[int],
+    eps: float,
+    outputs: Sequence[str] | None = None,
+    *,
+    mean: Sequence[str] | None = None,
+    variance: Sequence[str] | None = None,
+) -> str:
+    """(x - mean) / sqrt(variance + eps), with the statistics of the tensor itself over some axes.
+
+    Args:
+        graph: The graph.
+        tensor: x.
+        axes: The axes that the statistics are taken over.
+        eps: Added to the variance.
+        outputs: The name of the result; None for a new one.
+        mean: The name of the mean, the same way.
+        variance: The name of the biased variance, the same way.
+    """
+    centered = graph.node("Sub", [tensor, graph.reduce("Mean", tensor, axes, mean)])
+    spread = graph.reduce("Mean", graph.node("Mul", [centered, centered]), axes, variance)
+    deviation = graph.node("Sqrt", [graph.node("Add", [spread, graph.constant(eps)])])
+    return graph.node("Div", [centered, deviation], outputs)
+
+
+@handles(
+    "BN",
+    operators="Mul Add ReduceMean Sub Sqrt Div BatchNormalization",
+    restrictions="two blobs are SegNet's (bn_mode LEARN: the statistics of the batch), four are PSPNet's (stored "
+    "statistics)",
+    origin="SegNet, PSPNet",
+)
+def bn(layer: Layer, graph: Graph) -> None:
+    """Batch normalization with its factors and offsets in one layer."""
+    layer.expect(bottoms=1, tops=range(1, 4))
+    bottom = layer.bottoms[0]
+    graph.expect_images(bottom)
+    channels = graph.fixed(graph.shape(bottom)[1], "the number of channels")
+    blobs = layer.weights(*[(1, channels, 1, 1)] * (4 if len(layer.blobs) == 4 else 2))
+    learns = layer.params.bn_param.bn_mode == BNParameter.LEARN
+    if len(layer.tops) > 1 and (len(blobs) == 4 or not learns):
+        raise layer.error(f"found {len(layer.tops)} tops, expected 1: only bn_mode LEARN has statistics to give out")
+    if len(blobs) == 4:
+        _with_stored_statistics(layer, graph, blobs)
+        return
+    mean, variance = (layer.tops[index : index + 1] or None for index in (1, 2))
+    normalized = (
+        _standardized(graph, bottom, [0, 2, 3], _SEGNET_EPS, mean=mean, variance=variance) if learns else bottom
+    )
+    scaled = graph.node("Mul", [normalized, graph.weight("weight", blobs[0])])
+    graph.node("Add", [scaled, graph.weight("bias", blobs[1])], layer.tops[:1])
+
+
+def _with_stored_statistics(layer: Layer, graph: Graph, blobs: list[np.ndarray]) -> None:
+    param = layer.params.bn_param
+    names = zip(("weight", "bias", "mean", "variance"), blobs, strict=True)
+    graph.node(
+        "BatchNormalization",
+        [layer.bottoms[0], *(graph.weight(name, blob.reshape(-1)) for name, blob in names)],
+        layer.tops,
+        shape=graph.shape(layer.bottoms[0]),
+        epsilon=param.eps if param.HasField("eps") else _PSPNET_EPS,
+    )
 
 
 @handles("MVN", operators="ReduceMean Sub Mul Sqrt Add Div Reshape")
@@ -151,11 +217,53 @@ def mvn(layer: Layer, graph: Graph) -> None:
         bottom = graph.reshape(bottom, (*graph.shape(bottom), *(1,) * (4 - rank)))
     axes = [1, 2, 3] if param.across_channels else [2, 3]
     mean = graph.reduce("Mean", bottom, axes)
-    centred = graph.node("Sub", [bottom, mean], None if param.normalize_variance else top)
+    centered = graph.node("Sub", [bottom, mean], None if param.normalize_variance else top)
     if param.normalize_variance:
-        variance = graph.reduce("Mean", graph.node("Mul", [centred, centred]), axes)
+        variance = graph.reduce("Mean", graph.node("Mul", [centered, centered]), axes)
         deviation = graph.node("Add", [graph.node("Sqrt", [variance]), graph.constant(param.eps)])
-        graph.node("Div", [centred, deviation], top)
+        graph.node("Div", [centered, deviation], top)
+
+
+@handles(
+    "Normalize",
+    operators="ReduceSumSquare Add Sqrt Div Mul",
+    restrictions='caffe-windows\' (told by `normalize_param`) with `normalize_type: "L2"`, for vectors',
+    origin="SSD, caffe-windows",
+    reads="normalize_param",
+)
+def normalize(layer: Layer, graph: Graph) -> None:
+    """Each position, or each item, divided by its Euclidean norm, times learned factors (Liu et al. 2015, ParseNet)."""
+    bottom, top = layer.ends()
+    param = layer.params.norm_param
+    rank = graph.rank(bottom)
+    if rank < 2:
+        raise layer.error(f"found {show(graph.shape(bottom))} for the blob {bottom!r}, expected channels at axis 1")
+    squares = graph.reduce("SumSquare", bottom, range(1, rank) if param.across_spatial else [1])
+    norm = graph.node("Sqrt", [graph.node("Add", [squares, graph.constant(param.eps)])])
+    if "normalize_param" in layer.extra:
+        _check_vectors(layer, graph)
+        graph.node("Div", [bottom, norm], top)
+        return
+    channels = graph.fixed(graph.shape(bottom)[1], "the number of channels")
+    (scale,) = layer.weights(_scale_shape(layer, channels))
+    factors = graph.weight("scale", scale.reshape(-1, *(1,) * (rank - 2)))
+    graph.node("Mul", [graph.node("Div", [bottom, norm]), factors], top)
+
+
+def _check_vectors(layer: Layer, graph: Graph) -> None:
+    """Refuse what versions of caffe-windows compute differently: other norms, and maps of many positions."""
+    given = layer.extra["normalize_param"]
+    kind = given.get("normalize_type", "L2") if isinstance(given, dict) else given
+    shape = graph.shape(layer.bottoms[0])
+    if kind != "L2" or any(dim != 1 for dim in shape[2:]):
+        raise layer.error(f"found normalize_type {kind!r} for {show(shape)}, expected 'L2' for N x C, or N x C x 1 x 1")
+
+
+def _scale_shape(layer: Layer, channels: int) -> tuple[int, ...]:
+    """One factor a channel, or one for all, for which files have () as well as (1,)."""
+    if not layer.params.norm_param.channel_shared:
+        return (channels,)
+    return layer.blobs[0].shape if layer.blobs and layer.blobs[0].size == 1 else ()
 
 
 @handles("Scale", operators="Mul Add Reshape", restrictions="the BatchNorm before it takes it in where it can")

@@ -110,9 +110,7 @@ def pooling(layer: Layer, graph: Graph) -> None:
 def _windows(layer: Layer, graph: Graph) -> list[Window]:
     """The layer's windows over its bottom."""
     layer.expect(bottoms=1, tops=range(1, 3))
-    if graph.rank(layer.bottoms[0]) != 4:
-        raise layer.error(f"found a blob of {graph.rank(layer.bottoms[0])} axes, expected 4: N x C x H x W")
-    return layer_windows(layer, graph.fixed_shape(layer.bottoms[0], 2, "the image's size"))
+    return layer_windows(layer, graph.image_size(layer.bottoms[0]))
 
 
 def layer_windows(layer: Layer, sizes: Sequence[int]) -> list[Window]:
@@ -271,9 +269,7 @@ def _stochastic(
 def spatial_pyramid_pooling(layer: Layer, graph: Graph) -> None:
     """Pyramid levels of 1, 4, 16, ... bins, each level flattened, joined (He et al. 2014)."""
     bottom, top = layer.ends()
-    if graph.rank(bottom) != 4:
-        raise layer.error(f"found a blob of {graph.rank(bottom)} axes, expected 4: N x C x H x W")
-    sizes = graph.fixed_shape(bottom, 2, "the image's size")
+    sizes = graph.image_size(bottom)
     height = layer.params.spp_param.pyramid_height
     if not 1 <= height <= 16:
         raise layer.error(f"found pyramid_height {height}, expected 1 to 16")

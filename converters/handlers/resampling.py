@@ -9,7 +9,7 @@ import numpy as np
 from converters.graph import Graph
 from converters.layer import Layer
 from converters.registry import handles
-from converters.shape import SymbolicDim, show
+from converters.shape import SymbolicDim
 
 
 @handles(
@@ -23,7 +23,7 @@ def interp(layer: Layer, graph: Graph) -> None:
     """Bilinear interpolation that leaves the centres of the corner pixels where they are; before it, a crop."""
     layer.expect(bottoms=range(1, 3), tops=1)
     bottom = _cropped(layer, graph)
-    size = _image_size(layer, graph, bottom)
+    size = graph.image_size(bottom)
     wanted = (_wanted(layer, graph, size[0], axis=2), _wanted(layer, graph, size[1], axis=3))
     resized(graph, bottom, wanted, layer.tops)
 
@@ -50,7 +50,7 @@ def _cropped(layer: Layer, graph: Graph) -> str:
     """The bottom without -pad_beg pixels above and left and -pad_end below and right."""
     param = layer.params.interp_param
     bottom = layer.bottoms[0]
-    size = _image_size(layer, graph, bottom)
+    size = graph.image_size(bottom)
     if param.pad_beg > 0 or param.pad_end > 0 or min(size) + param.pad_beg + param.pad_end < 1:
         raise layer.error(
             f"found pad_beg {param.pad_beg} and pad_end {param.pad_end} for an image of {size[0]} x {size[1]}, "
@@ -71,26 +71,19 @@ def _wanted(layer: Layer, graph: Graph, size: int, axis: int) -> int:
             f"found shrink_factor {param.shrink_factor} and zoom_factor {param.zoom_factor}, expected 1 or more"
         )
     if param.use_blob_size and len(layer.bottoms) == 2:
-        wanted = _image_size(layer, graph, layer.bottoms[1])[axis - 2]
+        wanted = graph.image_size(layer.bottoms[1])[axis - 2]
     elif shrinks == zooms and param.HasField("height") and param.HasField("width"):
         wanted = param.height if axis == 2 else param.width
     elif shrinks or zooms:
         wanted = (size - 1) // param.shrink_factor + 1
         wanted += (wanted - 1) * (param.zoom_factor - 1)
     elif len(layer.bottoms) == 2:
-        wanted = _image_size(layer, graph, layer.bottoms[1])[axis - 2]
+        wanted = graph.image_size(layer.bottoms[1])[axis - 2]
     else:
         raise layer.error("found no size, expected height and width, zoom_factor or shrink_factor, or a second bottom")
     if wanted < 1:
         raise layer.error(f"found the {'height' if axis == 2 else 'width'} {wanted}, expected 1 or more")
     return wanted
-
-
-def _image_size(layer: Layer, graph: Graph, tensor: str) -> tuple[int, int]:
-    if graph.rank(tensor) != 4:
-        raise layer.error(f"found {show(graph.shape(tensor))} for the blob {tensor!r}, expected N x C x H x W")
-    height, width = graph.fixed_shape(tensor, 2, "the image's size")
-    return height, width
 
 
 def _with_sizes(graph: Graph, tensor: str, sizes: tuple[int, ...]) -> str:
@@ -121,7 +114,7 @@ def upsample(layer: Layer, graph: Graph) -> None:
 
 def _repeated(layer: Layer, graph: Graph) -> None:
     bottom = layer.bottoms[0]
-    height, width = _image_size(layer, graph, bottom)
+    height, width = graph.image_size(bottom)
     down, across = _repetitions(layer)
     shape = (*graph.shape(bottom)[:2], height * down, width * across)
     graph.node(
@@ -153,7 +146,7 @@ def _repetitions(layer: Layer) -> tuple[int, int]:
 def _unpooled(layer: Layer, graph: Graph) -> None:
     graph.same_shape(layer.bottoms)
     values, mask = layer.bottoms
-    height, width = _image_size(layer, graph, values)
+    height, width = graph.image_size(values)
     size = _unpooled_size(layer, height, width)
     images = graph.shape(values)[:2]
     flat, area = (*images, height * width), size[0] * size[1]

@@ -17,18 +17,6 @@ _OLDEST = 16  # the opset of GridSample
 _THETAS = ("theta_1_1", "theta_1_2", "theta_1_3", "theta_2_1", "theta_2_2", "theta_2_3")
 
 
-def image_shape(layer: Layer, graph: Graph, tensor: str) -> tuple[Dim, int, int, int]:
-    """N, C, H and W of a blob; the batch may be free.
-
-    Raises:
-        ConversionError: It has not four axes.
-    """
-    if graph.rank(tensor) != 4:
-        raise layer.error(f"found {show(graph.shape(tensor))} for the blob {tensor!r}, expected N x C x H x W")
-    channels, height, width = graph.fixed_shape(tensor, 1, "the number of channels and the image's size")
-    return graph.shape(tensor)[0], channels, height, width
-
-
 def grid_sample(
     layer: Layer, graph: Graph, image: str, grid: str, padding: str, outputs: tuple[str, ...] | None = None
 ) -> str:
@@ -140,7 +128,7 @@ def spatial_transformer(layer: Layer, graph: Graph) -> None:
             "and 'bilinear'"
         )
     image = layer.bottoms[0]
-    batch, _, height, width = image_shape(layer, graph, image)
+    batch, _, height, width = graph.image_shape(image)
     out = (param.output_H or height, param.output_W or width)
     if min(out) < 1 or out[0] * out[1] > MAX_PLACES:
         raise layer.error(
@@ -200,7 +188,7 @@ def deformable_convolution(layer: Layer, graph: Graph) -> None:
     """Convolution whose taps are moved by offsets that the network computes (Dai et al. 2017)."""
     layer.expect(bottoms=2, tops=1)
     param = layer.params.deformable_convolution_param
-    batch, channels, *spatial = image_shape(layer, graph, layer.bottoms[0])
+    batch, channels, *spatial = graph.image_shape(layer.bottoms[0])
     kernel = Kernel.of(layer, 2, param)
     size = kernel.convolved(layer, spatial)
     groups, group, outputs = param.deformable_group, param.group, param.num_output
@@ -338,7 +326,7 @@ def roi_align(layer: Layer, graph: Graph) -> None:
     param = layer.params.roi_align_param
     if not param.pooled_h or not param.pooled_w:
         raise layer.error(f"found pooled_h {param.pooled_h} and pooled_w {param.pooled_w}, expected both, from 1 on")
-    _, channels, _, _ = image_shape(layer, graph, features)
+    _, channels, _, _ = graph.image_shape(features)
     count, *rest = graph.shape(regions)
     if math.prod(graph.fixed(dim, "the numbers of a region") for dim in rest) != 5:
         raise layer.error(f"found {show(graph.shape(regions))} for the blob {regions!r}, expected 5 numbers a region")

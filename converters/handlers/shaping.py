@@ -180,3 +180,76 @@ def crop(layer: Layer, graph: Graph) -> None:
         return
     numbers = [graph.constant(values, np.int64) for values in (starts, ends_, axes)]
     graph.node("Slice", [bottom, *numbers], layer.tops, shape=shape)
+
+
+@handles("Permute", operators="Transpose", origin="SSD")
+def permute(layer: Layer, graph: Graph) -> None:
+    """Axes in another order; those not named follow in theirs."""
+    bottom, top = layer.ends()
+    named = list(layer.params.permute_param.order)
+    rank = graph.rank(bottom)
+    if len(set(named)) != len(named) or any(axis >= rank for axis in named):
+        raise layer.error(f"found the order {named}, expected different axes below {rank}")
+    graph.transpose(bottom, [*named, *(axis for axis in range(rank) if axis not in named)], top)
+
+
+@handles("ShuffleChannel", operators="Reshape Transpose", origin="ShuffleNet")
+def shuffle_channel(layer: Layer, graph: Graph) -> None:
+    """The first channel of each group, then the second of each, and so on (Zhang et al. 2018)."""
+    bottom, top = layer.ends()
+    shape = graph.shape(bottom)
+    if len(shape) < 2:
+        raise layer.error(f"found {show(shape)} for the blob {bottom!r}, expected channels at axis 1")
+    channels = graph.fixed(shape[1], "the number of channels")
+    group = layer.params.shuffle_channel_param.group
+    if group < 1 or channels % group:
+        raise layer.error(f"found group {group} for {channels} channels, expected a divisor of their number")
+    rest = shape[2:]
+    grouped = graph.reshape(bottom, (shape[0], group, channels // group, *rest))
+    shuffled = graph.transpose(grouped, (0, 2, 1, *range(3, 3 + len(rest))))
+    graph.reshape(shuffled, shape, top)
+
+
+@handles("Reorg", operators="Reshape Transpose", origin="MobileNet-YOLO, Intel")
+def reorg(layer: Layer, graph: Graph) -> None:
+    """Darknet's reorganization of pixels into channels; ``reverse`` is a true depth to space.
+
+    Without ``reverse`` it reads the blob as if that had fewer channels and a larger image, as Darknet does.
+    """
+    bottom, top = layer.ends()
+    stride = layer.params.reorg_param.stride
+    if graph.rank(bottom) != 4 or not stride:
+        raise layer.error(
+            f"found {show(graph.shape(bottom))} for the blob {bottom!r} and stride {stride}, expected N x C x H x W "
+            "and a stride from 1 on"
+        )
+    images = graph.shape(bottom)[0]
+    channels, height, width = graph.fixed_shape(bottom, 1, "the image's size")
+    reverse = layer.params.reorg_param.reverse
+    if channels % stride**2 or (not reverse and (height % stride or width % stride)):
+        raise layer.error(
+            f"found {show(graph.shape(bottom))} for the blob {bottom!r}, expected channels that {stride} x {stride} "
+            f"divides{'' if reverse else f', and a height and width that {stride} divides'}"
+        )
+    fewer = channels // stride**2
+    if reverse:
+        split = graph.reshape(bottom, (images, stride, stride, fewer, height, width))
+        enlarged = graph.transpose(split, (0, 3, 4, 1, 5, 2))
+        graph.reshape(enlarged, (images, fewer, height * stride, width * stride), top)
+        return
+    split = graph.reshape(bottom, (images, fewer, height, stride, width, stride))
+    gathered = graph.transpose(split, (0, 3, 5, 1, 2, 4))
+    graph.reshape(gathered, (images, channels * stride**2, height // stride, width // stride), top)
+
+
+@handles("Flip", operators="Slice Identity", origin="caffe-windows")
+def flip(layer: Layer, graph: Graph) -> None:
+    """The image mirrored along its width, its height, or both; along the width by default."""
+    bottom, top = layer.ends()
+    param = layer.params.flip_param
+    graph.expect_images(bottom)
+    axes = [axis for axis, flips in ((2, param.flip_height), (3, param.flip_width)) if flips]
+    if not axes:
+        graph.node("Identity", [bottom], top)
+    for axis in axes:
+        bottom = graph.slice(bottom, axis, 0, None, top if axis == axes[-1] else None, step=-1)

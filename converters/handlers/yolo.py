@@ -23,38 +23,6 @@ _OPERATORS = (
 )
 
 
-@handles("Reorg", operators="Reshape Transpose", origin="MobileNet-YOLO, Intel")
-def reorg(layer: Layer, graph: Graph) -> None:
-    """Darknet's reorganization of pixels into channels; ``reverse`` is a true depth to space.
-
-    Without ``reverse`` it reads the blob as if that had fewer channels and a larger image, as Darknet does.
-    """
-    bottom, top = layer.ends()
-    stride = layer.params.reorg_param.stride
-    if graph.rank(bottom) != 4 or not stride:
-        raise layer.error(
-            f"found {show(graph.shape(bottom))} for the blob {bottom!r} and stride {stride}, expected N x C x H x W "
-            "and a stride from 1 on"
-        )
-    images = graph.shape(bottom)[0]
-    channels, height, width = graph.fixed_shape(bottom, 1, "the image's size")
-    reverse = layer.params.reorg_param.reverse
-    if channels % stride**2 or (not reverse and (height % stride or width % stride)):
-        raise layer.error(
-            f"found {show(graph.shape(bottom))} for the blob {bottom!r}, expected channels that {stride} x {stride} "
-            f"divides{'' if reverse else f', and a height and width that {stride} divides'}"
-        )
-    fewer = channels // stride**2
-    if reverse:
-        split = graph.reshape(bottom, (images, stride, stride, fewer, height, width))
-        enlarged = graph.transpose(split, (0, 3, 4, 1, 5, 2))
-        graph.reshape(enlarged, (images, fewer, height * stride, width * stride), top)
-        return
-    split = graph.reshape(bottom, (images, fewer, height, stride, width, stride))
-    gathered = graph.transpose(split, (0, 3, 5, 1, 2, 4))
-    graph.reshape(gathered, (images, channels * stride**2, height // stride, width // stride), top)
-
-
 # -------------------------------------------------------------------------------------------------------- detections
 
 

@@ -79,6 +79,16 @@ def test_interp_to_the_size_of_a_second_blob() -> None:
     assert_close(one.run({"x": x, "like": np.zeros((1, 9, 8, 4))})[0], interpolated(x, (8, 4)))
 
 
+def test_caffe_models_interp_takes_the_second_bottoms_size() -> None:
+    """Align-corners interpolation, at positions that lie on the pixels: every other pixel is an old one."""
+    x = np.random.default_rng(2).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    one = OneLayer('type: "Interp" top: "y" interp_param { use_blob_size: true }', {"x": x.shape, "ref": (2, 7, 7, 9)})
+    (found,) = one.run({"x": x, "ref": np.zeros((2, 7, 7, 9))})
+    assert found.shape == (2, 3, 7, 9)
+    assert_close(found[:, :, ::2, ::2], x)
+    assert_close(found[:, :, 1::2, ::2], (x[:, :, 1:] + x[:, :, :-1]) / 2)
+
+
 # ----------------------------------------------------------------------------------------------------------- Upsample
 
 UNPOOLED = {
