@@ -90,9 +90,9 @@ def _product(
         graph.reshape(result, (*shape[:axis], outputs), top)
 
 
-@handles("Embed", operators="Cast Gather Add", restrictions="an index outside the table is an error of the runtime")
+@handles("Embed", operators="Cast Gather Add", restrictions="an index outside the table is an error at run time")
 def embed(layer: Layer, graph: Graph) -> None:
-    """A row of a learned table for each index."""
+    """The row of a learned table for each index."""
     bottom, top = layer.ends()
     param = layer.params.embed_param
     shapes: list[tuple[int, ...]] = [(param.input_dim, param.num_output)]

@@ -1,4 +1,4 @@
-"""Mean field inference in a conditional random field, as CRF-RNN has it."""
+"""Mean field inference in a conditional random field, as in CRF-RNN (Zheng et al. 2015)."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from converters.layer import Layer
 from converters.registry import handles
 from converters.shape import Dim, show
 
-MAX_PAIRED = 4096  # pixels: their pairs take 64 MiB
+MAX_PAIRED = 4096  # pixels; an affinity of all pairs takes 64 MiB
 MAX_ITERATIONS = 1000  # CRF-RNN has ten
 
 
 @handles(
     "MultiStageMeanfield",
     operators="Reshape Slice Mul Sub Add Exp ReduceSum Div Softmax MatMul",
-    restrictions="up to 4,096 pixels, as it compares all pairs of them: exact Gaussians, which the original "
-    "approximates on a permutohedral lattice; for larger images, name the blob before it with `--outputs`; no "
-    "detection and superpixel potentials",
+    restrictions="at most 4,096 pixels, because it compares all pairs of them: exact Gaussians, which the original "
+    "approximates on a permutohedral lattice; for larger images, end the network before it with `--outputs`; no "
+    "detection or superpixel potentials",
     origin="CRF-RNN",
 )
 def multi_stage_meanfield(layer: Layer, graph: Graph) -> None:
-    """Iterations of mean field inference in a dense conditional random field (Zheng et al. 2015, algorithm 1)."""
+    """Mean field iterations of a dense conditional random field (Zheng et al. 2015, algorithm 1)."""
     layer.expect(bottoms=range(3, 5), tops=range(1, 3))
     param = layer.params.multi_stage_meanfield_param
     unary, scores, image = layer.bottoms[:3]
@@ -35,13 +35,16 @@ def multi_stage_meanfield(layer: Layer, graph: Graph) -> None:
         for name, blob in zip(("spatial", "bilateral", "compatibility"), learned, strict=True)
     )
     y, x = np.divmod(np.arange(pixels, dtype=np.float32), np.float32(width))
-    places = [graph.constant(axis[None]) for axis in (x, y)]
+    positions = [graph.constant(axis[None]) for axis in (x, y)]
     colors = graph.reshape(image, (batch, 3, pixels))
     channels = [graph.reshape(graph.slice(colors, 1, index, index + 1), (batch, pixels)) for index in range(3)]
-    near = _affinities(graph, [(place, param.theta_gamma) for place in places])
+    near = _affinities(graph, [(position, param.theta_gamma) for position in positions])
     alike = _affinities(
         graph,
-        [*((place, param.theta_alpha) for place in places), *((channel, param.theta_beta) for channel in channels)],
+        [
+            *((position, param.theta_alpha) for position in positions),
+            *((channel, param.theta_beta) for channel in channels),
+        ],
     )
     before, current = graph.reshape(unary, flat), graph.reshape(scores, flat)
     for _ in range(param.num_iterations):
@@ -56,7 +59,7 @@ def multi_stage_meanfield(layer: Layer, graph: Graph) -> None:
 
 
 def _mean_field_shape(layer: Layer, graph: Graph) -> tuple[Dim, int, int, int]:
-    """N, classes, height and width, checked."""
+    """Check the bottoms and parameters. Returns N, classes, height and width."""
     param = layer.params.multi_stage_meanfield_param
     unary, image = layer.bottoms[0], layer.bottoms[2]
     shape = graph.same_shape(layer.bottoms[:2])
@@ -69,13 +72,13 @@ def _mean_field_shape(layer: Layer, graph: Graph) -> tuple[Dim, int, int, int]:
     classes, height, width = graph.fixed_shape(unary, 1, "the number of classes and the image's size")
     if height * width > MAX_PAIRED:
         raise layer.error(
-            f"found an image of {height} x {width}, expected at most {MAX_PAIRED:,} pixels: a graph compares all pairs "
-            f"of them. The network up to this layer converts with --outputs {layer.params.bottom[0]}"
+            f"found an image of {height} x {width}, expected at most {MAX_PAIRED:,} pixels: the graph compares all pairs "
+            f"of them. To convert the network up to this layer, use --outputs {layer.params.bottom[0]}"
         )
     if len(layer.tops) > 1 or min(param.theta_alpha, param.theta_beta, param.theta_gamma) <= 0:
         raise layer.error(
             f"found {len(layer.tops)} top(s), theta_alpha {param.theta_alpha:g}, theta_beta {param.theta_beta:g} and "
-            f"theta_gamma {param.theta_gamma:g}, expected one top and positive numbers"
+            f"theta_gamma {param.theta_gamma:g}, expected one top and positive thetas"
         )
     if not 1 <= param.num_iterations <= MAX_ITERATIONS:
         raise layer.error(f"found num_iterations {param.num_iterations}, expected 1 to {MAX_ITERATIONS}")
@@ -83,17 +86,17 @@ def _mean_field_shape(layer: Layer, graph: Graph) -> tuple[Dim, int, int, int]:
 
 
 def _mean_field_weights(layer: Layer, classes: int) -> list[tuple[int, ...]]:
-    """Weights of both kernels, compatibilities; later versions store four more, of potentials that are not used."""
+    """The shapes of both kernels' weights and of the compatibilities. Later versions store four more, unused."""
     unused = layer.blobs[3:] if len(layer.blobs) == 7 else ()
     return [(classes, classes)] * 3 + [tuple(blob.shape) for blob in unused]
 
 
 def _affinities(graph: Graph, features: list[tuple[str, float]]) -> str:
-    """A Gaussian of the distances between all pairs of pixels, each column divided by its sum: (N, pixels, pixels).
+    """Gaussian affinities of all pairs of pixels, each column normalized to sum 1: (N, pixels, pixels).
 
     Args:
         graph: The graph.
-        features: Tensors (N, pixels), each with its standard deviation.
+        features: Tensors (N, pixels) with their standard deviations.
     """
     total = ""
     for values, deviation in features:

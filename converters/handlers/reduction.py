@@ -1,4 +1,4 @@
-"""Layers that make fewer values of many: products with weights, sums, maxima, softmax."""
+"""Layers that reduce axes: sums, means, indices of maxima."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REDUCTIONS = {
 
 @handles("Reduction", operators="ReduceSum ReduceL1 ReduceSumSquare ReduceMean Mul")
 def reduction(layer: Layer, graph: Graph) -> None:
-    """Sum, sum of magnitudes, of squares, or mean, over everything from an axis on."""
+    """Sum, sum of absolute values, sum of squares, or mean, over all axes from a given one on."""
     bottom, top = layer.ends()
     param = layer.params.reduction_param
     axis = graph.axis(bottom, param.axis)
@@ -32,17 +32,17 @@ def reduction(layer: Layer, graph: Graph) -> None:
 
 @handles("ArgMax", operators="TopK Slice Sub Cast Flatten Concat Reshape Identity")
 def argmax(layer: Layer, graph: Graph) -> None:
-    """Where the largest values are, along an axis or in the whole item; or the values, or both.
+    """Indices of the largest values along an axis or in the whole item; or the values, or both.
 
-    Of equal values Caffe gives the one with the larger index first, ONNX's TopK the smaller: so TopK sees the axis
-    backwards.
+    Among equal values, Caffe returns the larger index first, ONNX's TopK the smaller one. So TopK gets the axis
+    reversed.
     """
     bottom, top = layer.ends()
     param = layer.params.argmax_param
     whole = not param.HasField("axis")
     axis = 1 if whole else graph.axis(bottom, param.axis)
     tensor = graph.flatten(bottom, 1) if whole else bottom
-    size = graph.fixed(graph.shape(tensor)[axis], "the number of values that it compares")
+    size = graph.fixed(graph.shape(tensor)[axis], "the number of values to compare")
     if not 1 <= param.top_k <= size:
         raise layer.error(f"found top_k {param.top_k}, expected 1 to {size}, the number of values")
     values, indices = _top(graph, tensor, axis, param.top_k, size)
@@ -62,14 +62,14 @@ def argmax(layer: Layer, graph: Graph) -> None:
 
 
 def _top(graph: Graph, tensor: str, axis: int, top_k: int, size: int) -> tuple[str, str]:
-    """The ``top_k`` largest values and their indices, larger indices first among equals."""
+    """The ``top_k`` largest values and their indices; among equal values, larger indices first."""
     shape = [*graph.shape(tensor)]
     shape[axis] = top_k
-    backwards = graph.slice(tensor, axis, 0, None, step=-1)
+    reversed_ = graph.slice(tensor, axis, 0, None, step=-1)
     values, indices = graph.new_name("values"), graph.new_name("indices")
     graph.node(
         "TopK",
-        [backwards, graph.constant([top_k], np.int64)],
+        [reversed_, graph.constant([top_k], np.int64)],
         [values, indices],
         shapes=[shape, shape],
         axis=axis,

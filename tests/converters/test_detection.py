@@ -319,7 +319,11 @@ ERRORS = {
     "no min_size": ('type: "PriorBox"', IMAGES, "one min_size or more"),
     "size 0": ('type: "PriorBox" prior_box_param { min_size: 0 }', IMAGES, "all positive"),
     "sizes": ('type: "PriorBox" prior_box_param { min_size: 1 min_size: 2 max_size: 5 }', IMAGES, "as many max_size"),
-    "max below": ('type: "PriorBox" prior_box_param { min_size: 5 max_size: 5 }', IMAGES, "each max_size the larger"),
+    "max below": (
+        'type: "PriorBox" prior_box_param { min_size: 5 max_size: 5 }',
+        IMAGES,
+        "each max_size to be the larger",
+    ),
     "ratio": ('type: "PriorBox" prior_box_param { min_size: 5 aspect_ratio: 0 }', IMAGES, "aspect_ratio 0"),
     "variances": ('type: "PriorBox" prior_box_param { min_size: 5 variance: 1 variance: 1 }', IMAGES, "one or four"),
     "half a step": ('type: "PriorBox" prior_box_param { min_size: 5 step_h: 8 }', IMAGES, "step_h and step_w"),
@@ -347,7 +351,7 @@ ERRORS = {
     "falling threshold": (
         'type: "DetectionOutput" detection_output_param { num_classes: 3 nms_param { nms_threshold: 0.6 eta: 0.9 } }',
         SCORES,
-        "threshold that falls",
+        "a fixed threshold",
     ),
     "eta": ('type: "DetectionOutput" detection_output_param { num_classes: 3 nms_param { eta: 2 } }', SCORES, "eta 2"),
     "top_k": (
@@ -364,7 +368,7 @@ ERRORS = {
     "four numbers": (
         'type: "ROIPooling" roi_pooling_param { pooled_h: 2 pooled_w: 2 }',
         {**REGIONS, "rois": (1, 4)},
-        "5 numbers a region",
+        "5 numbers per region",
     ),
 }
 
@@ -384,7 +388,7 @@ def test_eta_without_effect_is_taken() -> None:
 
 def test_roi_pooling_needs_an_opset_that_runs() -> None:
     one = OneLayer('type: "ROIPooling" top: "y" roi_pooling_param { pooled_h: 2 pooled_w: 2 }', REGIONS)
-    with pytest.raises(ConversionError, match="found opset 22, expected 21 at most"):
+    with pytest.raises(ConversionError, match="found opset 22, expected at most 21"):
         one.model(22)
 
 

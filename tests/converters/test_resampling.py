@@ -162,7 +162,7 @@ ERRORS = {
     "large": ('type: "Interp" interp_param { height: 100000 width: 100000 }', IMAGE, "expected at most"),
     "three bottoms": ('type: "Interp"', {**MASKED, "z": (1, 3, 5, 7)}, "bottom"),
     "no scale": ('type: "Upsample"', IMAGE, "found one bottom and no scale"),
-    "scale 0": ('type: "Upsample" upsample_param { scale: 0 }', IMAGE, "from 1 on"),
+    "scale 0": ('type: "Upsample" upsample_param { scale: 0 }', IMAGE, "at least 1"),
     "scale 1": ('type: "Upsample" upsample_param { scale: 1 }', MASKED, "scale 1 x 1"),
     "half a scale": ('type: "Upsample" upsample_param { scale_h: 2 }', MASKED, "one of a pair"),
     "half a size": ('type: "Upsample" upsample_param { upsample_w: 2 }', MASKED, "one of a pair"),
