@@ -45,8 +45,8 @@ def eltwise(layer: Layer, graph: Graph) -> None:
 def _left_in_place(layer: Layer) -> list[str]:
     """The bottoms that contribute. Caffe clears the top first, which also clears a bottom that is the same blob.
 
-    So a sum or maximum in place is that of the other bottoms alone. That is a mistake in a network, but its weights were
-    trained with it.
+    So an in-place sum or maximum is that of the other bottoms alone. That is a mistake in a network, but its weights
+    were trained with it.
     """
     cleared = {name for name, blob in zip(layer.bottoms, layer.params.bottom, strict=True) if blob in layer.params.top}
     left = [name for name in layer.bottoms if name not in cleared]

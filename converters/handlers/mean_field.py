@@ -72,8 +72,8 @@ def _mean_field_shape(layer: Layer, graph: Graph) -> tuple[Dim, int, int, int]:
     classes, height, width = graph.fixed_shape(unary, 1, "the number of classes and the image's size")
     if height * width > MAX_PAIRED:
         raise layer.error(
-            f"found an image of {height} x {width}, expected at most {MAX_PAIRED:,} pixels: the graph compares all pairs "
-            f"of them. To convert the network up to this layer, use --outputs {layer.params.bottom[0]}"
+            f"found an image of {height} x {width}, expected at most {MAX_PAIRED:,} pixels: the graph compares all "
+            f"pairs of them. To convert the network up to this layer, use --outputs {layer.params.bottom[0]}"
         )
     if len(layer.tops) > 1 or min(param.theta_alpha, param.theta_beta, param.theta_gamma) <= 0:
         raise layer.error(

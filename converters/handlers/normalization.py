@@ -60,8 +60,8 @@ def _mean_across(layer: Layer, graph: Graph, tensor: str, size: int) -> str:
 @handles(
     "BatchNorm",
     operators="BatchNormalization ReduceMean Sub Mul Add Sqrt Div",
-    restrictions="stored statistics, or those of the batch with `use_global_stats: false`; merged with a following Scale "
-    "layer into one node; NVIDIA's `scale_bias` adds a factor and an offset",
+    restrictions="stored statistics, or those of the batch with `use_global_stats: false`; merged with a following "
+    "Scale layer into one node; NVIDIA's `scale_bias` adds a factor and an offset",
     origin="BVLC, NVIDIA",
 )
 def batch_norm(layer: Layer, graph: Graph) -> None:

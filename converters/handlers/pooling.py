@@ -1,7 +1,7 @@
 """Pooling and spatial pyramid pooling.
 
-Caffe differs from ONNX in two ways: it rounds the number of windows up, and the divisor of an average counts the padding
-but not the part of a window beyond the padded image. So the ONNX node has explicit pads, and averages with unequal
+Caffe differs from ONNX in two ways: it rounds the number of windows up, and the divisor of an average counts the
+padding but not the part of a window beyond the padded image. So the ONNX node has explicit pads, and averages with unequal
 divisors are multiplied by explicit factors.
 """
 
@@ -92,8 +92,8 @@ def windows_of(
 @handles(
     "Pooling",
     operators="MaxPool AveragePool GlobalMaxPool GlobalAveragePool Pad Mul Div Max Mod Cast",
-    restrictions="STOCHASTIC as in testing with Caffe's GPU code (its CPU code has none); the MAX mask (second top) only for "
-    "windows that begin inside the image",
+    restrictions="STOCHASTIC as in testing with Caffe's GPU code (its CPU code has none); the MAX mask (second top) only "
+    "for windows that begin inside the image",
 )
 def pooling(layer: Layer, graph: Graph) -> None:
     """Max and average pooling with Caffe's output size, which is rounded up."""
@@ -129,7 +129,8 @@ def layer_windows(layer: Layer, sizes: Sequence[int]) -> list[Window]:
     pad = _pair(layer, "pad", param.pad, param.pad_h, param.pad_w)
     if 0 in kernel or 0 in stride or any(p >= k for p, k in zip(pad, kernel, strict=True)):
         raise layer.error(
-            f"found kernel {kernel}, stride {stride}, pad {pad}, expected a kernel and stride of at least 1, and a pad below the kernel"
+            f"found kernel {kernel}, stride {stride}, pad {pad}, expected a kernel and stride of at least 1, and a pad "
+            "below the kernel"
         )
     windows = windows_of(sizes, kernel, stride, pad, floor=_rounds_down(layer))
     if layer.binary and param.HasField("round_mode") and not layer.fork:

@@ -29,7 +29,7 @@ class Search:
 
     Attributes:
         stride: The distance between positions of the feature map, in pixels.
-        anchors: (A, 4): x1, y1, x2, y2 in pixels, around the first position; the last row and column are inside the box.
+        anchors: (A, 4): x1, y1, x2, y2 in pixels, around the first position, including their last pixels.
         candidates: How many of the best boxes enter non-maximum suppression; 0 for all.
         keep: How many proposals are kept; 0 for all.
         overlap: The largest overlap with a better box that is kept.

@@ -74,7 +74,8 @@ def _rounded(graph: Graph, tensor: str) -> str:
 def _bins(layer: Layer, graph: Graph, start: str, end: str) -> tuple[list[str], list[str]]:
     """The first position of each bin along x and y, and the one after its last: (R, g) int64 each.
 
-    The fork computes them in single precision, in this order of operations; another order would shift some bins by one position.
+    The fork computes them in single precision, in this order of operations; another order would
+    shift some bins by one position.
     """
     group = layer.params.psroi_pooling_param.group_size
     width, height = graph.fixed_shape(layer.bottoms[0], 2, "the map's size")[::-1]

@@ -118,7 +118,8 @@ def _as_grid(graph: Graph, position: str, size: int) -> str:
 def spatial_transformer(layer: Layer, graph: Graph) -> None:
     """An image transformed by an affine map that the network computes (Jaderberg et al. 2015).
 
-    The map takes positions in the output to positions in the input. Coordinates range from -1 to 1, rows before columns.
+    The map takes positions in the output to positions in the input. Coordinates range from -1 to 1, rows before
+    columns.
     """
     layer.expect(bottoms=2, tops=1)
     param = layer.params.st_param
@@ -132,8 +133,8 @@ def spatial_transformer(layer: Layer, graph: Graph) -> None:
     out = (param.output_H or height, param.output_W or width)
     if min(out) < 1 or out[0] * out[1] > MAX_POSITIONS:
         raise layer.error(
-            f"found output_H {out[0]:,} and output_W {out[1]:,}, expected sizes of at least 1 with at most {MAX_POSITIONS:,} "
-            "pixels"
+            f"found output_H {out[0]:,} and output_W {out[1]:,}, expected sizes of at least 1 with at most "
+            f"{MAX_POSITIONS:,} pixels"
         )
     rows, columns = (np.arange(size, dtype=np.float32) / np.float32(size) * 2 - 1 for size in out)
     places = np.stack(

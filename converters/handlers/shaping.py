@@ -114,7 +114,8 @@ def _inferred(layer: Layer, graph: Graph, shape: tuple[Dim, ...], target: list[D
     total = product(rest)
     if total is None or known < 1 or int(total) % known:
         raise layer.error(
-            f"found {show(shape)}, which cannot become {show(target)} with one inferred size: expected sizes whose product divides it"
+            f"found {show(shape)}, which cannot become {show(target)} with one inferred size: expected "
+            "sizes whose product divides it"
         )
     if isinstance(total, int):
         return total // known

@@ -82,7 +82,7 @@ def yolov3_detection_output(layer: Layer, graph: Graph) -> None:
             f"found mask_group_num {param.mask_group_num} and {len(scales)} anchors_scale for {count} bottoms, "
             "expected one of each per bottom"
         )
-    # Like the fork, ignore num_box and divide the masks evenly among the groups.
+    # Like the fork, divide the masks into equal groups and take the first num_box of each.
     step = len(param.mask) // count
     maps = []
     for index, blob in enumerate(layer.bottoms):
