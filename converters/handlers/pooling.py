@@ -1,8 +1,8 @@
 """Pooling and spatial pyramid pooling.
 
 Caffe differs from ONNX in two ways: it rounds the number of windows up, and the divisor of an average counts the
-padding but not the part of a window beyond the padded image. So the ONNX node has explicit pads, and averages with unequal
-divisors are multiplied by explicit factors.
+padding but not the part of a window beyond the padded image. So the ONNX node has explicit pads, and averages with
+unequal divisors are multiplied by explicit factors.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def windows_of(
 @handles(
     "Pooling",
     operators="MaxPool AveragePool GlobalMaxPool GlobalAveragePool Pad Mul Div Max Mod Cast",
-    restrictions="STOCHASTIC as in testing with Caffe's GPU code (its CPU code has none); the MAX mask (second top) only "
-    "for windows that begin inside the image",
+    restrictions="STOCHASTIC as in testing with Caffe's GPU code (its CPU code has none); the MAX mask (second top) "
+    "only for windows that begin inside the image",
 )
 def pooling(layer: Layer, graph: Graph) -> None:
     """Max and average pooling with Caffe's output size, which is rounded up."""

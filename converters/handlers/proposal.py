@@ -94,6 +94,7 @@ for _module in MODULES:
         restrictions=_ONE_IMAGE + "; py-faster-rcnn's test configuration, unless param_str has "
         "pre_nms_topn, post_nms_topn, nms_thresh or min_size",
         origin="Faster R-CNN",
+        reads="python_param.param_str_",
     )(python_proposal)
 
 

@@ -137,8 +137,8 @@ def _repetitions(layer: Layer) -> tuple[int, int]:
         down = across = param.scale if param.HasField("scale") else param.stride
     if min(down, across) < 1:
         raise layer.error(
-            "found one bottom and no scale, expected upsample_param with a scale (or stride) of at least 1, or the mask "
-            "of a MAX pooling as a second bottom"
+            "found one bottom and no scale, expected upsample_param with a scale (or stride) of at least 1, or the "
+            "mask of a MAX pooling as a second bottom"
         )
     return down, across
 
