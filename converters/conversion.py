@@ -1,4 +1,4 @@
-"""Caffe -> ONNX: a network, layer by layer, through its handlers."""
+"""Convert a Caffe network to ONNX, layer by layer."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Converted:
     Attributes:
         draft: The graph and its outputs.
         net: The network, as far as the outputs need it.
-        notes: What the user should know: sizes that could not be left free, preprocessing that has no metadata.
-        metadata: What the description says of the images, as metadata of the model.
+        notes: Warnings for the user, such as sizes that had to be fixed and preprocessing that has no metadata.
+        metadata: The preprocessing that the description specifies, as metadata of the model.
     """
 
     draft: Draft
@@ -59,31 +59,31 @@ def convert(
     fork: str = "",
     ignore_unknown: Collection[str] = (),
 ) -> onnx.ModelProto:
-    """Convert a Caffe network to an ONNX model that answers as Caffe does.
+    """Convert a Caffe network to an ONNX model with the same outputs.
 
     Args:
-        prototxt: The network's description (`.prototxt`), a `.caffemodel` alone, or a `Net`.
-        caffemodel: Its weights. May be left out for a network without any, and with a `Net`.
-        outputs: Blobs that the model returns; by default those that no layer reads.
+        prototxt: A `.prototxt`, a `.caffemodel` that contains the network, or a `Net`.
+        caffemodel: The weights. Optional for a network without weights, and not used with a `Net`.
+        outputs: The blobs that the model returns; by default, those that no layer reads.
         opset: The version of ONNX's operator set, from 13 to the newest that the installed onnx knows.
-        input_shapes: Input -> shape, batch included, where it is to differ from the description's or stands not there.
-        phase: ``"TEST"`` or ``"TRAIN"``: which layers belong to the network.
+        input_shapes: Input -> shape, including the batch, to override or add to the shapes in the prototxt.
+        phase: ``"TEST"`` or ``"TRAIN"``, which selects the layers.
         level: Caffe's NetState.level.
         stages: Caffe's NetState.stage.
-        fork: The fork of Caffe that the network is of, where a layer or field has another meaning there.
-        ignore_unknown: Unknown fields that may change what a layer computes, to be ignored all the same, as
+        fork: The fork of Caffe that the network is for, if it gives a layer or field another meaning.
+        ignore_unknown: Unknown fields to ignore although they may change what a layer computes, such as
             ``["pooling_param.mode"]``.
 
     Returns:
-        The model, checked by onnx's checker with strict shape inference. Tensors have the blobs' names, nodes the
-        layers'; the batch is free. The transformation of the data layer is in the metadata ``camrt.preprocess``. A
-        model of more than 2 GB must be saved with external data.
+        The model, checked by onnx's checker with strict shape inference. Tensors are named after blobs, nodes
+        after layers, and the batch size is free. The transformation of the data layer is in the metadata
+        ``camrt.preprocess``. A model of more than 2 GB must be saved with external data.
 
     Raises:
-        ConversionError: Whatever is wrong; with file, layer, found, expected.
+        ConversionError: The network cannot be converted. The message names the file, the layer and what was expected.
 
     Warns:
-        ConversionWarning: What was left aside.
+        ConversionWarning: Parts of the network were ignored.
     """
     from converters import model
 
@@ -111,10 +111,10 @@ def build(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     ignore_unknown: Collection[str] = (),
 ) -> Converted:
-    """The graph of a network; see `convert` for the arguments.
+    """Build the graph of a network. The arguments are those of `convert`.
 
     Raises:
-        ConversionError: Whatever is wrong; with layer, found, expected.
+        ConversionError: The network cannot be converted. The message names the layer and what was expected.
     """
     try:
         _check_opset(opset)
@@ -141,14 +141,14 @@ def _graph_of(
 def weight_shapes(
     net: Net, *, input_shapes: Mapping[str, Sequence[int]] | None = None
 ) -> dict[str, list[tuple[int, ...]]]:
-    """The shapes of the weights that a network wants, whether it has them or not.
+    """Return the shapes of the weights that a network needs.
 
     Args:
         net: A network, usually read from a prototxt alone.
         input_shapes: As for `convert`.
 
     Returns:
-        Layer name -> the shape of each blob, in Caffe's order; layers without weights are left out.
+        Layer name -> the shape of each blob, in Caffe's order, for layers with weights.
 
     Raises:
         ConversionError: The network cannot be converted.
@@ -157,7 +157,7 @@ def weight_shapes(
 
     def note(layer: Layer, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         wanted[layer.name] = list(shapes)
-        return [np.broadcast_to(np.float32(0), shape) for shape in shapes]  # of any size, in four bytes
+        return [np.broadcast_to(np.float32(0), shape) for shape in shapes]  # takes four bytes for any shape
 
     build(
         replace(net, layers=tuple(replace(layer, blobs=(), filler=note) for layer in net.layers)),
@@ -178,7 +178,7 @@ def _wanted(net: Net, outputs: Sequence[str] | None) -> tuple[str, ...]:
     """The tensors that the model returns."""
     if outputs is None:
         if not net.outputs:
-            raise ConversionError("has no outputs: a layer reads every blob, or silences it. Name some with --outputs")
+            raise ConversionError("has no outputs: every blob is read or silenced by a layer. Name some with --outputs")
         return net.outputs
     if isinstance(outputs, str) or not all(isinstance(name, str) for name in outputs):
         raise ConversionError(f"found the outputs {outputs!r}, expected several names, as ['prob']")
@@ -196,11 +196,11 @@ def _wanted(net: Net, outputs: Sequence[str] | None) -> tuple[str, ...]:
         tensors.append(tensor)
     if not tensors:
         raise ConversionError("found no outputs, expected the name of at least one blob")
-    return tuple(dict.fromkeys(tensors))  # two names may lead to one tensor
+    return tuple(dict.fromkeys(tensors))  # two names may refer to one tensor
 
 
 def _needed(net: Net, wanted: Sequence[str], *, only: bool) -> Net:
-    """The layers that the outputs depend on; with ``only``, also just the inputs that they do."""
+    """Keep the layers that the outputs depend on; with ``only``, drop unused inputs as well."""
     needed = set(wanted)
     layers = []
     for layer in reversed(net.layers):
@@ -212,7 +212,7 @@ def _needed(net: Net, wanted: Sequence[str], *, only: bool) -> Net:
 
 
 def _check_supported(net: Net) -> None:
-    """Report all layers without a handler together."""
+    """Report all layers without a handler in one error."""
     missing: dict[str, list[str]] = {}
     for layer in net.layers:
         if registry.find(layer.type, layer.params, net.fork) is None:
@@ -233,8 +233,8 @@ def _check_supported(net: Net) -> None:
         f"{sum(map(len, missing.values()))} layer(s) of {len(missing)} type(s) have no handler:",
         details=[
             *lines,
-            f"To plug one in, write a function under @converters.{how} in a file, say my_layers.py, and name it with "
-            "--plugin my_layers.py (converters.load_plugin in Python); CONTRIBUTING.md shows one in ten lines",
+            f"To add one, write a function decorated with @converters.{how} in a file, say my_layers.py, and load it "
+            "with --plugin my_layers.py (converters.load_plugin in Python); CONTRIBUTING.md shows one in ten lines",
         ],
     )
 
@@ -249,7 +249,7 @@ def _check_unknown(net: Net, ignored: Collection[str]) -> None:
 
 
 def _merged(net: Net, wanted: Sequence[str]) -> Net:
-    """Hand the Scale layer after each BatchNorm to it: together they are one BatchNormalization."""
+    """Merge the Scale layer after each BatchNorm into it: together they are one BatchNormalization."""
     reads = Counter(bottom for layer in net.layers for bottom in layer.bottoms)
     readers = {bottom: layer for layer in net.layers for bottom in layer.bottoms}
     scales: dict[Layer, Layer] = {}
@@ -275,7 +275,7 @@ def _is_channel_scale(layer: Layer) -> bool:
 
 
 def _with_free_axes(net: Net, wanted: tuple[str, ...], opset: int, described: tuple[Layer, ...]) -> Converted:
-    """Build with the first axis of every input free, and fix what a layer needs to know."""
+    """Build with the first axis of every input free, and fix the axes whose sizes a layer needs."""
     from converters.model import Draft
 
     free: dict[str, int | None] = {data.name: 0 for data in net.inputs}
@@ -285,7 +285,7 @@ def _with_free_axes(net: Net, wanted: tuple[str, ...], opset: int, described: tu
             graph = _build_once(net, free, opset, described)
         except FixedDim as fixed:
             if fixed.input not in free:
-                raise ConversionError(f"{fixed.reason}, which is known only when the network runs") from None
+                raise ConversionError(f"{fixed.reason}, which is known only at run time") from None
             free[fixed.input] = None if fixed.free_axis == free[fixed.input] else fixed.free_axis
             shape = next(data.shape for data in net.inputs if data.name == fixed.input)
             what = "has no free batch" if free[fixed.input] is None else f"has its batch at axis {free[fixed.input]}"
@@ -300,20 +300,20 @@ def _build_once(net: Net, free: Mapping[str, int | None], opset: int, described:
     graph = Graph(net.name, opset, described)
     graph.reserve(top for layer in net.layers for top in layer.tops)
     for data in net.inputs:
-        assert data.shape is not None  # with_shapes saw to it
+        assert data.shape is not None  # ensured by with_shapes
         graph.input(data.name, _freed(data.name, data.shape, free[data.name]))
     for layer in net.layers:
         entry = registry.find(layer.type, layer.params, net.fork)
-        assert entry is not None  # _check_supported saw to it
+        assert entry is not None  # ensured by _check_supported
         graph.begin_layer(layer)
         first = len(graph.nodes)
         try:
             entry.handler(layer, graph)
             for node in graph.nodes[first:]:
-                node_proto(node)  # an attribute that ONNX cannot hold is found here, where the layer is known
+                node_proto(node)  # detects invalid attributes while the layer is known
         except (ConversionError, FixedDim):
             raise
-        except Exception as error:  # a plugin's mistake, or ours: say which layer it was
+        except Exception as error:  # a bug in a handler: name the layer
             raise layer.error(f"its handler failed with {error.__class__.__name__}: {error}") from error
         for top in layer.tops:
             if top not in graph.tensors:

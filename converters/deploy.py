@@ -1,7 +1,7 @@
-"""A network as it was trained -> as it is used.
+"""Convert training networks to their inference form.
 
-Caffe keeps one description for training and testing. For inference the layers of the other phase go, data layers become
-inputs, losses become what they compute before comparing, and what exists only to feed the comparison goes with it.
+Caffe keeps one prototxt for training and testing. For inference, layers of the other phase are dropped, data layers
+become inputs, losses become the layer before the comparison, and layers that only feed the comparison are dropped too.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from converters.textformat import UnknownField
 
 Shape = tuple[int, ...]
 
-# A loss and the layer that it is without its comparison. Its softmax_param stays.
+# Losses and the layers that they become without the comparison. Their softmax_param is kept.
 LOSS_LAYERS = {
     "SoftmaxWithLoss": "Softmax",
     "SoftmaxWithLossOHEM": "Softmax",
     "InfogainLoss": "Softmax",
     "SigmoidCrossEntropyLoss": "Sigmoid",
 }
-# Layers that only compare or store: type -> which bottoms are what is compared with (labels, weights, other targets).
+# Layers that only compare or store: type -> the bottoms that hold targets (labels, weights, other references).
 COMPARISONS = {
     "Accuracy": slice(1, None),
     "ContrastiveLoss": slice(2, None),
@@ -41,11 +41,11 @@ COMPARISONS = {
 SAMPLERS = (
     "ProposalTargetLayer",
 )  # draw from their first bottom in training; in use, all of it goes to their first top
-# Layers of forks that only train or measure. Where the converter does not know one, the network ends before it.
+# Layers of forks that only train or measure. If the converter does not support one, the network ends before it.
 MEASURING = re.compile(r"Loss|Accuracy|Evaluat|^Eval|OHEM$|^Yolov3$|^YoloSeg$|AnchorTarget")
-# Layers whose further bottoms and tops are for training only: the label, and what a loss is weighted with.
+# Layers whose bottoms and tops after the first are only for training: the label, and the weight of a loss.
 MARGINS = ("MarginInnerProduct",)
-SYMMETRIC = ("EuclideanLoss", "SmoothL1Loss")  # people write the label first, too
+SYMMETRIC = ("EuclideanLoss", "SmoothL1Loss")  # some networks have the label first
 DATA_LAYERS = {
     "AnnotatedData": "annotated_data_param",
     "Data": "data_param",
@@ -60,7 +60,7 @@ DATA_LAYERS = {
 
 @dataclass(frozen=True)
 class State:
-    """What a network is run as: Caffe's NetState."""
+    """The state that selects layers: Caffe's NetState."""
 
     phase: str = "TEST"
     level: int = 0
@@ -71,13 +71,13 @@ class State:
             raise ConversionError(f"found the phase {self.phase!r}, expected 'TEST' or 'TRAIN'")
 
     def describe(self) -> str:
-        """For messages."""
+        """The state as text, for messages."""
         return f"phase {self.phase}, level {self.level}, stages {', '.join(sorted(self.stages)) or 'none'}"
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A layer on its way into a network: blobs have their names in the file."""
+    """A layer as the prototxt describes it; blobs have their names in the file."""
 
     name: str
     type: str
@@ -93,7 +93,7 @@ class Draft:
 
 
 class Described(Protocol):
-    """What a layer's description is asked for, early or late."""
+    """The attributes that `Draft` and `Layer` share."""
 
     @property
     def tops(self) -> tuple[str, ...]:
@@ -109,13 +109,13 @@ class Described(Protocol):
 
 @dataclass(frozen=True)
 class DraftInput:
-    """An input on its way: its shape as far as the description gives it (None: not known)."""
+    """An input with its shape as far as the prototxt gives it (None: unknown)."""
 
     name: str
     shape: tuple[int | None, ...] | None
-    length: int = 0  # the number of frames, where a layer of videos says it
-    is_data: bool = False  # the first top of a data layer: its channels can be had from the weights
-    is_label: bool = False  # a further top of a data layer: it goes where nothing reads it
+    length: int = 0  # the number of frames of a video, if given
+    is_data: bool = False  # the first top of a data layer: its channels can be inferred from the weights
+    is_label: bool = False  # another top of a data layer: dropped if nothing reads it
 
 
 # ----------------------------------------------------------------------------------------------------- phase and stage
@@ -146,10 +146,10 @@ def _meets(state: State, rule: caffe_pb2.NetStateRule) -> bool:
 
 
 def was_filtered(layers: Iterable[Draft]) -> bool:
-    """Whether Caffe filtered the network before it was saved.
+    """Whether Caffe filtered the network before it saved it.
 
-    Caffe saves a network as it ran, with the rules still in it; applying them for another phase would tear it. It also
-    notes the phase in every layer; in older files all layers can be there in one phase.
+    Caffe saves the filtered network with its rules; applying them for another phase would break it. It also stores the
+    phase in every layer. In older files, all layers belong to one phase.
     """
     layers = list(layers)
     if any(layer.params.HasField("phase") for layer in layers):
@@ -162,7 +162,7 @@ def was_filtered(layers: Iterable[Draft]) -> bool:
 
 
 def inputs_of(layer: Draft) -> list[DraftInput] | None:
-    """What a data layer gives, as inputs; None where the layer is none."""
+    """The inputs that replace a data layer; None for other layers."""
     if layer.type == "Input":
         return _declared_inputs(layer)
     if layer.type == "DummyData" and any(
@@ -174,7 +174,7 @@ def inputs_of(layer: Draft) -> list[DraftInput] | None:
 
 
 def inputs_of_unknown(layer: Draft) -> list[DraftInput]:
-    """The tops of a layer of unknown type that reads nothing, as inputs: whatever it is, data come from it."""
+    """The inputs that replace a layer of unknown type without bottoms, which must be a data layer."""
     return _from_data_layer(layer)
 
 
@@ -190,9 +190,9 @@ def _from_data_layer(layer: Draft) -> list[DraftInput]:
 
 
 def _stated(layer: Draft) -> Callable[[str], int]:
-    """What a data layer says of its sizes: field -> number, 0 where it does not say it.
+    """A function that returns a numeric field of a data layer, 0 if it is not set.
 
-    Fields that the schema does not know count as well: forks name those of their own data layers alike.
+    It also reads fields that are not in the schema, because the data layers of forks use the same names.
     """
     names = dict.fromkeys([DATA_LAYERS.get(layer.type, "data_param"), "data_param", "image_data_param"])
     messages = [getattr(layer.params, name) for name in names if layer.params.HasField(name)]
@@ -210,16 +210,16 @@ def _declared_inputs(layer: Draft) -> list[DraftInput]:
     if not shapes:
         return [DraftInput(top, None) for top in layer.tops]
     if len(shapes) not in (1, len(layer.tops)):
-        raise layer.error(f"found {len(shapes)} shapes for {len(layer.tops)} tops, expected one, or one each")
+        raise layer.error(f"found {len(shapes)} shapes for {len(layer.tops)} tops, expected one, or one per top")
     each = shapes if len(shapes) == len(layer.tops) else [shapes[0]] * len(layer.tops)
     return [DraftInput(top, tuple(shape.dim)) for top, shape in zip(layer.tops, each, strict=True)]
 
 
 def dummy_shapes(layer: Described) -> list[Shape]:
-    """The shapes that a DummyData layer gives, one for each top.
+    """The shapes of a DummyData layer, one per top.
 
     Raises:
-        ConversionError: A number of shapes that fits neither one nor all tops.
+        ConversionError: There is neither one shape nor one per top.
     """
     param = layer.params.dummy_data_param
     if param.shape:
@@ -229,18 +229,18 @@ def dummy_shapes(layer: Described) -> list[Shape]:
         legacy = (param.num, param.channels, param.height, param.width)
         if any(len(sizes) not in (1, count) for sizes in legacy):
             raise layer.error(
-                "found num, channels, height and width of different lengths, expected one, or one a top, each"
+                "found num, channels, height and width of different lengths, expected one, or one per top, of each"
             )
         shapes = [tuple(sizes[index if len(sizes) > 1 else 0] for sizes in legacy) for index in range(count)]
     if len(shapes) == 1:
         shapes *= len(layer.tops)
     if len(shapes) != len(layer.tops):
-        raise layer.error(f"found {len(shapes)} shapes for {len(layer.tops)} tops, expected one, or one each")
+        raise layer.error(f"found {len(shapes)} shapes for {len(layer.tops)} tops, expected one, or one per top")
     return shapes
 
 
 def _image_shape(layer: Draft, batch: int, stated: Callable[[str], int]) -> tuple[int | None, ...] | None:
-    """(N, C, H, W) of a data layer's images; C is None where it must come from the weights."""
+    """(N, C, H, W) of a data layer's images; C is None if it must be inferred from the weights."""
     if layer.type == "HDF5Data":
         return None
     if layer.type == "MemoryData":
@@ -255,7 +255,7 @@ def _image_shape(layer: Draft, batch: int, stated: Callable[[str], int]) -> tupl
         channels = 1
     elif transform.force_color or layer.type in ("ImageData", "WindowData", "DenseImageData"):
         channels = 3
-    elif len(transform.mean_value) > 1:  # one a channel
+    elif len(transform.mean_value) > 1:  # one per channel
         channels = len(transform.mean_value)
     return (batch, channels, height, width)
 
@@ -264,7 +264,7 @@ def _image_size(layer: Draft, stated: Callable[[str], int]) -> tuple[int, int]:
     transform = layer.params.transform_param
     candidates = (
         (transform.crop_size, transform.crop_size),
-        (stated("crop_size"), stated("crop_size")),  # where it stood before transform_param
+        (stated("crop_size"), stated("crop_size")),  # its location before transform_param
         (transform.crop_h, transform.crop_w),
         (transform.resize_param.height, transform.resize_param.width),
         (stated("new_height"), stated("new_width")),
@@ -277,7 +277,7 @@ def _image_size(layer: Draft, stated: Callable[[str], int]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Deployed:
-    """Layers and inputs that are left, the blobs that a Silence layer took, and the unknown layers cut off."""
+    """The remaining layers and inputs, the blobs that Silence layers read, and the unknown layers that were cut off."""
 
     layers: tuple[Draft, ...]
     inputs: tuple[DraftInput, ...]
@@ -286,7 +286,7 @@ class Deployed:
 
 
 def trainable(layers: Sequence[Draft], inputs: Sequence[DraftInput]) -> Deployed:
-    """All layers, as the solver runs them. A loss without a top gets one of its own name, as in Caffe."""
+    """All layers, as the solver runs them. A loss without a top gets one with its name, as in Caffe."""
     kept = [replace(layer, tops=(layer.name,)) if _is_nameless_loss(layer) else layer for layer in layers]
     return Deployed(tuple(kept), tuple(inputs), frozenset())
 
@@ -298,12 +298,12 @@ def _is_nameless_loss(layer: Draft) -> bool:
 def deployable(
     layers: Sequence[Draft], inputs: Sequence[DraftInput], is_known: Callable[[Draft], bool] = lambda layer: True
 ) -> Deployed:
-    """Turn losses into their inference form and drop comparisons, with the layers and inputs that only feed those.
+    """Convert losses to their inference form, and drop comparisons with the layers and inputs that only feed them.
 
     Args:
         layers: The layers that compute.
         inputs: The inputs, labels among them.
-        is_known: Whether the converter knows a layer's type.
+        is_known: Whether the converter supports a layer.
     """
     layers, cut = _cut(layers, inputs, is_known)
     kept: list[Draft] = []
@@ -330,7 +330,7 @@ def deployable(
 
 
 def _from_labels(layers: Sequence[Draft], inputs: Sequence[DraftInput]) -> set[str]:
-    """The labels, and what is computed of them alone."""
+    """The labels, and the blobs that are computed from labels alone."""
     blobs = {data.name for data in inputs if data.is_label}
     for layer in layers:
         if layer.bottoms and blobs.issuperset(layer.bottoms):
@@ -339,14 +339,14 @@ def _from_labels(layers: Sequence[Draft], inputs: Sequence[DraftInput]) -> set[s
 
 
 def _class_of(layer: Draft) -> str:
-    """The layer's type; of a Python layer, its class."""
+    """The type of a layer, or the class of a Python layer."""
     return layer.params.python_param.layer if layer.type == "Python" else layer.type
 
 
 def _cut(
     layers: Sequence[Draft], inputs: Sequence[DraftInput], is_known: Callable[[Draft], bool]
 ) -> tuple[list[Draft], tuple[Draft, ...]]:
-    """Cut the network off at layers of unknown type that measure: they read a label, or their type says so."""
+    """Cut off layers of unknown type that measure: they read a label, or their type is in `MEASURING`."""
     labels = {data.name for data in inputs if data.is_label}
     kept: list[Draft] = []
     cut: list[Draft] = []
@@ -369,7 +369,7 @@ def _cut(
 
 
 def _targets(layer: Draft, inputs: Sequence[DraftInput]) -> Sequence[str]:
-    """The bottoms that a comparison compares with."""
+    """The bottoms of a comparison that hold targets."""
     given = {data.name for data in inputs}
     if layer.type in SYMMETRIC and [blob in given for blob in layer.bottoms[:2]] == [True, False]:
         return layer.bottoms[:1]
@@ -379,13 +379,13 @@ def _targets(layer: Draft, inputs: Sequence[DraftInput]) -> Sequence[str]:
 def _without_comparison(layer: Draft) -> Draft:
     if not layer.bottoms:
         raise layer.error("found no bottom, expected the scores and the label")
-    # A second top is the probabilities under their own name; without any top Caffe makes one up, unnamed.
+    # A second top holds the probabilities; without tops, Caffe adds an unnamed one.
     top = layer.tops[1] if len(layer.tops) > 1 else layer.tops[0] if layer.tops else layer.name
     return replace(layer, type=LOSS_LAYERS[layer.type], bottoms=layer.bottoms[:1], tops=(top,))
 
 
 def _prune(layers: list[Draft], inputs: Sequence[DraftInput], targets: set[str], silenced: frozenset[str]) -> Deployed:
-    """Drop, from the end, the layers whose tops are all targets that nothing uses any more."""
+    """Drop, from the end, the layers whose tops are all unused targets."""
     uses = Counter(bottom for layer in layers for bottom in layer.bottoms)
     kept: list[Draft] = []
     for layer in reversed(layers):

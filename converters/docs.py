@@ -13,7 +13,8 @@ _HEAD = """\
 
 Generated from the registry by `make docs`; a test fails when it is stale.
 
-Each of these layer types becomes the ONNX operators named beside it. Every answer is tested against real Caffe's.
+Each of these layer types becomes the ONNX operators named beside it. Every answer is tested against real Caffe's
+or, for a fork whose Caffe does not run here, against its formula and another library.
 A layer that is not here is refused, with all others like it, in one error;
 [CONTRIBUTING](../CONTRIBUTING.md#add-a-layer) shows how to add one in ten lines, in this repository or in a file of
 your own (`--plugin`).

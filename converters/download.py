@@ -1,7 +1,7 @@
-"""Download files: each arrives whole, within a size limit and checked, or not at all.
+"""Download files atomically, with a size limit and checks.
 
 `pooch` does not fit: its downloader has no size limit, decodes content encodings, and fails on an invalid
-Content-Length. What would be left of it is a temporary file and a checksum.
+Content-Length. Only its temporary file and checksum would be used.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 ATTEMPTS = 3
 PAUSE_S = 2  # before the second attempt; twice that before the third
 TIMEOUT_S = 30  # without a byte
-NOTICE_S = 5  # without a byte, before it is said what is being waited for
-FINAL_STATUS = (401, 403, 404, 410, 451)  # asking again does not help
-STALE_S = 3600  # a download that lives writes far more often than that
+NOTICE_S = 5  # without a byte, before a notice
+FINAL_STATUS = (401, 403, 404, 410, 451)  # retrying does not help
+STALE_S = 3600  # a running download writes far more often
 CHUNK = 1 << 16  # bytes
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a downloaded file must be.
+    """The expected properties of a downloaded file.
 
     Attributes:
         least: Its smallest size in bytes. A smaller file is truncated.
         most: Its largest size in bytes. Reading stops there.
-        sha256: Its checksum, where it is known.
-        check: Raises a ConversionError where the content of the file is not what it should be.
+        sha256: The checksum, if known.
+        check: Raises a ConversionError if the content of the file is invalid.
     """
 
     least: int
@@ -50,7 +50,7 @@ class Expected:
 
 
 class _Failed(Exception):
-    """An attempt that failed; ``final`` if another one would fail likewise."""
+    """A failed attempt; ``final`` if a retry would fail too."""
 
     def __init__(self, reason: str, *, final: bool = False) -> None:
         super().__init__(reason)
@@ -60,21 +60,21 @@ class _Failed(Exception):
 def download(urls: Sequence[str], path: Path, expected: Expected, *, progress: bool = True) -> str:
     """Download a file from the first of several URLs that has it.
 
-    The file grows in a folder of its own and is moved once it is whole and checked, so that two processes do not
-    disturb each other, and one that is killed leaves nothing that is taken for the file. No content encoding is
-    accepted: an encoded file may be of any size once it is decoded.
+    The file is written to a temporary folder and moved once it is complete and checked, so concurrent processes do not
+    interfere and a killed process leaves no partial file. Content encodings are refused, because a decoded file may
+    have any size.
 
     Args:
-        urls: Where it is, in the order in which they are tried, each several times.
-        path: Where to. Missing folders are made.
-        expected: What it must be.
-        progress: Whether stderr shows a bar on a terminal, and says what is being waited for.
+        urls: The URLs, in the order in which they are tried, each several times.
+        path: The file. Missing folders are created.
+        expected: The expected properties.
+        progress: Whether to show a bar and notices on stderr.
 
     Returns:
         The file's SHA-256, in hex.
 
     Raises:
-        ConversionError: None of the URLs gave the file; the text says why, for each. Or the folder cannot be written.
+        ConversionError: Every URL failed, for the reasons in the message, or the folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -203,10 +203,10 @@ def _waiting(host: str | None) -> Iterator[threading.Event]:
     """Print a notice if the first byte takes long.
 
     Args:
-        host: The server; None to say nothing.
+        host: The server; None for no notice.
 
     Yields:
-        What is to be set when something came.
+        An event to set when the first byte arrives.
     """
     came = threading.Event()
 

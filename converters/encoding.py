@@ -1,4 +1,4 @@
-"""Write Protocol Buffers' framing, and files that appear whole or not at all."""
+"""Protocol Buffers encoding and atomic file writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import IO
 
 import numpy as np
 
-STALE_S = 3600  # a file that is being written changes far more often than that
+STALE_S = 3600  # files being written change far more often
 
 
 def varint(value: int) -> bytes:
@@ -39,8 +39,7 @@ def contents(array: np.ndarray) -> memoryview:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Write a new file that replaces ``path`` when the block ends, and is removed if the block raises.
 
-    Missing folders are made, and removed again if the block raises. A process that is killed outright leaves its draft:
-    see `sweep`.
+    Missing folders are created, and removed again if the block raises. A killed process leaves its draft; see `sweep`.
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
@@ -52,21 +51,21 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         os.replace(draft, path)  # noqa: PTH105 - atomic, and says so
         is_whole = True
     finally:
-        with contextlib.suppress(NotADirectoryError):  # a file stands where a folder should be
+        with contextlib.suppress(NotADirectoryError):  # a parent is a file
             draft.unlink(missing_ok=True)
         for folder in () if is_whole else missing:  # the innermost first
-            with contextlib.suppress(OSError):  # not made, or something else lies in it by now
+            with contextlib.suppress(OSError):  # not created, or no longer empty
                 folder.rmdir()
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
     """Remove the drafts of killed processes that are at least an hour old.
 
-    It looks at the whole folder: to be called once a run, not once a file.
+    It scans the whole folder, so call it once per run, not once per file.
 
     Args:
-        folder: Where to look.
-        name: The file whose drafts they are; None for those of any file.
+        folder: The folder.
+        name: The file with the drafts; None for any file.
     """
     for leftover in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.part"):
         with contextlib.suppress(OSError):

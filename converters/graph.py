@@ -1,7 +1,7 @@
 """The ONNX graph under construction.
 
-Tensors keep their shape and type beside them, so that a handler can ask for them; weights stay the arrays they are
-(views of the caffemodel) until the model is written.
+Every tensor has a known shape and type, which handlers can query. Weights stay views of the caffemodel until the model
+is written.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Tensor:
-    """What is known of a tensor before it is computed."""
+    """The shape and type of a tensor."""
 
     shape: Shape
     dtype: np.dtype[Any]
@@ -47,13 +47,13 @@ class Graph:
 
     Attributes:
         name: The network's name.
-        opset: The version of the ONNX operator set that is written.
+        opset: The version of the ONNX operator set.
         nodes: In the order of execution.
         tensors: Shape and type of every tensor.
         initializers: Constant tensors: weights and small constants.
         inputs: The names of the model's inputs.
-        notes: What the user should know of the conversion.
-        layers: All layers of the network's description, for a handler that must know what reads the same blob.
+        notes: Warnings for the user.
+        layers: All layers in the prototxt, for handlers that need the other readers of a blob.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Graph:
     _reserved: set[str] = field(default_factory=set)
     _by_memory: dict[tuple[object, ...], str] = field(default_factory=dict)
     _same_axis: dict[str, str] = field(default_factory=dict)
-    _numbers: Counter[str] = field(default_factory=Counter)  # the last number given to a name: counting on from there
+    _numbers: Counter[str] = field(default_factory=Counter)  # the last number given to a name
     _node_numbers: Counter[str] = field(default_factory=Counter)
 
     # ------------------------------------------------------------------------------------------------------- asking
@@ -91,12 +91,12 @@ class Graph:
         """An axis counted from the front; negative ones count from the back, as in Caffe.
 
         Args:
-            tensor: The tensor whose axis it is.
+            tensor: The tensor.
             axis: The axis.
-            end: Also allow the axis one past the last.
+            end: Also allow the position after the last axis.
 
         Raises:
-            ConversionError: No such axis.
+            ConversionError: The tensor has no such axis.
         """
         rank = self.rank(tensor)
         if not -rank <= axis < rank + end:
@@ -108,7 +108,7 @@ class Graph:
         """A size as a number.
 
         Raises:
-            FixedDim: The size is free: the conversion starts again with that axis fixed.
+            FixedDim: The size is free. The conversion starts again with that axis fixed.
         """
         if isinstance(dim, int):
             return dim
@@ -118,8 +118,37 @@ class Graph:
         """The sizes of a tensor from an axis on, as numbers."""
         return tuple(self.fixed(dim, reason) for dim in self.shape(tensor)[first_axis:])
 
+    def expect_images(self, tensor: str) -> None:
+        """Check that a tensor is a batch of images, N x C x H x W.
+
+        Raises:
+            ConversionError: It does not have four axes.
+        """
+        if self.rank(tensor) != 4:
+            raise self._error(f"found {show(self.shape(tensor))} for the blob {tensor!r}, expected N x C x H x W")
+
+    def image_size(self, tensor: str) -> tuple[int, int]:
+        """H and W of a batch of images, as numbers.
+
+        Raises:
+            ConversionError: The tensor does not have four axes.
+        """
+        self.expect_images(tensor)
+        height, width = self.fixed_shape(tensor, 2, "the image's size")
+        return height, width
+
+    def image_shape(self, tensor: str) -> tuple[Dim, int, int, int]:
+        """N, C, H and W of a batch of images; the batch size may be free.
+
+        Raises:
+            ConversionError: The tensor does not have four axes.
+        """
+        self.expect_images(tensor)
+        channels, height, width = self.fixed_shape(tensor, 1, "the number of channels and the image's size")
+        return self.shape(tensor)[0], channels, height, width
+
     def same(self, left: Dim, right: Dim) -> bool:
-        """Whether two sizes are equal. SymbolicDim axes of two inputs that must be equal become one.
+        """Whether two sizes are equal. Free axes of two inputs that must be equal become one.
 
         Raises:
             FixedDim: A free size must equal a number.
@@ -213,11 +242,11 @@ class Graph:
         return names[0]
 
     def set_dtype(self, tensor: str, dtype: DTypeLike) -> None:
-        """Say the element type of one output, where a node's outputs differ."""
+        """Set the element type of one output, for nodes whose outputs have different types."""
         self.tensors[tensor] = Tensor(self.shape(tensor), np.dtype(dtype))
 
     def constant(self, values: object, dtype: DTypeLike = np.float32) -> str:
-        """A small constant tensor."""
+        """Add a small constant tensor."""
         array = np.asarray(values, dtype)
         name = self.new_name("constant")
         self.initializers[name] = array
@@ -225,7 +254,7 @@ class Graph:
         return name
 
     def weight(self, role: str, array: Array) -> str:
-        """The current layer's weights as the initializer ``<layer>.<role>``.
+        """Add weights of the current layer as the initializer ``<layer>.<role>``.
 
         Layers that share an array share the initializer. The array is not copied.
         """
@@ -233,7 +262,7 @@ class Graph:
         return self.weight_of(self._layer, role, array)
 
     def weight_of(self, layer: Layer, role: str, array: Array) -> str:
-        """Like `weight`, of another layer than the current one (one that was merged into it)."""
+        """Like `weight`, for another layer, such as one that was merged into the current one."""
         memory = (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str)
         if array.size and memory in self._by_memory:
             return self._by_memory[memory]
@@ -244,7 +273,7 @@ class Graph:
         return name
 
     def new_name(self, hint: str) -> str:
-        """A tensor name that nothing has, after the current layer."""
+        """Return an unused tensor name that starts with the name of the current layer."""
         return self._unused(f"{self._layer.name if self._layer else self.name}/{hint}")
 
     def _unused(self, wanted: str) -> str:
@@ -255,7 +284,7 @@ class Graph:
         return name
 
     def _node_name(self, op: str, outputs: Iterable[str]) -> str:
-        """The layer's own name for the node that writes its top, ``<layer>/<op>`` for its helpers."""
+        """The name of a node: the layer's name if it writes a top, ``<layer>/<op>`` otherwise."""
         layer = self._layer
         is_main = not self._tops.isdisjoint(outputs)
         wanted = (layer.name if is_main else f"{layer.name}/{op}") if layer else op
@@ -267,16 +296,16 @@ class Graph:
         return name
 
     def note(self, message: str) -> None:
-        """Tell the user something of the current layer: a warning of the conversion."""
+        """Add a warning about the current layer."""
         self.notes.append(f"{self._layer_name()}: {message}")
 
     def begin_layer(self, layer: Layer) -> None:
-        """What is added from now on belongs to this layer."""
+        """Make a layer the owner of the nodes that follow."""
         self._layer = layer
         self._tops = frozenset(layer.tops)  # looked up for every node, and a Split may have thousands
 
     def reserve(self, names: Iterable[str]) -> None:
-        """Keep names for blobs, so that no helper tensor takes one before its layer comes."""
+        """Reserve the names of blobs, so that no helper tensor uses one before its layer is converted."""
         self._reserved.update(names)
 
     def broadcast(self, tensors: Sequence[str]) -> Shape:
@@ -288,23 +317,24 @@ class Graph:
             dims = [shape[axis - rank + len(shape)] for shape in shapes if axis - rank + len(shape) >= 0]
             wide = [dim for dim in dims if dim != 1] or [1]
             if not all(self.same(wide[0], dim) for dim in wide[1:]):
-                raise self._error(f"found shapes {', '.join(map(show, shapes))}, which do not go together")
+                raise self._error(f"found shapes {', '.join(map(show, shapes))}, which do not broadcast")
             result.append(wide[0])
         return tuple(result)
 
     # ----------------------------------------------------- operators whose form depends on the opset or on free sizes
 
     def reshape(self, tensor: str, shape: Sequence[Dim], outputs: Sequence[str] | None = None) -> str:
-        """Give a tensor another shape of the same number of elements.
+        """Reshape a tensor.
 
         Raises:
-            ConversionError: Another number of elements.
-            FixedDim: The new shape holds only for the batch of the description.
+            ConversionError: The number of elements differs.
+            FixedDim: The new shape is valid only for the batch size in the prototxt.
         """
         old = self.shape(tensor)
         if count(old) != count(shape):
             raise self._error(
-                f"found {show(old)} for the blob {tensor!r}, which cannot become {show(shape)}: expected as many values"
+                f"found {show(old)} for the blob {tensor!r}, which cannot become {show(shape)}: expected the same "
+                "number of values"
             )
         free = [axis for axis, dim in enumerate(shape) if isinstance(dim, SymbolicDim)]
         before, after = product(old), product(shape)
@@ -321,7 +351,7 @@ class Graph:
         return isinstance(before, int) and isinstance(after, int)
 
     def flatten(self, tensor: str, axis: int, outputs: Sequence[str] | None = None) -> str:
-        """Two axes: the product of those before ``axis``, and of those from it on."""
+        """Flatten to two axes: those before ``axis``, and those from it on."""
         shape = self.shape(tensor)
         head, tail = product(shape[:axis]), product(shape[axis:])
         if head is None or tail is None:
@@ -337,7 +367,7 @@ class Graph:
         *,
         keepdims: bool = True,
     ) -> str:
-        """ReduceMean, ReduceSum, ... over axes. Axes became an input with opset 18 (ReduceSum: 13)."""
+        """Reduce axes with ReduceMean, ReduceSum, ... Opset 18 made the axes an input (ReduceSum: 13)."""
         op = f"Reduce{kind}"
         shape = tuple(
             1 if axis in axes else dim for axis, dim in enumerate(self.shape(tensor)) if keepdims or axis not in axes
@@ -357,7 +387,7 @@ class Graph:
         *,
         step: int = 1,
     ) -> str:
-        """``tensor[start:end:step]`` along one axis; an ``end`` of None is the axis's end."""
+        """``tensor[start:end:step]`` along one axis; an ``end`` of None is the end of the axis."""
         shape = list(self.shape(tensor))
         if end is None and start == 0:
             pass  # the whole axis, perhaps backwards
@@ -377,7 +407,7 @@ class Graph:
         value: float,
         outputs: Sequence[str] | None = None,
     ) -> str:
-        """Constant padding of every axis."""
+        """Pad axes with a constant."""
         shape = [
             dim if not begin and not end else self.fixed(dim, "its size to pad it") + begin + end
             for dim, begin, end in zip(self.shape(tensor), before, after, strict=True)
@@ -386,7 +416,7 @@ class Graph:
         return self.node("Pad", [tensor, pads, self.constant(value)], outputs, shape=shape, mode="constant")
 
     def cast(self, tensor: str, dtype: DTypeLike, outputs: Sequence[str] | None = None) -> str:
-        """Change the element type. Fractions are cut off towards zero, as in C."""
+        """Change the element type. Fractions are truncated toward zero, as in C."""
         return self.node("Cast", [tensor], outputs, dtype=dtype, to=np.dtype(dtype))
 
     def transpose(self, tensor: str, order: Sequence[int], outputs: Sequence[str] | None = None) -> str:
@@ -395,10 +425,10 @@ class Graph:
         return self.node("Transpose", [tensor], outputs, shape=[shape[axis] for axis in order], perm=list(order))
 
     def concat(self, tensors: Sequence[str], axis: int, outputs: Sequence[str] | None = None) -> str:
-        """Join tensors along an axis; their other sizes must be equal.
+        """Concatenate tensors along an axis.
 
         Raises:
-            ConversionError: They are not.
+            ConversionError: Their other sizes differ.
         """
         first = list(self.shape(tensors[0]))
         total: Dim = first[axis]
@@ -407,7 +437,7 @@ class Graph:
             others = [a for a in range(len(first)) if a != axis]
             if len(shape) != len(first) or not all(self.same(first[a], shape[a]) for a in others):
                 raise self._error(
-                    f"found {show(shape)} for the blob {other!r}, expected {show(first)} but for axis {axis}"
+                    f"found {show(shape)} for the blob {other!r}, expected {show(first)} except for axis {axis}"
                 )
             total = self._sum(total, shape[axis])
         first[axis] = total
@@ -421,7 +451,7 @@ class Graph:
         ):
             return SymbolicDim(left.input, left.size, left.factor + right.factor)
         if any(isinstance(dim, SymbolicDim) and self._axis_of(dim) not in self.inputs for dim in (left, right)):
-            return SymbolicDim(self.new_name("size"), int(left) + int(right))  # of two sizes, one of the data's making
+            return SymbolicDim(self.new_name("size"), int(left) + int(right))  # one of the sizes depends on the data
         return self.fixed(left, "its size to join") + self.fixed(right, "its size to join")
 
     # -------------------------------------------------------------------------------------------------------- naming
@@ -438,13 +468,13 @@ class Graph:
         return names
 
     def dim_name(self, dim: SymbolicDim, names: Mapping[str, str]) -> str:
-        """A free size as it is written into the model: ``N``, ``4*N``; a name of its own if known only at run time."""
+        """A free size as written to the model: ``N`` or ``4*N``, or a separate name if known only at run time."""
         axis = self._axis_of(dim)
         name = names.get(axis, axis)
         return name if dim.factor == 1 else f"{dim.factor}*{name}"
 
     def bytes_of_weights(self) -> int:
-        """The size of all initializers."""
+        """The size of all initializers in bytes."""
         return sum(array.nbytes for array in self.initializers.values())
 
     def _layer_name(self) -> str:

@@ -1,4 +1,4 @@
-"""One layer of a network: what its handler converts."""
+"""A layer of a network, as its handler sees it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class Layer:
     """One layer of a network.
 
     Attributes:
-        name: Its name in the file.
-        type: Caffe's type, as ``"Convolution"``.
-        bottoms: The tensors it reads. Names are the file's, but for blobs that were written in place (see ``Net``).
+        name: The name in the file.
+        type: Caffe's type, such as ``"Convolution"``.
+        bottoms: The tensors it reads, named as in the file except for blobs written in place (see ``Net``).
         tops: The tensors it writes.
-        params: Its message, with ``pooling_param`` and the like; no weights.
-        blobs: Its weights in Caffe's order and layout: float32, read-only, views of the file wherever possible.
-        extra: The fields of its description that the schema does not know, as plain Python: what a plugin reads.
-        unknown: The same fields with their places, and those with values that the schema does not know.
-        fork: The fork that the network was read as; empty if none was named.
-        binary: Whether its description comes from a binary file, which holds numbers of fields and no names.
-        source: The file that its weights come from, for errors.
-        scale: With a BatchNorm: the Scale layer that follows it, where one node computes both.
-        filler: Makes the weights of a layer that has none, from their shapes; None to refuse such a layer.
+        params: The message with ``pooling_param`` and so on, without weights.
+        blobs: The weights in Caffe's order and layout: float32, read-only, views of the file if possible.
+        extra: The fields that are not in the schema, as plain Python objects for plugins.
+        unknown: The same fields with their positions, and fields with values that are not in the schema.
+        fork: The fork named when the network was read; empty by default.
+        binary: Whether the network was read from a binary file, which stores field numbers and no names.
+        source: The file of the weights, for errors.
+        scale: For a BatchNorm: the following Scale layer, if one node computes both.
+        filler: Creates missing weights from their shapes; None to raise an error.
     """
 
     name: str
@@ -51,14 +51,14 @@ class Layer:
     filler: Callable[[Layer, Sequence[tuple[int, ...]]], Sequence[np.ndarray]] | None = None
 
     def error(self, message: str) -> ConversionError:
-        """A ConversionError that names the layer."""
+        """Return a ConversionError that names the layer."""
         return ConversionError(message, layer=f"{self.name} ({self.type})")
 
     def expect(self, *, bottoms: int | range, tops: int | range) -> None:
-        """Check how many blobs the layer reads and writes.
+        """Check the numbers of bottoms and tops.
 
         Raises:
-            ConversionError: Another number of them.
+            ConversionError: A number differs.
         """
         for what, found, expected in (("bottom", self.bottoms, bottoms), ("top", self.tops, tops)):
             allowed = range(expected, expected + 1) if isinstance(expected, int) else expected
@@ -68,26 +68,26 @@ class Layer:
                 raise self.error(f"found {len(found)} {what}(s) ({', '.join(found) or 'none'}), expected {number}")
 
     def ends(self) -> tuple[str, tuple[str, ...]]:
-        """The bottom, and the top as node outputs, of a layer that has one of each.
+        """Return the bottom, and the top as node outputs, of a layer with one of each.
 
         Raises:
-            ConversionError: It has not.
+            ConversionError: The layer has other numbers of them.
         """
         self.expect(bottoms=1, tops=1)
         return self.bottoms[0], self.tops
 
     def weights(self, *shapes: Sequence[int]) -> list[np.ndarray]:
-        """The layer's weights, checked.
+        """Return the weights after checking their shapes.
 
         Args:
-            shapes: The shape of each blob that the layer must have. The four-dimensional shapes of files before 2015
-                (a bias of 1 x 1 x 1 x n) and C3D's of five axes are recognized.
+            shapes: The expected shape of each blob. The four-dimensional shapes of files before 2015 (a bias of
+                1 x 1 x 1 x n) and C3D's five-dimensional shapes are accepted too.
 
         Returns:
-            One float32 array of each shape: views.
+            One float32 array per shape, as views.
 
         Raises:
-            ConversionError: No weights, another number of blobs, or another shape.
+            ConversionError: There are no weights, or their number or a shape differs.
         """
         if not self.blobs and self.filler is not None:
             return list(self.filler(self, [tuple(shape) for shape in shapes]))

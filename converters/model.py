@@ -1,8 +1,8 @@
 """Turn a finished graph into an ONNX model, in memory or on disk.
 
-On disk the model is written tensor by tensor: Protocol Buffers merges messages that stand one after another, so a model
-without weights, followed by one `ModelProto{graph{initializer}}` fragment a tensor, is the whole model. Weights go from
-the mapped caffemodel to the file without ever being held in memory as a message.
+Models are written tensor by tensor. Protocol Buffers merges concatenated messages, so a model without weights, followed
+by one `ModelProto{graph{initializer}}` fragment per tensor, is the whole model. Weights are copied from the mapped
+caffemodel to the file without a message in memory.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from converters.errors import ConversionError
 from converters.graph import Graph, Node
 from converters.shape import Shape, SymbolicDim
 
-SMALL = 1024  # bytes; initializers up to here (shapes, axes) are needed to infer shapes and stay inside the graph
-MAX_MODEL = 2**31 - 2**24  # bytes; Protocol Buffers' limit for one message is 2**31, and metadata come on top
+SMALL = 1024  # bytes; smaller initializers (shapes, axes) stay in the graph, because shape inference needs them
+MAX_MODEL = 2**31 - 2**24  # bytes; Protocol Buffers limits a message to 2**31, including the metadata
 _EXTERNAL_ALIGNMENT = 4096  # so that a runtime can map each tensor
 _GRAPH_FIELD, _INITIALIZER_FIELD, _RAW_DATA_FIELD = 7, 5, 9  # of ModelProto, GraphProto, TensorProto
 
@@ -73,7 +73,7 @@ class Draft:
         """Return the header, once onnx's checker with strict shape inference has accepted it.
 
         Raises:
-            ConversionError: The checker refuses the model.
+            ConversionError: The checker rejects the model.
         """
         header = self.header()
         skeleton = onnx.ModelProto()
@@ -92,7 +92,7 @@ def in_memory(draft: Draft, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """Return the whole model as a message.
 
     Raises:
-        ConversionError: onnx's checker refuses it.
+        ConversionError: onnx's checker rejects it.
     """
     model = draft.checked_header()
     for name, array in draft.large():
@@ -109,21 +109,21 @@ def write(
     limit: int = MAX_MODEL,
     advance: Callable[[int], object] = lambda count: None,
 ) -> int:
-    """Write a model. A file that is there is replaced only once the new one is whole.
+    """Write a model. An existing file is replaced atomically.
 
     Args:
         draft: The model.
-        path: Where to; missing folders are made. Weights beyond ``limit`` go to ``<path>.data`` beside it, in ONNX's
+        path: The file; missing folders are created. Weights beyond ``limit`` go to ``<path>.data`` beside it, in ONNX's
             external format.
-        metadata: Gives its metadata_props; asked last, as they may still be in the making when the writing begins.
-        limit: The largest model in bytes that is written as one file.
-        advance: Told of the bytes of each tensor once it is written.
+        metadata: Returns its metadata_props. Called last, because they may not be complete when writing begins.
+        limit: The maximum size in bytes of a single file.
+        advance: Called with the bytes of each tensor that was written.
 
     Returns:
         The bytes written.
 
     Raises:
-        ConversionError: onnx's checker refuses the model, or the file cannot be written.
+        ConversionError: onnx's checker rejects the model, or the file cannot be written.
     """
     _check_place(path)
     header = draft.checked_header()
@@ -138,14 +138,14 @@ def write(
 
 
 def save(model: onnx.ModelProto, path: Path, *, limit: int = MAX_MODEL) -> int:
-    """Write a model that is already a message, as `write` does.
+    """Write a model message like `write`.
 
     Args:
-        model: Its weights are in the message; it is not changed, and not copied. It may be larger than Protocol Buffers
-            serializes.
-        path: Where to; missing folders are made. Weights beyond ``limit`` go to ``<path>.data`` beside it, in ONNX's
+        model: The message with its weights; neither changed nor copied. It may be larger than the limit of Protocol
+            Buffers.
+        path: The file; missing folders are created. Weights beyond ``limit`` go to ``<path>.data`` beside it, in ONNX's
             external format.
-        limit: The largest model in bytes that is written as one file.
+        limit: The maximum size in bytes of a single file.
 
     Returns:
         The bytes written.
@@ -159,14 +159,14 @@ def save(model: onnx.ModelProto, path: Path, *, limit: int = MAX_MODEL) -> int:
 
 
 def split(model: onnx.ModelProto, small: int = SMALL) -> tuple[onnx.ModelProto, list[TensorProto]]:
-    """Split a model into one without large initializers, and these: the model's own messages, not copied.
+    """Split a model into a header and its large initializers, which are not copied.
 
     Args:
         model: Not changed.
-        small: Initializers of up to so many bytes stay.
+        small: Initializers of up to this many bytes stay in the header.
 
     Returns:
-        A model with the small initializers, and the others, in their order.
+        The model with only the small initializers, and the other initializers in their order.
     """
     header = onnx.ModelProto()
     _merge(model, header, but="graph")
@@ -189,8 +189,8 @@ class _Large:
 
     Attributes:
         head: Name, shape and type.
-        nbytes: How many bytes its numbers are, at most.
-        data: Gives them, as `TensorProto.raw_data` holds them; asked once, as they may have to be copied.
+        nbytes: The maximum size of its values in bytes.
+        data: Returns the values as in `TensorProto.raw_data`. Called once, because it may have to copy them.
     """
 
     head: TensorProto
@@ -216,7 +216,7 @@ class _Large:
 
 def _check_place(path: Path) -> None:
     if path.is_dir():
-        raise ConversionError("is a folder, expected the name of a file", file=str(path))
+        raise ConversionError("is a folder, expected a file name", file=str(path))
 
 
 def _write(
@@ -227,13 +227,13 @@ def _write(
     advance: Callable[[int], object] = lambda count: None,
     last: Callable[[], bytes] = bytes,
 ) -> int:
-    """Write the header, the large initializers and what comes last. Returns the bytes."""
+    """Write the header, the large initializers and the trailing bytes. Returns the number of bytes."""
     size = header.ByteSize() + sum(one.nbytes + one.head.ByteSize() + 64 for one in large)
     beside = path.with_name(path.name + ".data")
     try:
         with contextlib.ExitStack() as stack:
             sweep(path.parent, path.name)
-            # The data comes into place first (the stack unwinds from the last): no model without its weights.
+            # The data file is moved first (the stack unwinds in reverse), so no model is left without its weights.
             stream = stack.enter_context(replacing(path))
             if size <= limit:
                 stream.write(header.SerializeToString())
@@ -303,7 +303,7 @@ def _tensor(name: str, array: np.ndarray) -> TensorProto:
 
 
 def _fill(tensor: TensorProto, name: str, array: np.ndarray) -> None:
-    """Fill a tensor in place: Protocol Buffers would copy one that was made elsewhere."""
+    """Fill a tensor in place, because Protocol Buffers would copy a separate one."""
     tensor.name = name
     tensor.dims.extend(array.shape)
     tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
@@ -314,7 +314,7 @@ def node_proto(node: Node) -> onnx.NodeProto:
     """Return a node as an ONNX message.
 
     Raises:
-        ValueError: An attribute that ONNX cannot hold.
+        ValueError: ONNX does not support the value of an attribute.
         TypeError: Likewise.
     """
     attributes = {key: _attribute(value) for key, value in node.attributes.items()}

@@ -1,7 +1,7 @@
 """Record which files a model comes from, with their SHA-256.
 
-Hashing 500 MB takes longer than converting them, so it runs in a thread of its own, which the command line starts
-before it imports the rest. Checksums are cached: a file of the same size, inode and times is not hashed again.
+Hashing 500 MB takes longer than converting them, so it runs in a separate thread, which the command line starts
+before the other imports. Checksums are cached: a file of the same size, inode and times is not hashed again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from types import TracebackType
 from converters.errors import printable
 from converters.mapping import mapped
 
-_CHUNK = 64 << 20  # bytes hashed at a time: so that it stops soon, and seldom waits for the interpreter
+_CHUNK = 64 << 20  # bytes hashed at a time, so that it stops soon and rarely waits for the interpreter
 _LARGE = 16 << 20  # bytes; below, hashing takes no time worth saving
 _MOST_REMEMBERED = 500
 
@@ -72,8 +72,8 @@ class Provenance:
     """The metadata of a conversion's files. Hashing starts at once, in threads; leaving the block stops it.
 
     Args:
-        files: The files, the description first. One that cannot be read is named without a digest.
-        memory: A file that remembers digests from one run to the next; None for none.
+        files: The files, the description first. Unreadable files are listed without a digest.
+        memory: A file that caches digests between runs; None for no cache.
     """
 
     def __init__(self, files: Sequence[str], memory: Path | None = None) -> None:
@@ -100,18 +100,18 @@ class Provenance:
     def properties(self) -> dict[str, str]:
         """``caffe.files``, and ``caffe.sha256.<name>`` for each; waits for the hashing."""
         properties = {"caffe.files": ", ".join(Path(file).name for file in self._files)}
-        learnt: dict[str, list[int | str]] = {}
+        learned: dict[str, list[int | str]] = {}
         for file in self._files:
             digest = self._remembered(file)
             if digest is None:
                 hashing = self._hashing[file]
                 digest = hashing.result()
                 if digest and hashing.identity and hashing.identity == _identity(file):
-                    learnt[str(Path(file).resolve())] = [*hashing.identity, digest]
+                    learned[str(Path(file).resolve())] = [*hashing.identity, digest]
             if digest:
                 properties[f"caffe.sha256.{Path(file).name}"] = digest
-        if learnt and self._memory is not None:
-            _remember(self._memory, learnt)
+        if learned and self._memory is not None:
+            _remember(self._memory, learned)
         return properties
 
     def _remembered(self, file: str) -> str | None:
@@ -121,7 +121,7 @@ class Provenance:
 
 
 def _identity(file: str) -> list[int] | None:
-    """Return what changes when a file does, as git's index has it. None for small and missing files."""
+    """Return attributes that change with a file, as in git's index. None for small and missing files."""
     try:
         status = os.stat(file)  # noqa: PTH116
     except OSError:
@@ -141,12 +141,12 @@ def _recall(memory: Path | None) -> dict[str, list[int | str]]:
         return {}
 
 
-def _remember(memory: Path, learnt: dict[str, list[int | str]]) -> None:
-    """Add to the cached digests, atomically. A failure costs time at the next run, nothing else."""
+def _remember(memory: Path, learned: dict[str, list[int | str]]) -> None:
+    """Add to the cached digests, atomically. A failure only costs time at the next run."""
     known = _recall(memory)
-    for file in learnt:
+    for file in learned:
         known.pop(file, None)
-    known |= learnt
+    known |= learned
     draft = memory.with_name(f".{memory.name}.{secrets.token_hex(4)}")
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,8 @@ CONVOLUTIONS = ("Convolution", "ConvolutionDepthwise", "DepthwiseConvolution")
 
 FAMILIES = (
     "convolution", "pooling", "normalization", "activation", "elementwise", "shaping", "resampling", "reduction",
-    "recurrent", "detection", "proposal", "region", "yolo", "detectnet", "forks", "volumetric", "flow", "sampling",
+    "linear", "recurrent", "detection", "proposal", "region", "yolo", "detectnet", "mean_field", "volumetric", "flow",
+    "sampling",
 )  # fmt: skip
 
 

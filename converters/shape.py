@@ -1,8 +1,7 @@
-"""Sizes of tensors, of which one may be symbolic: the batch.
+"""Shapes of tensors, in which the batch size may be symbolic.
 
-A dimension is an `int` or a `SymbolicDim`, a multiple of an input's free axis. Handlers compute with both alike. Where
-a layer needs a number and finds a symbolic size, it raises `FixedDim`, and the conversion starts again with that axis
-fixed.
+A dimension is an `int` or a `SymbolicDim`, a multiple of an input's free axis. Handlers treat both alike. If a
+layer needs a number for a symbolic size, it raises `FixedDim`, and the conversion starts again with that axis fixed.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ class SymbolicDim:
     """``factor`` times the free axis of an input.
 
     Attributes:
-        input: The input whose axis it is; or a name of its own, for a size that is known only when the network runs.
-        size: The axis's size in the description.
-        factor: How many times the axis.
+        input: The input with the axis; or a separate name for a size that is known only at run time.
+        size: The size of the axis in the prototxt.
+        factor: The multiple of the axis.
     """
 
     input: str
@@ -38,11 +37,11 @@ Shape = tuple[Dim, ...]
 
 
 class FixedDim(Exception):
-    """A layer needs the size of an axis that was to be free.
+    """A layer needs the size of a free axis as a number.
 
     Args:
-        input: The input whose axis it is.
-        reason: Why, for the user.
+        input: The input with the axis.
+        reason: The reason, for the user.
         free_axis: The axis to free instead, or None.
     """
 
@@ -59,17 +58,17 @@ def times(dim: Dim, factor: int) -> Dim:
 
 
 def sizes(shape: Sequence[Dim]) -> tuple[int, ...]:
-    """The shape at the description's batch size."""
+    """The shape at the batch size of the prototxt."""
     return tuple(int(dim) for dim in shape)
 
 
 def count(shape: Sequence[Dim]) -> int:
-    """The number of elements at the description's batch size."""
+    """The number of elements at the batch size of the prototxt."""
     return math.prod(sizes(shape))
 
 
 def product(shape: Sequence[Dim]) -> Dim | None:
-    """The number of elements; None where it is no multiple of one free axis."""
+    """The number of elements; None if it is not a multiple of one free axis."""
     free = [dim for dim in shape if isinstance(dim, SymbolicDim)]
     known = math.prod(dim if isinstance(dim, int) else dim.factor for dim in shape)
     if not free:
@@ -78,6 +77,6 @@ def product(shape: Sequence[Dim]) -> Dim | None:
 
 
 def show(shape: Sequence[Dim]) -> str:
-    """As ``N x 3 x 224 x 224``, for messages."""
+    """Format a shape as ``N x 3 x 224 x 224``, for messages."""
     dims = ["N" if isinstance(dim, SymbolicDim) else str(dim) for dim in shape[:MAX_AXES]]
     return " x ".join(dims) + (" x ..." if len(shape) > MAX_AXES else "") or "()"

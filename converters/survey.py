@@ -95,7 +95,7 @@ def _row(net: Net, layer: Layer, graph: Graph, ignore_unknown: Collection[str]) 
         except ConversionError as error:
             problem = error.message
         except FixedDim as error:
-            problem = f"{error.reason}, which is known only when the network runs"
+            problem = f"{error.reason}, which is known only at run time"
     nodes = graph.nodes[first:]
     shapes = tuple(_shown(graph, top) for top in layer.tops)
     return Row(

@@ -1,4 +1,4 @@
-"""V1 messages (2013 to 2014) -> today's. After Caffe's src/caffe/util/upgrade_proto.cpp."""
+"""Upgrade V1 messages (2013 to 2014) to the current form, like Caffe's src/caffe/util/upgrade_proto.cpp."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from converters.schema import caffe_pb2
 
 _V1Type = caffe_pb2.V1LayerParameter.LayerType
 
-# Today's names of the V1 types whose words alone do not give them.
+# Current names of V1 types that are not the capitalized words.
 _TYPE_NAMES = {
     "ABSVAL": "AbsVal",
     "ARGMAX": "ArgMax",
@@ -38,15 +38,15 @@ _OWN_FIELDS = {"layer", "type", "blobs", "param", "blob_share_mode", "blobs_lr",
 
 
 def upgrade(net: caffe_pb2.NetParameter, file: str, words: Mapping[int, str] | None = None) -> caffe_pb2.NetParameter:
-    """The same network with `layer` messages only.
+    """Upgrade a network to `layer` messages.
 
     Args:
         net: A network in V1 or V2 form. Not changed.
-        file: The name that errors give.
-        words: V1 layer -> its type, where a fork added it: ``"VIDEO_DATA"`` becomes ``"VideoData"``.
+        file: The file name for errors.
+        words: V1 layer -> its type, if a fork added it: ``"VIDEO_DATA"`` becomes ``"VideoData"``.
 
     Raises:
-        ConversionError: Both forms in one file, or the 2013 V0 form.
+        ConversionError: The file mixes both forms, or has the V0 form of 2013.
     """
     if not net.layers:
         return net
@@ -65,7 +65,7 @@ def upgrade(net: caffe_pb2.NetParameter, file: str, words: Mapping[int, str] | N
 def _refuse_v0(layer: caffe_pb2.V1LayerParameter, index: int, file: str) -> None:
     if layer.HasField("layer"):
         raise ConversionError(
-            "is in the V0 form of 2013 (`layers { layer { ... } }`), which Caffe itself left behind in 2014. "
+            "is in the V0 form of 2013 (`layers { layer { ... } }`), which Caffe replaced in 2014. "
             "Expected `layers` (V1) or `layer` (V2): Caffe's tools/upgrade_net_proto_text or "
             "upgrade_net_proto_binary rewrites it",
             layer=f"{layer.layer.name or index} ({layer.layer.type})",

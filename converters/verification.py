@@ -21,13 +21,13 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Comparison:
-    """One output of the two.
+    """The comparison of one output.
 
     Attributes:
         output: The tensor.
-        largest: The largest magnitude that OpenCV gives.
-        difference: The largest difference; infinite where the shapes differ or only one of the two is a number.
-        remark: Why there is no comparison, or what of the shapes differs.
+        largest: The largest magnitude in OpenCV's output.
+        difference: The largest difference; infinite if the shapes differ or only one value is finite.
+        remark: Why there is no comparison, or how the shapes differ.
     """
 
     output: str
@@ -46,8 +46,8 @@ class Report:
     """The comparison of all outputs, or the reason why there is none.
 
     Attributes:
-        comparisons: One an output.
-        reason: Why no comparison was possible; empty where one was.
+        comparisons: One per output.
+        reason: Why no comparison was possible; empty otherwise.
     """
 
     comparisons: tuple[Comparison, ...] = ()
@@ -59,14 +59,14 @@ class Report:
         return any(not comparison.agrees for comparison in self.comparisons)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as an object for JSON."""
         rows = [{**asdict(one), "agrees": one.agrees and not one.remark} for one in self.comparisons]
         for row in rows:
             row["difference"] = row["difference"] if np.isfinite(row["difference"]) else None
         return {"with": "OpenCV", "reason": self.reason, "outputs": rows}
 
     def as_table(self) -> Table | str:
-        """For a terminal."""
+        """The report as a table for a terminal."""
         if self.reason:
             return f"not verified: {printable(self.reason)}"
         from rich.table import Table
@@ -83,13 +83,13 @@ def against_opencv(model: Path, net: Net, description: str | Path, weights: Path
 
     Args:
         model: The converted model.
-        net: The network that it was made of, as far as its outputs need it.
+        net: The network that was converted, as far as its outputs need it.
         description: The prototxt: its path, or its text.
         weights: The caffemodel.
 
     Returns:
         The comparison, or why there is none: OpenCV or ONNX Runtime missing, OpenCV 5 (which dropped its importer),
-        layers that OpenCV does not know.
+        layers that OpenCV does not support.
     """
     try:
         import onnxruntime
@@ -118,7 +118,7 @@ def _opencv(
     """Return OpenCV's outputs by tensor.
 
     Raises:
-        ConversionError: There is no OpenCV that can give them; the text says why.
+        ConversionError: OpenCV cannot compute them, for the reason in the message.
     """
     try:
         import cv2
@@ -127,7 +127,7 @@ def _opencv(
     if not hasattr(cv2.dnn, "readNetFromCaffe"):
         raise ConversionError(f"OpenCV {cv2.__version__} has no importer of Caffe networks; 4 has one")
     if weights is None:
-        raise ConversionError("OpenCV's importer wants a prototxt and a caffemodel")
+        raise ConversionError("OpenCV's importer needs a prototxt and a caffemodel")
     try:
         text = description.encode() if isinstance(description, str) else description.read_bytes()
         theirs = cv2.dnn.readNetFromCaffe(np.frombuffer(text, np.uint8), np.fromfile(weights, np.uint8))

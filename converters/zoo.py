@@ -33,8 +33,8 @@ from converters import metadata
 from converters.download import Expected, download, sha256_of
 from converters.errors import ConversionError, ConversionWarning
 
-# A released file may hold more than the network that camrt knows: the further heads of its training. In
-# bvlc_googlenet.caffemodel that is nearly as much again.
+# A released file may contain more than the network: the auxiliary heads of its training. In bvlc_googlenet.caffemodel
+# these are nearly as large as the network.
 MOST_WEIGHTS = 3  # times the bytes of the network's parameters
 LOCK_NAME = "models.lock"
 
@@ -49,9 +49,9 @@ class Preprocessing:
     Attributes:
         size: The side in pixels of the square that the image is resized to.
         crop: The side in pixels of the square cut from it: the network's input.
-        mean: What is subtracted from each channel, in the order of ``channels``, on the scale 0 to 255.
+        mean: The mean that is subtracted from each channel, in the order of ``channels``, on the scale 0 to 255.
         mean_image: The image that the original demo subtracts in place of ``mean``: a key of ``reference_files()``.
-        scale: What the difference is multiplied with.
+        scale: The factor that the difference is multiplied by.
         channels: The order of the channels.
         layout: The order of the axes.
     """
@@ -70,10 +70,10 @@ class WeightsFile:
     """A released ``.caffemodel``.
 
     Attributes:
-        urls: Where it is, in the order in which they are tried.
-        least_bytes: The bytes of the network's parameters. A file that is smaller is truncated.
-        sha256: The published checksum, where there is one.
-        bundled: The file of ``models/``, where it comes with camrt. Nothing is downloaded then.
+        urls: The URLs, in the order in which they are tried.
+        least_bytes: The bytes of the network's parameters. A smaller file is truncated.
+        sha256: The published checksum, if any.
+        bundled: The file in ``models/`` if it ships with camrt. It is not downloaded.
     """
 
     urls: tuple[str, ...]
@@ -94,8 +94,8 @@ class Assembly:
     Attributes:
         table: The table's file name.
         last: The last module that belongs to the network.
-        head: What stands behind it: a name of the table's ``heads``.
-        classes: How many classes the head tells apart.
+        head: The head that follows it: a key of the table's ``heads``.
+        classes: The number of classes of the head.
     """
 
     table: str
@@ -111,18 +111,17 @@ class NamedModel:
     Attributes:
         name: Its name.
         aliases: Other names that find it.
-        network: The file of ``models/`` that holds its prototxt, or how the prototxt is put together.
+        network: The prototxt in ``models/``, or how it is assembled.
         weights: Its weights file.
-        preprocessing: What it wants of an image.
-        labels: The set of class names that it answers in: a key of the registry's ``labels``.
+        preprocessing: The preprocessing of images.
+        labels: The set of class names: a key of the registry's ``labels``.
         trained_on: The data set it was trained on.
-        source: The page it comes from.
+        source: The page of its release.
         paper: The paper that describes it.
-        licence: What its source says of the use of its weights.
-        features: The blob that its global pooling reads, where it was made for class activation maps.
-        classifier: The linear layer behind that pooling.
-        protocol: What it is shown of an image, for `camrt.explain_graph`, where that is not ten crops and their mirror
-            images.
+        licence: The license of its weights, as given by the source.
+        features: The blob that its global pooling reads, if it was made for class activation maps.
+        classifier: The linear layer after that pooling.
+        protocol: The views of an image for `camrt.explain_graph`, if they are not the ten crops.
     """
 
     name: str
@@ -151,9 +150,9 @@ class ReferenceFile:
     """A data file of the original demo.
 
     Attributes:
-        path: Where it lies in the cache's ``reference`` folder.
-        url: Where it is downloaded from.
-        size: Its bytes.
+        path: The path in the cache's ``reference`` folder.
+        url: The URL.
+        size: The size in bytes.
         sha256: Its checksum.
     """
 
@@ -182,7 +181,7 @@ def find(name: str) -> NamedModel:
         name: A name of ``models()`` or one of their aliases.
 
     Raises:
-        ConversionError: There is none; the text says which there are and which of them is closest.
+        ConversionError: There is none. The message lists the names and suggests the closest.
     """
     by_name = {each: model for model in models().values() for each in (model.name, *model.aliases)}
     if name in by_name:
@@ -266,8 +265,8 @@ def weights(model: NamedModel, file: Path | None = None, *, cache: Path | None =
 
     Args:
         model: The model.
-        file: A file to take in place of the cache's. Nothing is downloaded then.
-        cache: The cache folder, if not ``cache_folder()``.
+        file: A file to use instead of the cache. Nothing is downloaded.
+        cache: The cache folder; ``cache_folder()`` by default.
         progress: Whether a download shows a bar on stderr.
 
     Returns:
@@ -275,7 +274,7 @@ def weights(model: NamedModel, file: Path | None = None, *, cache: Path | None =
         if one was published, and the layers and shapes of the network.
 
     Raises:
-        ConversionError: The file is missing or truncated, or cannot be downloaded; the text says how to go on.
+        ConversionError: The file is missing or truncated, or cannot be downloaded; the message says what to do.
 
     Warns:
         ConversionWarning: The download differs from what it was the first time.
@@ -304,7 +303,7 @@ def weights_path(model: NamedModel, *, cache: Path | None = None) -> Path:
 
     Args:
         model: The model.
-        cache: The cache folder, if not ``cache_folder()``.
+        cache: The cache folder; ``cache_folder()`` by default.
     """
     if model.weights.bundled:
         return models_folder() / model.weights.bundled
@@ -314,17 +313,17 @@ def weights_path(model: NamedModel, *, cache: Path | None = None) -> Path:
 def labels(model: NamedModel, *, cache: Path | None = None) -> list[str] | None:
     """Return the names of the model's classes, in the order of its scores.
 
-    They are among the reference files, which ``download_reference`` brings, or come with camrt.
+    They are among the reference files, which ``download_reference`` downloads, or ship with camrt.
 
     Args:
         model: The model.
-        cache: The cache folder, if not ``cache_folder()``.
+        cache: The cache folder; ``cache_folder()`` by default.
 
     Returns:
-        One name a class, or None where no file is there or only a ``.mat`` file is and scipy is not installed.
+        One name per class. None without a file, or with only a ``.mat`` file if scipy is not installed.
 
     Raises:
-        ConversionError: The file is there and cannot be read.
+        ConversionError: The file exists but cannot be read.
     """
     for name in _toml("registry.toml")["labels"][model.labels]:
         for path in ((cache or cache_folder()) / "reference" / name, models_folder() / name):
@@ -337,8 +336,8 @@ def download_reference(names: Iterable[str] | None = None, *, cache: Path | None
     """Download the data files of the original demo that are missing or damaged.
 
     Args:
-        names: Keys of ``reference_files()``; all of them if left out.
-        cache: The cache folder, if not ``cache_folder()``.
+        names: Keys of ``reference_files()``; all by default.
+        cache: The cache folder; ``cache_folder()`` by default.
         progress: Whether a download shows a bar on stderr.
 
     Returns:
@@ -372,7 +371,7 @@ def _whole(model: NamedModel, path: Path) -> Path:
         again = "Install camrt again" if model.weights.bundled else "Remove it and download it again"
         raise ConversionError(
             f"the file is truncated: it has {size:,} bytes, and the weights of {model.name} alone have {least:,}. "
-            f"{again}, or name another one with --weights FILE",
+            f"{again}, or use another file with --weights FILE",
             file=str(path),
         )
     return path
@@ -405,7 +404,7 @@ def _weights_of(model: NamedModel) -> Expected:
         from converters.net import read_net
         from converters.reader import parse_prototxt
 
-        with warnings.catch_warnings(action="ignore", category=ConversionWarning):  # converting says them
+        with warnings.catch_warnings(action="ignore", category=ConversionWarning):  # shown by the conversion
             build(read_net(parse_prototxt(model.prototxt(), f"{model.name}.prototxt"), file))
 
     released = model.weights
@@ -413,9 +412,9 @@ def _weights_of(model: NamedModel) -> Expected:
 
 
 def _remember(lock: Path, name: str, digest: str) -> None:
-    """Note the file's checksum at its first download; warn when a later one differs.
+    """Record the checksum of a file at its first download; warn if a later one differs.
 
-    Lines are only ever appended, in one write each: two processes lose nothing, and the first line of a file counts.
+    Lines are only appended, in one write each, so concurrent processes lose nothing. The first line of a file counts.
     """
     try:
         lines = lock.read_text(encoding="utf-8").splitlines() if lock.exists() else []

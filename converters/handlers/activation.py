@@ -1,4 +1,4 @@
-"""What is done to each value on its own."""
+"""Functions of each value on its own, and Softmax."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def relu(layer: Layer, graph: Graph) -> None:
 
 @handles("PReLU", operators="PRelu")
 def prelu(layer: Layer, graph: Graph) -> None:
-    """ReLU with a learned slope, one a channel or one for all (He et al. 2015)."""
+    """ReLU with a learned slope, one per channel or one for all (He et al. 2015)."""
     bottom, top = layer.ends()
     if graph.rank(bottom) < 2:
         raise layer.error(f"found a blob of {graph.rank(bottom)} axis, expected channels at axis 1")
@@ -43,7 +43,7 @@ def prelu(layer: Layer, graph: Graph) -> None:
 
 @handles("ELU", operators="Elu")
 def elu(layer: Layer, graph: Graph) -> None:
-    """X where positive, else alpha * (e^x - 1)."""
+    """x if x > 0, else alpha * (e^x - 1)."""
     bottom, top = layer.ends()
     graph.node("Elu", [bottom], top, alpha=layer.params.elu_param.alpha)
 
@@ -78,7 +78,7 @@ def bnll(layer: Layer, graph: Graph) -> None:
 
 @handles("Swish", operators="Sigmoid Mul")
 def swish(layer: Layer, graph: Graph) -> None:
-    """X * sigmoid(beta * x) (Ramachandran et al. 2017)."""
+    """x * sigmoid(beta * x) (Ramachandran et al. 2017)."""
     bottom, top = layer.ends()
     beta = layer.params.swish_param.beta
     scaled = bottom if beta == 1 else graph.node("Mul", [bottom, graph.constant(beta)])
@@ -90,7 +90,7 @@ def power(layer: Layer, graph: Graph) -> None:
     """(shift + scale * x) ^ power."""
     bottom, top = layer.ends()
     param = layer.params.power_param
-    if param.power * param.scale == 0:  # then Caffe does not look at x: no NaN comes through
+    if param.power * param.scale == 0:  # Caffe does not read x in this case, so NaN does not propagate
         value = 1.0 if param.power == 0 else _power(param.shift, param.power)
         _constant_like(graph, bottom, value, top)
         return
@@ -105,7 +105,7 @@ def power(layer: Layer, graph: Graph) -> None:
 
 
 def _power(base: float, exponent: float) -> float:
-    """As C's pow: an undefined power is NaN, a division by zero infinite."""
+    """Like C's pow: an undefined power is NaN, and a division by zero is infinite."""
     with np.errstate(all="ignore"):
         return float(np.power(np.float32(base), np.float32(exponent)))
 
@@ -116,7 +116,7 @@ def _constant_like(graph: Graph, tensor: str, value: float, top: Sequence[str]) 
 
 
 def _chain(graph: Graph, tensor: str, steps: list[tuple[str, float]], top: Sequence[str]) -> None:
-    """Operators with a constant, one after another; the last one writes the top."""
+    """Apply binary operators with constants in sequence; the last one writes the top."""
     if not steps:
         graph.node("Identity", [tensor], top)
     for index, (op, value) in enumerate(steps):
@@ -126,12 +126,12 @@ def _chain(graph: Graph, tensor: str, steps: list[tuple[str, float]], top: Seque
 
 @handles("Exp", operators="Mul Exp")
 def exp(layer: Layer, graph: Graph) -> None:
-    """Base ^ (shift + scale * x); a base of -1 is e."""
+    """base ^ (shift + scale * x); a base of -1 means e."""
     bottom, top = layer.ends()
     param = layer.params.exp_param
     log_base = _log_base(layer, param.base)
     inner = log_base * param.scale
-    with np.errstate(over="ignore"):  # infinite where Caffe's is
+    with np.errstate(over="ignore"):  # infinite if Caffe's is
         outer = float(np.exp(np.float32(log_base * param.shift))) if param.shift else 1.0
     scaled = bottom if inner == 1 else graph.node("Mul", [bottom, graph.constant(inner)])
     raised = graph.node("Exp", [scaled], top if outer == 1 else None)
@@ -141,7 +141,7 @@ def exp(layer: Layer, graph: Graph) -> None:
 
 @handles("Log", operators="Mul Add Log")
 def log(layer: Layer, graph: Graph) -> None:
-    """The logarithm of shift + scale * x to a base; -1 is e."""
+    """Logarithm of shift + scale * x to a base; a base of -1 means e."""
     bottom, top = layer.ends()
     param = layer.params.log_param
     log_base = _log_base(layer, param.base)
@@ -170,8 +170,8 @@ def clip(layer: Layer, graph: Graph) -> None:
     bottom, top = layer.ends()
     param = layer.params.clip_param
     if not param.HasField("min") or not param.HasField("max"):
-        raise layer.error("found no min or no max, expected clip_param with both")
-    # Where min is above max, Caffe answers min; ONNX leaves that case open, and runtimes answer max.
+        raise layer.error("found no min or no max in clip_param, expected both")
+    # If min > max, Caffe returns min. ONNX does not define that case, and runtimes return max.
     high = max(param.min, param.max)
     graph.node("Clip", [bottom, graph.constant(param.min), graph.constant(high)], top)
 
@@ -188,29 +188,51 @@ def threshold(layer: Layer, graph: Graph) -> None:
     "Dropout",
     operators="Identity Mul",
     reads="dropout_param.scale_train",
-    restrictions="inference form: the identity; with Faster R-CNN's `scale_train: false` a factor of "
-    "1 - dropout_ratio; SegNet's `sample_weights_test` drops at random in testing too, and "
-    "the model gives the mean, the identity",
+    restrictions="inference form: the identity; with Faster R-CNN's `scale_train: false`, a factor of "
+    "1 - dropout_ratio; SegNet's `sample_weights_test` also drops at random in testing, and "
+    "the model computes the mean: the identity",
     origin="BVLC, Faster R-CNN, SegNet",
 )
 def dropout(layer: Layer, graph: Graph) -> None:
-    """Nothing, at inference: Caffe scales while training."""
+    """Identity at inference: Caffe scales during training."""
     bottom, top = layer.ends()
     param = layer.params.dropout_param
     if param.sample_weights_test:
-        graph.note("sample_weights_test drops values at random in testing; the model passes on all, which is the mean")
+        graph.note(
+            "sample_weights_test drops values at random in testing; the model computes the mean, which keeps all values"
+        )
     if param.scale_train:
         graph.node("Identity", [bottom], top)
     else:
         graph.node("Mul", [bottom, graph.constant(1 - param.dropout_ratio)], top)
 
 
+@handles("Softmax", operators="Softmax")
+def softmax(layer: Layer, graph: Graph) -> None:
+    """e^x / sum(e^x) along an axis. Also the inference form of SoftmaxWithLoss."""
+    bottom, top = layer.ends()
+    axis = graph.axis(bottom, layer.params.softmax_param.axis)
+    graph.node("Softmax", [bottom], top, axis=axis)
+
+
 # ------------------------------------------------------------------------------------------------------------ of forks
+
+
+@handles("ReLU6", operators="Clip", restrictions="no negative_slope", origin="MobileNet")
+def relu6(layer: Layer, graph: Graph) -> None:
+    """min(max(x, 0), 6)."""
+    bottom, top = layer.ends()
+    param = layer.params.relu6_param
+    if param.negative_slope or param.threshold <= 0:
+        raise layer.error(
+            f"found negative_slope {param.negative_slope} and threshold {param.threshold}, expected 0 and more than 0"
+        )
+    graph.node("Clip", [bottom, graph.constant(0.0), graph.constant(param.threshold)], top)
 
 
 @handles("Mish", operators="Softplus Tanh Mul", origin="Darknet")
 def mish(layer: Layer, graph: Graph) -> None:
-    """X * tanh(log(1 + e^x)) (Misra 2019)."""
+    """x * tanh(log(1 + e^x)) (Misra 2019)."""
     bottom, top = layer.ends()
     squashed = graph.node("Tanh", [graph.node("Softplus", [bottom])])
     graph.node("Mul", [bottom, squashed], top)
@@ -225,7 +247,7 @@ def hsigmoid(layer: Layer, graph: Graph) -> None:
 
 @handles("HSwish", "HardSwish", operators="HardSigmoid Mul", origin="MobileNetV3")
 def hswish(layer: Layer, graph: Graph) -> None:
-    """X * min(max(x + 3, 0), 6) / 6 (Howard et al. 2019)."""
+    """x * min(max(x + 3, 0), 6) / 6 (Howard et al. 2019)."""
     bottom, top = layer.ends()
     gate = graph.node("HardSigmoid", [bottom], alpha=1 / 6, beta=0.5)
     graph.node("Mul", [bottom, gate], top)
@@ -233,7 +255,7 @@ def hswish(layer: Layer, graph: Graph) -> None:
 
 @handles("SeLu", operators="Selu", origin="SNN, caffe-model")
 def selu(layer: Layer, graph: Graph) -> None:
-    """Lambda * x where positive, else lambda * alpha * (e^x - 1) (Klambauer et al. 2017)."""
+    """lambda * x if x > 0, else lambda * alpha * (e^x - 1) (Klambauer et al. 2017)."""
     bottom, top = layer.ends()
     param = layer.params.selu_param
     graph.node("Selu", [bottom], top, alpha=param.alpha, gamma=getattr(param, "lambda"))
@@ -241,7 +263,7 @@ def selu(layer: Layer, graph: Graph) -> None:
 
 @handles("SeLuDropout", operators="Identity", restrictions="inference form: the identity", origin="SNN, caffe-model")
 def selu_dropout(layer: Layer, graph: Graph) -> None:
-    """Nothing, at inference: alpha dropout keeps mean and variance while training (Klambauer et al. 2017)."""
+    """Identity at inference: alpha dropout keeps mean and variance during training (Klambauer et al. 2017)."""
     bottom, top = layer.ends()
     graph.node("Identity", [bottom], top)
 
@@ -250,7 +272,7 @@ def selu_dropout(layer: Layer, graph: Graph) -> None:
     "Insanity", operators="LeakyRelu", restrictions="inference form: the mean of the slopes", origin="FaceVerification"
 )
 def insanity(layer: Layer, graph: Graph) -> None:
-    """X where positive, else x / slope, with the mean of the slopes that training draws from lb to ub (RReLU).
+    """x if x > 0, else x / slope, with the mean of the slopes that training draws from [lb, ub] (RReLU).
 
     The slope is (ub - lb) / (log ub - log lb). Source: insanity_layer.cpp of happynear/caffe-windows, after Xu et al.
     2015, Empirical Evaluation of Rectified Activations in Convolutional Network.
@@ -258,7 +280,7 @@ def insanity(layer: Layer, graph: Graph) -> None:
     bottom, top = layer.ends()
     low, high = layer.params.insanity_param.lb, layer.params.insanity_param.ub
     if not 0 < low < high:
-        raise layer.error(f"found lb {low:g} and ub {high:g}, expected positive numbers, ub the larger")
+        raise layer.error(f"found lb {low:g} and ub {high:g}, expected positive numbers with lb < ub")
     slope = (high - low) / (math.log(high) - math.log(low))
     graph.node("LeakyRelu", [bottom], top, alpha=1 / slope)
 

@@ -20,13 +20,13 @@ _Parameter = ConvolutionParameter | DeformableConvolutionParameter
 
 @dataclass(frozen=True)
 class Kernel:
-    """What slides over the spatial axes. Caffe: src/caffe/layers/base_conv_layer.cpp.
+    """A kernel that slides over the spatial axes. Caffe: src/caffe/layers/base_conv_layer.cpp.
 
     Attributes:
-        size: The kernel's size along each spatial axis.
-        stride: The step along each.
-        pad: The zeros added on both sides of each.
-        dilation: The distance of the kernel's taps along each.
+        size: The size along each spatial axis.
+        stride: The stride along each.
+        pad: The zeros added to both sides of each.
+        dilation: The distance between taps along each.
     """
 
     size: tuple[int, ...]
@@ -36,7 +36,7 @@ class Kernel:
 
     @classmethod
     def of(cls, layer: Layer, axes: int, param: _Parameter | None = None) -> Kernel:
-        """The kernel that the layer describes, for a number of spatial axes.
+        """Read the kernel of a layer.
 
         Args:
             layer: The layer.
@@ -44,7 +44,7 @@ class Kernel:
             param: The message that describes it; by default the layer's convolution_param.
 
         Raises:
-            ConversionError: No size, a size of 0, a number of values that fits neither one nor all axes.
+            ConversionError: The size is missing or 0, or there is neither one value for all axes nor one per axis.
         """
         param = param or layer.params.convolution_param
         kernel = cls(
@@ -55,19 +55,19 @@ class Kernel:
         )
         for what in ("size", "stride", "dilation"):
             if 0 in getattr(kernel, what):
-                raise layer.error(f"found the kernel's {what} {getattr(kernel, what)}, expected values from 1 on")
+                raise layer.error(f"found the kernel's {what} {getattr(kernel, what)}, expected values of at least 1")
         return kernel
 
     def extent(self, axis: int) -> int:
-        """How much of an axis the kernel covers."""
+        """The extent of the dilated kernel along each axis."""
         return self.dilation[axis] * (self.size[axis] - 1) + 1
 
     def room(self, axis: int, size: int) -> int:
-        """How far the kernel can move over the padded image; negative where it is larger."""
+        """How far the kernel can move over the padded image; negative if the kernel is larger."""
         return size + 2 * self.pad[axis] - self.extent(axis)
 
     def convolved(self, layer: Layer, spatial: Sequence[int]) -> tuple[int, ...]:
-        """The output's spatial size. C divides towards zero, so a kernel slightly too large still fits once."""
+        """The output's spatial size. C truncates toward zero, so a kernel slightly too large still fits once."""
         rooms = [self.room(axis, size) for axis, size in enumerate(spatial)]
         out = tuple(
             room // stride + 1 if room >= 0 else 1 - (-room // stride)
@@ -76,14 +76,14 @@ class Kernel:
         return _positive(layer, spatial, out, self)
 
     def deconvolved(self, layer: Layer, spatial: Sequence[int]) -> tuple[int, ...]:
-        """The output's spatial size in the other direction."""
+        """The output's spatial size of the transposed convolution."""
         out = tuple(
             self.stride[axis] * (size - 1) + self.extent(axis) - 2 * self.pad[axis] for axis, size in enumerate(spatial)
         )
         return _positive(layer, spatial, out, self)
 
     def attributes(self, spatial: Sequence[int], *, transposed: bool = False) -> dict[str, Any]:
-        """As ONNX's Conv and ConvTranspose take them, for an image of this size."""
+        """The attributes of ONNX's Conv and ConvTranspose for an image of this size."""
         if not spatial:
             return {"kernel_shape": [1]}
         after = [
@@ -101,7 +101,7 @@ class Kernel:
 def _spatial(
     layer: Layer, param: _Parameter, what: str, values: Sequence[int], axes: int, default: int | None
 ) -> tuple[int, ...]:
-    """`kernel_size: 3`, one for all axes or one each; or `kernel_h` and `kernel_w`."""
+    """Read `kernel_size: 3`, one for all axes or one per axis, or `kernel_h` and `kernel_w`."""
     names = (f"{what}_h", f"{what}_w")
     if what != "dilation" and any(param.HasField(name) for name in names):
         if axes != 2 or values:
@@ -126,7 +126,7 @@ def _positive(layer: Layer, spatial: Sequence[int], out: tuple[int, ...], kernel
 
 @dataclass(frozen=True)
 class _Images:
-    """The bottom as a stack of images: axes before the channels are counted as one."""
+    """The bottom as a stack of images: the axes before the channels are flattened into one."""
 
     tensor: str
     leading: Shape
@@ -140,15 +140,15 @@ class _Images:
         channels, *spatial = graph.fixed_shape(bottom, channel_axis, "the number of channels and the image's size")
         tensor = bottom
         if channel_axis != 1 or not spatial:
-            # ONNX counts one axis before the channels, and at least one after them.
+            # ONNX requires one axis before the channels, and at least one after them.
             batch = product(shape[:channel_axis])
             if batch is None:
-                raise layer.error(f"found {show(shape)} for the blob {bottom!r}, expected one free axis at most")
+                raise layer.error(f"found {show(shape)} for the blob {bottom!r}, expected at most one free axis")
             tensor = graph.reshape(bottom, (batch, channels, *(spatial or (1,))))
         return cls(tensor, shape[:channel_axis], channels, tuple(spatial))
 
     def restored(self, graph: Graph, tensor: str, channels: int, spatial: Sequence[int], top: str) -> None:
-        """Give the output its leading axes back."""
+        """Restore the leading axes of the output."""
         graph.reshape(tensor, (*self.leading, channels, *spatial), [top])
 
     @property
@@ -164,15 +164,17 @@ def convolution(layer: Layer, graph: Graph) -> None:
 
 @handles("ConvolutionDepthwise", operators="Conv", origin="BVLC pull request 5665 and its forks")
 def convolution_depthwise(layer: Layer, graph: Graph) -> None:
-    """Convolution with one filter a channel, whatever the layer says of groups and outputs."""
+    """Depthwise convolution; ignores the layer's group and num_output."""
     if layer.params.convolution_param.axis != 1:
-        raise layer.error(f"found axis {layer.params.convolution_param.axis}, expected 1: channels after the batch")
+        raise layer.error(
+            f"found axis {layer.params.convolution_param.axis}, expected 1: the channels follow the batch"
+        )
     _each_bottom(layer, graph, depthwise=True)
 
 
 @handles("Deconvolution", operators="ConvTranspose Reshape")
 def deconvolution(layer: Layer, graph: Graph) -> None:
-    """Convolution's gradient as a layer: enlarges where convolution shrinks."""
+    """Transposed convolution (the gradient of a convolution with respect to its input)."""
     _each_bottom(layer, graph, depthwise=False, transposed=True)
 
 
@@ -222,7 +224,7 @@ def _weights(
 
 @handles("Im2col", operators="Conv Reshape")
 def im2col(layer: Layer, graph: Graph) -> None:
-    """The windows that a convolution would see, as channels: a convolution whose filters each pick one pixel."""
+    """The values under each position of a kernel, as channels: a convolution whose filters each select one value."""
     bottom, tops = layer.ends()
     images = _Images.of(layer, graph, bottom, layer.params.convolution_param.axis)
     kernel = Kernel.of(layer, len(images.spatial))

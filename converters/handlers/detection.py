@@ -14,64 +14,11 @@ from converters.registry import handles
 from converters.schema.caffe_pb2 import PriorBoxParameter
 from converters.shape import MAX_BLOB, Dim, SymbolicDim, show, times
 
-MAX_PRIORS = 1_000_000  # SSD512 has 24,564: more are a mistake, and would be a model of that many numbers
-MAX_SCORES = 10_000_000  # an image, for the same reason: SSD512 has 1,989,684 for the 80 classes of COCO
+MAX_PRIORS = 1_000_000  # SSD512 has 24,564; the model stores them, and more are a mistake
+MAX_SCORES = 10_000_000  # per image; SSD512 has 1,989,684 for the 80 classes of COCO
 
 _DETECTIONS = "DetectionOutput"
-LOWEST = float(np.finfo(np.float32).min)  # stands for "not a detection" where scores are
-
-
-@handles("Permute", operators="Transpose", origin="SSD")
-def permute(layer: Layer, graph: Graph) -> None:
-    """Axes in another order; those not named follow in theirs."""
-    bottom, top = layer.ends()
-    named = list(layer.params.permute_param.order)
-    rank = graph.rank(bottom)
-    if len(set(named)) != len(named) or any(axis >= rank for axis in named):
-        raise layer.error(f"found the order {named}, expected different axes below {rank}")
-    graph.transpose(bottom, [*named, *(axis for axis in range(rank) if axis not in named)], top)
-
-
-@handles(
-    "Normalize",
-    operators="ReduceSumSquare Add Sqrt Div Mul",
-    restrictions='caffe-windows\' (told by `normalize_param`) with `normalize_type: "L2"`, for vectors',
-    origin="SSD, caffe-windows",
-    reads="normalize_param",
-)
-def normalize(layer: Layer, graph: Graph) -> None:
-    """Each position, or each item, divided by its Euclidean norm, times learned factors (Liu et al. 2015, ParseNet)."""
-    bottom, top = layer.ends()
-    param = layer.params.norm_param
-    rank = graph.rank(bottom)
-    if rank < 2:
-        raise layer.error(f"found {show(graph.shape(bottom))} for the blob {bottom!r}, expected channels at axis 1")
-    squares = graph.reduce("SumSquare", bottom, range(1, rank) if param.across_spatial else [1])
-    norm = graph.node("Sqrt", [graph.node("Add", [squares, graph.constant(param.eps)])])
-    if "normalize_param" in layer.extra:
-        _check_vectors(layer, graph)
-        graph.node("Div", [bottom, norm], top)
-        return
-    channels = graph.fixed(graph.shape(bottom)[1], "the number of channels")
-    (scale,) = layer.weights(_scale_shape(layer, channels))
-    factors = graph.weight("scale", scale.reshape(-1, *(1,) * (rank - 2)))
-    graph.node("Mul", [graph.node("Div", [bottom, norm]), factors], top)
-
-
-def _check_vectors(layer: Layer, graph: Graph) -> None:
-    """Refuse what versions of caffe-windows compute differently: other norms, and maps of many positions."""
-    given = layer.extra["normalize_param"]
-    kind = given.get("normalize_type", "L2") if isinstance(given, dict) else given
-    shape = graph.shape(layer.bottoms[0])
-    if kind != "L2" or any(dim != 1 for dim in shape[2:]):
-        raise layer.error(f"found normalize_type {kind!r} for {show(shape)}, expected 'L2' for N x C, or N x C x 1 x 1")
-
-
-def _scale_shape(layer: Layer, channels: int) -> tuple[int, ...]:
-    """One factor a channel, or one for all, for which files have () as well as (1,)."""
-    if not layer.params.norm_param.channel_shared:
-        return (channels,)
-    return layer.blobs[0].shape if layer.blobs and layer.blobs[0].size == 1 else ()
+LOWEST = float(np.finfo(np.float32).min)  # the score of boxes that are not detections
 
 
 # --------------------------------------------------------------------------------------------------------- prior boxes
@@ -80,19 +27,19 @@ def _scale_shape(layer: Layer, channels: int) -> tuple[int, ...]:
 @handles(
     "PriorBox",
     operators="Identity",
-    restrictions="a constant: it depends on the sizes of its bottoms only; where the convolutions of the same feature "
-    "map have twice as many outputs as boxes, it is TextBoxes', which repeats each box half a step down",
+    restrictions="a constant, because it depends only on the sizes of its bottoms; if the convolutions of the same "
+    "feature map have outputs for twice the boxes, it is TextBoxes' layer, which repeats each box half a step below",
     origin="SSD, TextBoxes",
 )
 def prior_box(layer: Layer, graph: Graph) -> None:
-    """Boxes of given sizes and aspect ratios around each position of a feature map, and their variances."""
+    """Prior boxes of given sizes and aspect ratios at each position of a feature map, with their variances."""
     layer.expect(bottoms=2, tops=1)
     param = layer.params.prior_box_param
-    grid, sizes = _image_size(layer, graph, layer.bottoms[0]), _box_sizes(layer)
+    grid, sizes = graph.image_size(layer.bottoms[0]), _box_sizes(layer)
     count = grid[0] * grid[1] * len(sizes)
     if count > MAX_PRIORS:
         raise layer.error(f"found {count:,} prior boxes, expected at most {MAX_PRIORS:,}")
-    image = np.array(_pair(layer, "img", "img_size") or _image_size(layer, graph, layer.bottoms[1]), np.float32)
+    image = np.array(_pair(layer, "img", "img_size") or graph.image_size(layer.bottoms[1]), np.float32)
     step = _pair(layer, "step", "step")
     steps = np.array(step, np.float32) if step else image / np.array(grid, np.float32)
     boxes = _boxes_around(grid, sizes, image, steps, np.float32(param.offset))
@@ -108,7 +55,7 @@ def prior_box(layer: Layer, graph: Graph) -> None:
 def _has_twice_the_boxes(layer: Layer, graph: Graph, boxes: int) -> bool:
     """Whether the convolutions of the feature map have outputs for twice the boxes, and not for as many.
 
-    TextBoxes (Liao et al. 2017) changed what PriorBox computes, and not how it is described.
+    TextBoxes (Liao et al. 2017) changed what PriorBox computes, but not its parameters.
     """
     classes = {other.params.detection_output_param.num_classes for other in graph.layers if other.type == _DETECTIONS}
     outputs = {other.params.convolution_param.num_output for other in graph.layers if layer.bottoms[0] in other.bottoms}
@@ -122,24 +69,17 @@ def _has_twice_the_boxes(layer: Layer, graph: Graph, boxes: int) -> bool:
 def _with_boxes_below(
     grid: tuple[int, int], sizes: np.ndarray, image: np.ndarray, step: np.ndarray, boxes: np.ndarray
 ) -> np.ndarray:
-    """After each box the same one with its center at the lower edge of the position: (height, width, 2 * boxes, 4)."""
+    """Repeat each box with its center at the lower edge of the position: (height, width, 2 * boxes, 4)."""
     lower = _boxes_around(grid, sizes, image, step, np.float32(1))
     below = np.stack([boxes[..., 0], lower[..., 1], boxes[..., 2], lower[..., 3]], axis=-1)
     return np.stack([boxes, below], axis=3).reshape(*boxes.shape[:2], -1, 4)
 
 
-def _image_size(layer: Layer, graph: Graph, tensor: str) -> tuple[int, int]:
-    if graph.rank(tensor) != 4:
-        raise layer.error(f"found {show(graph.shape(tensor))} for the blob {tensor!r}, expected N x C x H x W")
-    height, width = graph.fixed_shape(tensor, 2, "the image's size")
-    return height, width
-
-
 def _box_sizes(layer: Layer) -> np.ndarray:
-    """The boxes of one position: (boxes, 2) float32 heights and widths in pixels."""
+    """The sizes of the boxes of one position: (boxes, 2) float32 heights and widths in pixels."""
     param = layer.params.prior_box_param
     smallest, largest = list(param.min_size), list(param.max_size)
-    are_sizes = all(0 < size < MAX_BLOB for size in (*smallest, *largest))  # not for NaN either
+    are_sizes = all(0 < size < MAX_BLOB for size in (*smallest, *largest))  # also refuses NaN
     if not smallest or not are_sizes or len(largest) not in (0, len(smallest)):
         raise layer.error(
             f"found {smallest} for min_size and {largest} for max_size, expected one min_size or more, all positive, "
@@ -147,11 +87,11 @@ def _box_sizes(layer: Layer) -> np.ndarray:
         )
     if any(large <= small for small, large in zip(smallest, largest, strict=False)):
         raise layer.error(
-            f"found {smallest} for min_size and {largest} for max_size, expected each max_size the larger"
+            f"found {smallest} for min_size and {largest} for max_size, expected each max_size to be the larger"
         )
     ratios = _aspect_ratios(layer)
     sizes: list[tuple[float, float]] = []
-    for index, small in enumerate(map(int, smallest)):  # Caffe keeps whole pixels
+    for index, small in enumerate(map(int, smallest)):  # Caffe truncates to whole pixels
         sizes.append((small, small))
         if largest:
             sizes.append((math.sqrt(small * int(largest[index])),) * 2)
@@ -160,7 +100,7 @@ def _box_sizes(layer: Layer) -> np.ndarray:
 
 
 def _aspect_ratios(layer: Layer) -> list[np.float32]:
-    """The aspect ratios other than 1, each once, with their inverses where flip says so."""
+    """The distinct aspect ratios other than 1, with their inverses if flip is set."""
     param = layer.params.prior_box_param
     ratios = [np.float32(1)]
     for given in param.aspect_ratio:
@@ -200,8 +140,8 @@ def _boxes_around(
         grid: The feature map's height and width.
         sizes: (boxes, 2) float32: heights and widths in pixels.
         image: (2,) float32: the image's height and width in pixels.
-        step: (2,) float32: from one position to the next, down and across, in pixels.
-        offset: Of the first position, in steps.
+        step: (2,) float32: the vertical and horizontal distance between positions, in pixels.
+        offset: The offset of the first position, in steps.
 
     Returns:
         (height, width, boxes, 4) float32: xmin, ymin, xmax, ymax.
@@ -218,16 +158,16 @@ def _boxes_around(
 
 @dataclass(frozen=True)
 class Task:
-    """What a DetectionOutput layer is asked for.
+    """The parameters of a DetectionOutput layer.
 
     Attributes:
         images: N.
         priors: P, the number of prior boxes.
-        classes: The number of classes, the background included.
-        labels: The K classes that are looked for: all but the background.
-        shared: One box a prior for all classes, not one for each.
-        candidates: k, how many boxes of a class go into the suppression.
-        keep: How many detections of an image are kept at most.
+        classes: The number of classes, including the background.
+        labels: The K classes other than the background.
+        shared: Whether each prior has one box for all classes, not one per class.
+        candidates: k, how many boxes per class enter non-maximum suppression.
+        keep: The maximum number of detections per image.
     """
 
     images: Dim
@@ -253,18 +193,18 @@ class Task:
     "DetectionOutput",
     operators="Reshape Transpose Split Sub Add Mul Exp Concat Gather TopK GatherND Max NonMaxSuppression Shape "
     "ConstantOfShape ScatterND ScatterElements Greater NonZero Div Cast Equal Range Pad",
-    restrictions="no nms_param.eta below 1 with an nms_threshold above 0.5; of equal scores, keep_top_k keeps those of "
-    "lower class and higher rank; nothing is written to disk (save_output_param, visualize)",
+    restrictions="no nms_param.eta below 1 with an nms_threshold above 0.5; among equal scores, keep_top_k keeps those "
+    "of lower class and higher rank; nothing is written to disk (save_output_param, visualize)",
     origin="SSD",
 )
 def detection_output(layer: Layer, graph: Graph) -> None:
-    """Boxes decoded, the best of each class without the overlapping, the best of each image.
+    """SSD's detections: decoded boxes after non-maximum suppression per class and a limit per image.
 
     The rows, (1, 1, detections, 7), are image, label, score, xmin, ymin, xmax, ymax, ordered by image, label and
-    falling score. Where no image of the batch has a detection, there is one row an image: its number, six times -1.
+    descending score. If no image of the batch has a detection, there is one row per image: its index and six times -1.
 
-    Candidates stay in a dense (N, K, k) until the end, so that neither a loop nor the order of NonMaxSuppression's
-    answers, which ONNX leaves open, is needed.
+    Candidates stay in a dense (N, K, k) tensor until the end, which needs no loop and does not depend on the order of
+    NonMaxSuppression's output, which ONNX does not define.
     """
     task = _task(layer, graph)
     scores, priors = _candidates(graph, task, layer.bottoms[1])
@@ -280,15 +220,17 @@ def _task(layer: Layer, graph: Graph) -> Task:
     """Read and check the layer's parameters and the shapes of its bottoms."""
     param = layer.params.detection_output_param
     nms = param.nms_param
-    layer.expect(bottoms=range(3, 5), tops=1)  # the fourth is the picture that `visualize` draws on
+    layer.expect(bottoms=range(3, 5), tops=1)  # the fourth is the image that `visualize` draws on
     if param.num_classes <= (0 <= param.background_label_id < param.num_classes):
-        raise layer.error(f"found num_classes {param.num_classes}, expected a class beside the background")
+        raise layer.error(f"found num_classes {param.num_classes}, expected a class besides the background")
     if nms.nms_threshold < 0 or not 0 < nms.eta <= 1:
-        raise layer.error(f"found nms_threshold {nms.nms_threshold} and eta {nms.eta}, expected >= 0 and > 0 to 1")
-    if nms.eta < 1 and nms.nms_threshold > 0.5:  # only there does Caffe lower the threshold from box to box
-        raise layer.error(f"found eta {nms.eta}, expected 1: ONNX's NonMaxSuppression has no threshold that falls")
+        raise layer.error(
+            f"found nms_threshold {nms.nms_threshold} and eta {nms.eta}, expected at least 0, and more than 0 up to 1"
+        )
+    if nms.eta < 1 and nms.nms_threshold > 0.5:  # only then does Caffe lower the threshold from box to box
+        raise layer.error(f"found eta {nms.eta}, expected 1: ONNX's NonMaxSuppression has a fixed threshold")
     if (nms.HasField("top_k") and nms.top_k == 0) or param.keep_top_k == 0:
-        raise layer.error("found top_k or keep_top_k 0, expected -1 (all) or a number from 1 on: 0 finds nothing")
+        raise layer.error("found top_k or keep_top_k 0, expected -1 (all) or at least 1: 0 finds nothing")
     locations, confidences, priors = layer.bottoms[:3]
     if graph.fixed_shape(priors, 0, "the number of prior boxes")[:2] != (1, 2) or graph.rank(priors) < 3:
         raise layer.error(f"found {show(graph.shape(priors))} for the prior boxes, expected 1 x 2 x (4 for each box)")
@@ -313,11 +255,11 @@ def _task(layer: Layer, graph: Graph) -> Task:
 def _check_width(layer: Layer, graph: Graph, tensor: str, what: str, expected: int) -> None:
     found = math.prod(graph.fixed_shape(tensor, 1, "the number of prior boxes"))
     if found != expected:
-        raise layer.error(f"found {found:,} {what} an image, expected {expected:,} for the prior boxes and classes")
+        raise layer.error(f"found {found:,} {what} per image, expected {expected:,} for the prior boxes and classes")
 
 
 def _candidates(graph: Graph, task: Task, confidences: str) -> tuple[str, str]:
-    """Of each class the k best: scores and indices of the priors, (N, K, k) each, best first."""
+    """The k best candidates per class: scores and indices of the priors, (N, K, k) each, best first."""
     by_prior = graph.reshape(confidences, (task.images, task.priors, task.classes))
     by_class = graph.transpose(by_prior, (0, 2, 1))
     if len(task.labels) < task.classes:
@@ -327,7 +269,7 @@ def _candidates(graph: Graph, task: Task, confidences: str) -> tuple[str, str]:
             shape=(task.images, len(task.labels), task.priors),
             axis=1,
         )
-    # Among equal scores TopK keeps the order, as Caffe does.
+    # TopK is stable among equal scores, like Caffe.
     shape = (task.images, len(task.labels), task.candidates)
     scores, priors = graph.new_name("scores"), graph.new_name("priors")
     graph.node("TopK", [by_class, graph.constant([task.candidates], np.int64)], [scores, priors], shapes=[shape, shape])
@@ -360,7 +302,7 @@ def _decoded(layer: Layer, graph: Graph, task: Task) -> str:
 
 
 def parts(graph: Graph, tensor: str, axis: int, sizes: Sequence[int]) -> list[str]:
-    """Cut a tensor along an axis into parts of these sizes."""
+    """Split a tensor along an axis into parts of the given sizes."""
     names = [graph.new_name(f"part{index}") for index in range(len(sizes))]
     whole = graph.shape(tensor)
     shapes = [(*whole[:axis], size, *whole[axis + 1 :]) for size in sizes]
@@ -372,7 +314,7 @@ def _gathered(graph: Graph, task: Task, boxes: str, priors: str) -> str:
     """The candidates' boxes: (N, K, k, 4)."""
     count = len(task.labels)
     shape = (task.images, count, task.candidates, 4)
-    if task.shared:  # the classes choose from the same boxes
+    if task.shared:  # all classes select from the same boxes
         boxes = graph.reshape(boxes, (task.images, task.priors, 4))
         indices = graph.reshape(priors, (task.images, task.columns, 1))
         chosen = (task.images, task.columns, 4)
@@ -386,7 +328,7 @@ def _gathered(graph: Graph, task: Task, boxes: str, priors: str) -> str:
 
 
 def _suppressed(layer: Layer, graph: Graph, task: Task, boxes: str, scores: str) -> str:
-    """The candidates' scores, (N, K * k), the lowest float where a better box overlaps or the score is too small."""
+    """The candidates' scores, (N, K * k), or the lowest float if a better box overlaps or the score is too low."""
     param = layer.params.detection_output_param
     kept = suppressed(
         graph,
@@ -408,19 +350,19 @@ def suppressed(
     keep: int = 0,
     by_center: bool = False,
 ) -> str:
-    """Suppress, in each list of boxes, those that overlap a better one.
+    """Apply non-maximum suppression to each list of boxes.
 
     Args:
         graph: The graph.
         boxes: (lists, k, 4): two opposite corners, or center, width and height.
         scores: (lists, k).
-        overlap: A box whose intersection over union with a better one is above goes.
-        threshold: A box whose score is not above goes; None to keep all.
-        keep: How many boxes of a list are kept at most; 0 for all.
-        by_center: The boxes are given by their centers.
+        overlap: A box is suppressed if its intersection over union with a better one exceeds this.
+        threshold: A box is suppressed unless its score exceeds this; None to keep all.
+        keep: The maximum number of boxes kept per list; 0 for all.
+        by_center: Whether boxes are given by their centers.
 
     Returns:
-        The scores, (lists, k), with the lowest float for boxes that went.
+        The scores, (lists, k), with the lowest float for suppressed boxes.
     """
     lists, k = graph.shape(scores)
     inputs = [
@@ -433,21 +375,21 @@ def suppressed(
     found = counted(graph, "kept")
     centered = 1 if by_center else None
     kept = graph.node("NonMaxSuppression", inputs, shape=(found, 3), dtype=np.int64, center_point_box=centered)
-    # Each list was a batch of one class: the columns are list, 0, candidate. ONNX leaves their order open.
+    # Each list is a batch of one class: the columns are list, 0, candidate. ONNX does not define their order.
     places = graph.node("Gather", [kept, graph.constant([0, 2], np.int64)], shape=(found, 2), axis=1)
     values = graph.node("GatherND", [scores, places], shape=(found,), dtype=np.float32)
     return graph.node("ScatterND", [lowest_like(graph, scores), places, values], shape=(lists, k))
 
 
 def found_places(graph: Graph, scores: str) -> str:
-    """Where the scores, (lists, k), are above the lowest float: (found, 2) int64, row by row."""
+    """The indices of scores, (lists, k), above the lowest float: (found, 2) int64, in row-major order."""
     found = counted(graph, "found")
     is_found = graph.node("Greater", [scores, graph.constant(LOWEST)], shape=graph.shape(scores), dtype=np.bool_)
     return graph.transpose(graph.node("NonZero", [is_found], shape=(2, found), dtype=np.int64), (1, 0))
 
 
 def _unflipped(layer: Layer, graph: Graph, boxes: str) -> str:
-    """Boxes with corners the wrong way round, as boxes of no size: to Caffe they overlap nothing, to ONNX they do."""
+    """Replace inverted boxes by empty ones: in Caffe they overlap nothing, in ONNX they do."""
     if layer.params.detection_output_param.code_type == PriorBoxParameter.CENTER_SIZE:
         return boxes  # their sizes are powers of e
     low, high = parts(graph, boxes, 3, [2, 2])
@@ -455,7 +397,7 @@ def _unflipped(layer: Layer, graph: Graph, boxes: str) -> str:
 
 
 def _best(graph: Graph, task: Task, scores: str) -> str:
-    """The scores (N, K * k) with all but each image's ``keep`` highest set to the lowest float."""
+    """The scores (N, K * k) with all but the ``keep`` highest of each image set to the lowest float."""
     shape = (task.images, task.keep)
     values, places = graph.new_name("values"), graph.new_name("places")
     graph.node("TopK", [scores, graph.constant([task.keep], np.int64)], [values, places], shapes=[shape, shape])
@@ -472,7 +414,7 @@ def lowest_like(graph: Graph, tensor: str) -> str:
 
 
 def _rows(graph: Graph, task: Task, boxes: str, scores: str) -> str:
-    """The detections, (M, 7): whatever has a score above the lowest float."""
+    """The detections, (M, 7): all candidates with a score above the lowest float."""
     places = found_places(graph, scores)  # by image, label and rank
     found = graph.shape(places)[0]
     columns = [
@@ -487,7 +429,7 @@ def _rows(graph: Graph, task: Task, boxes: str, scores: str) -> str:
 
 
 def or_placeholders(graph: Graph, rows: str, boxes: str) -> tuple[str, SymbolicDim]:
-    """The rows and their number; where there is none, a row (i, -1, -1, -1, -1, -1, -1) for each image i."""
+    """The rows and their number; without rows, one row (i, -1, -1, -1, -1, -1, -1) for each image i."""
     zero, one = graph.constant(0, np.int64), graph.constant(1, np.int64)
     is_empty = graph.cast(graph.node("Equal", [_size(graph, rows), zero], dtype=np.bool_), np.int64)
     missing = counted(graph, "missing")
@@ -501,9 +443,9 @@ def or_placeholders(graph: Graph, rows: str, boxes: str) -> tuple[str, SymbolicD
 
 
 def counted(graph: Graph, what: str) -> SymbolicDim:
-    """A size that only the data tells."""
+    """A size that depends on the data."""
     name = graph.new_name(what)
-    graph.reserve([name])  # two counts of a layer are two sizes
+    graph.reserve([name])  # two counts in a layer are different sizes
     return SymbolicDim(name, 1)
 
 
@@ -519,23 +461,24 @@ def _size(graph: Graph, tensor: str) -> str:
 @handles(
     "ROIPooling",
     operators="MaxRoiPool Reshape",
-    restrictions="opset 21 at most: ONNX Runtime has no MaxRoiPool of opset 22",
+    restrictions="at most opset 21: ONNX Runtime has no MaxRoiPool of opset 22",
     origin="Fast R-CNN",
 )
 def roi_pooling(layer: Layer, graph: Graph) -> None:
-    """Each region's pixels, pooled to one size by maxima."""
+    """RoI pooling: maxima over the bins of each region."""
     layer.expect(bottoms=2, tops=1)
     if graph.opset >= 22:
-        raise layer.error(f"found opset {graph.opset}, expected 21 at most: ONNX Runtime has no newer MaxRoiPool")
+        raise layer.error(f"found opset {graph.opset}, expected at most 21: ONNX Runtime has no newer MaxRoiPool")
     features, regions = layer.bottoms
     param = layer.params.roi_pooling_param
     if not param.pooled_h or not param.pooled_w:
-        raise layer.error(f"found pooled_h {param.pooled_h} and pooled_w {param.pooled_w}, expected both, from 1 on")
-    if graph.rank(features) != 4:
-        raise layer.error(f"found {show(graph.shape(features))} for the blob {features!r}, expected N x C x H x W")
+        raise layer.error(
+            f"found pooled_h {param.pooled_h} and pooled_w {param.pooled_w}, expected both to be at least 1"
+        )
+    graph.expect_images(features)
     count, *rest = graph.shape(regions)
-    if math.prod(graph.fixed(dim, "the numbers of a region") for dim in rest) != 5:
-        raise layer.error(f"found {show(graph.shape(regions))} for the blob {regions!r}, expected 5 numbers a region")
+    if math.prod(graph.fixed(dim, "the size of a region") for dim in rest) != 5:
+        raise layer.error(f"found {show(graph.shape(regions))} for the blob {regions!r}, expected 5 numbers per region")
     graph.node(
         "MaxRoiPool",
         [features, regions if len(rest) == 1 else graph.reshape(regions, (count, 5))],

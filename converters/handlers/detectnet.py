@@ -1,4 +1,4 @@
-"""NVIDIA's DetectNet: boxes that the cells of a grid predict, clustered into detections (Tao et al. 2016)."""
+"""NVIDIA's DetectNet: clustering of the boxes that grid cells predict (Tao et al. 2016)."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from converters.layer import Layer
 from converters.registry import handles
 from converters.shape import show
 
-MAX_BOXES = 50  # of an image, in the top
+MAX_BOXES = 50  # per image, in the top
 
 
 @dataclass(frozen=True)
 class Clustering:
-    """A layer's param_str.
+    """The parameters in a layer's param_str.
 
     Attributes:
         width: The image's width in pixels.
         height: The image's height.
-        stride: From one cell of the grid to the next, in pixels.
-        coverage: A cell predicts a box from this coverage on.
-        least: A cluster has more boxes than this.
-        eps: How far the sides of similar boxes are apart at most, relative to their sizes.
-        least_height: A detection is at least this high, in pixels.
-        classes: The number of classes, each of which has a top.
+        stride: The distance between grid cells, in pixels.
+        coverage: The minimum coverage of a cell that predicts a box.
+        least: Clusters of at most this many boxes are dropped.
+        eps: The largest distance between the sides of similar boxes, relative to their sizes.
+        least_height: The minimum height of a detection, in pixels.
+        classes: The number of classes; each has a top.
     """
 
     width: int
@@ -58,12 +58,12 @@ class Clustering:
     operators="Slice Reshape GreaterOrEqual NonZero Transpose Cast Add GatherND Split Sub Concat Abs Min Max Mul "
     "LessOrEqual ReduceMin Equal And Or MatMul ReduceSum Div Round Less Greater Not Log Gather Shape ConstantOfShape "
     "ScatterND",
-    restrictions=f"corners are cut to whole pixels, as by Python 2; an image has at most {MAX_BOXES} detections of a "
-    "class, where the fork fails beyond",
+    restrictions=f"corners are truncated to whole pixels, as in Python 2; at most {MAX_BOXES} detections per image and "
+    "class (the fork fails beyond)",
     origin="NVIDIA DetectNet",
 )
 def cluster_detections(layer: Layer, graph: Graph) -> None:
-    """DetectNet's boxes, similar ones joined to their mean as OpenCV's groupRectangles does.
+    """DetectNet's boxes, with similar ones merged to their mean like OpenCV's groupRectangles.
 
     Each top, (N, 50, 5), holds a class's boxes as x1, y1, x2, y2 in pixels and the logarithm of the cluster's size, in
     half precision as in the fork; the rest is 0. Source: python/caffe/layers/detectnet/clustering.py of NVIDIA/caffe.
@@ -94,7 +94,7 @@ def cluster_detections(layer: Layer, graph: Graph) -> None:
 
 
 def _parameters(layer: Layer) -> Clustering:
-    """Image width and height, stride, coverage, cluster size, eps, least height, classes: separated by commas."""
+    """Parse image width and height, stride, coverage, cluster size, eps, minimum height and classes."""
     text = layer.params.python_param.param_str
     try:
         types = (int, int, int, float, int, float, int, int)
@@ -105,14 +105,14 @@ def _parameters(layer: Layer) -> Clustering:
         is_valid = False
     if not is_valid:
         raise layer.error(
-            f"found the param_str {text!r}, expected width, height, stride, coverage, cluster size, eps, least height "
-            "and perhaps the number of classes, positive, as '1248, 352, 16, 0.6, 3, 0.02, 22, 1'"
+            f"found the param_str {text!r}, expected width, height, stride, coverage, cluster size, eps, minimum "
+            "height and optionally the number of classes, all positive, such as '1248, 352, 16, 0.6, 3, 0.02, 22, 1'"
         )
     return param
 
 
 def _on_grid(graph: Graph, param: Clustering, tensor: str) -> str:
-    """The map's part that lies within the image."""
+    """The part of the map inside the image."""
     for axis, cells in zip((2, 3), param.grid, strict=True):
         if graph.shape(tensor)[axis] != cells:
             tensor = graph.slice(tensor, axis, 0, cells)
@@ -120,7 +120,7 @@ def _on_grid(graph: Graph, param: Clustering, tensor: str) -> str:
 
 
 def _corners(graph: Graph, param: Clustering, boxes: str) -> str:
-    """The cells' boxes in pixels of the image: (N, cells, 4) float64."""
+    """The boxes of the cells in pixels of the image: (N, cells, 4) float64."""
     rows, columns = param.grid
     y, x = np.meshgrid(np.arange(rows) * param.height / rows, np.arange(columns) * param.width / columns, indexing="ij")
     origins = np.stack([x, y, x, y], axis=-1).reshape(1, param.cells, 4)
@@ -137,10 +137,10 @@ def _rectangles(graph: Graph, corners: str) -> str:
 
 
 def _cluster(graph: Graph, param: Clustering, places: str, rects: str, like: str, top: str) -> None:
-    """One class's detections from its rectangles, (K, 4), at ``places``, (K, 2): image and cell.
+    """The detections of one class from its rectangles, (K, 4), at ``places``, (K, 2): image and cell.
 
-    OpenCV: cv::partition and cv::groupRectangles in modules/objdetect/src/cascadedetect.cpp. Whether two rectangles are
-    of one cluster is a (K, K) matrix, squared until it holds every chain.
+    OpenCV: cv::partition and cv::groupRectangles in modules/objdetect/src/cascadedetect.cpp. The (K, K)
+    matrix of similar rectangles is squared until it is transitive.
     """
     count = graph.shape(places)[0]
     image, _ = parts(graph, places, 1, [1, 1])
@@ -184,7 +184,7 @@ def _cluster(graph: Graph, param: Clustering, places: str, rects: str, like: str
 
 
 def _joined(graph: Graph, param: Clustering, rects: str, key: str, is_same_image: str) -> str:
-    """Whether two rectangles are of one cluster: (K, K) float32, 1 or 0."""
+    """Whether two rectangles are in the same cluster: (K, K) float32, 1 or 0."""
     count = graph.shape(rects)[0]
     low, extent = parts(graph, rects, 1, [2, 2])
     corners = graph.concat([low, graph.node("Add", [low, extent])], 1)
@@ -205,7 +205,7 @@ def _joined(graph: Graph, param: Clustering, rects: str, key: str, is_same_image
 
 
 def _covers(graph: Graph, param: Clustering, mean: str, size: str, key: str) -> str:
-    """Whether the cluster of the row lies in that of the column, which is larger: (K, K) bool."""
+    """Whether the cluster of the row is inside that of the column, which is larger: (K, K) bool."""
     count = graph.shape(mean)[0]
     low, extent = parts(graph, mean, 1, [2, 2])
     high = graph.node("Add", [low, extent])
@@ -231,5 +231,5 @@ def _compare(graph: Graph, op: str, left: str, right: str) -> str:
 
 
 def _none(graph: Graph, matrix: str) -> str:
-    """Whether a row of zeros and ones has no one: (K, 1) bool."""
+    """Whether a row of zeros and ones is all zeros: (K, 1) bool."""
     return _compare(graph, "Less", graph.reduce("Sum", matrix, [1]), graph.constant(0.5))

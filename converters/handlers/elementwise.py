@@ -1,4 +1,4 @@
-"""Layers that combine blobs of one shape, and those that look up or hold values."""
+"""Layers that combine blobs elementwise, and layers that select or hold values."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from converters.schema.caffe_pb2 import EltwiseParameter
 from converters.shape import MAX_BLOB, count, show
 
 
-@handles("Eltwise", operators="Add Mul Max Sum Identity", restrictions="also of one blob, as in FlowNet 2's fork")
+@handles("Eltwise", operators="Add Mul Max Sum Identity", restrictions="also with one bottom, as in FlowNet 2's fork")
 def eltwise(layer: Layer, graph: Graph) -> None:
     """Sum (with coefficients), product or maximum of blobs of one shape."""
     layer.expect(bottoms=range(1, MANY), tops=1)
     param = layer.params.eltwise_param
     graph.same_shape(layer.bottoms)
     if param.coeff and len(param.coeff) != len(layer.bottoms):
-        raise layer.error(f"found {len(param.coeff)} coefficients for {len(layer.bottoms)} bottoms, expected one each")
+        raise layer.error(
+            f"found {len(param.coeff)} coefficients for {len(layer.bottoms)} bottoms, expected one per bottom"
+        )
     bottoms = _left_in_place(layer) if param.operation != EltwiseParameter.PROD else list(layer.bottoms)
     if len(layer.bottoms) == 1 and not param.coeff:
         graph.node("Identity", bottoms, layer.tops)
@@ -41,15 +43,17 @@ def eltwise(layer: Layer, graph: Graph) -> None:
 
 
 def _left_in_place(layer: Layer) -> list[str]:
-    """The bottoms that Caffe still finds: it clears the top first, and with it a bottom that is the same blob.
+    """The bottoms that contribute. Caffe clears the top first, which also clears a bottom that is the same blob.
 
-    So a sum or maximum in place is one of the other bottoms alone. That is a mistake in a network, but its weights were
-    trained with it.
+    So an in-place sum or maximum is that of the other bottoms alone. That is a mistake in a network, but its weights
+    were trained with it.
     """
     cleared = {name for name, blob in zip(layer.bottoms, layer.params.bottom, strict=True) if blob in layer.params.top}
     left = [name for name in layer.bottoms if name not in cleared]
     if not left:
-        raise layer.error("found all bottoms the same blob as the top, expected another: Caffe clears it first")
+        raise layer.error(
+            "found only bottoms that are the same blob as the top, expected another: Caffe clears the top first"
+        )
     return left
 
 
@@ -59,28 +63,25 @@ def _fold(graph: Graph, op: str, tensors: list[str], layer: Layer) -> None:
         result = graph.node(op, [result, other], layer.tops if index == len(tensors) else None)
 
 
-@handles("Embed", operators="Cast Gather Add", restrictions="an index outside the table is an error of the runtime")
-def embed(layer: Layer, graph: Graph) -> None:
-    """A row of a learned table for each index."""
-    bottom, top = layer.ends()
-    param = layer.params.embed_param
-    shapes: list[tuple[int, ...]] = [(param.input_dim, param.num_output)]
-    if param.bias_term:
-        shapes.append((param.num_output,))
-    table, *offset = layer.weights(*shapes)
-    rows = graph.node(
-        "Gather",
-        [graph.weight("weight", table), graph.cast(bottom, np.int64)],
-        None if offset else top,
-        shape=(*graph.shape(bottom), param.num_output),
-    )
-    if offset:
-        graph.node("Add", [rows, graph.weight("bias", offset[0])], top)
+@handles("Axpy", operators="Reshape Mul Add", origin="SENet")
+def axpy(layer: Layer, graph: Graph) -> None:
+    """a * x + y with one factor a per channel: the end of a squeeze-and-excitation block (Hu et al. 2018)."""
+    layer.expect(bottoms=3, tops=1)
+    factors, x, y = layer.bottoms
+    shape = graph.same_shape([x, y])
+    found = graph.shape(factors)
+    ones = (1,) * (len(shape) - 2)
+    fits = len(found) >= 2 and len(shape) >= 2 and all(map(graph.same, shape[:2], found[:2]))
+    if not fits or any(dim != 1 for dim in found[2:]):
+        raise layer.error(f"found factors of {show(found)}, expected {show((*shape[:2], *ones))}")
+    if len(found) != len(shape):
+        factors = graph.reshape(factors, (*shape[:2], *ones))
+    graph.node("Add", [graph.node("Mul", [factors, x], shape=shape), y], layer.tops)
 
 
 @handles("BatchReindex", operators="Cast Gather")
 def batch_reindex(layer: Layer, graph: Graph) -> None:
-    """Items of the first bottom in the order that the second bottom gives."""
+    """Items of the first bottom, selected by the indices in the second bottom."""
     layer.expect(bottoms=2, tops=1)
     data, order = layer.bottoms
     if graph.rank(order) != 1:
@@ -91,7 +92,7 @@ def batch_reindex(layer: Layer, graph: Graph) -> None:
 
 @handles("Parameter", operators="Identity")
 def parameter(layer: Layer, graph: Graph) -> None:
-    """A learned blob as a layer's output."""
+    """A learned blob as the output of a layer."""
     (values,) = layer.weights(tuple(layer.params.parameter_param.shape.dim))
     graph.node("Identity", [graph.weight("weight", values)], layer.tops)
 
@@ -99,13 +100,15 @@ def parameter(layer: Layer, graph: Graph) -> None:
 @handles(
     "DummyData",
     operators="Expand",
-    restrictions="constant fillers; one with random fillers becomes an input",
+    restrictions="constant fillers; a layer with random fillers becomes an input",
 )
 def dummy_data(layer: Layer, graph: Graph) -> None:
     """Constants of a given shape."""
     fillers = layer.params.dummy_data_param.data_filler
     if len(fillers) not in (0, 1, len(layer.tops)):
-        raise layer.error(f"found {len(fillers)} fillers for {len(layer.tops)} tops, expected none, one, or one each")
+        raise layer.error(
+            f"found {len(fillers)} fillers for {len(layer.tops)} tops, expected none, one, or one per top"
+        )
     values = [filler.value for filler in fillers] or [0.0]
     if len(values) == 1:
         values *= len(layer.tops)

@@ -1,6 +1,6 @@
 """Layers of optical flow: FlowNet's (Dosovitskiy et al. 2015) and FlowNet 2's (Ilg et al. 2017).
 
-Their Caffe has no code for most of them on the CPU; the formulas are those of its CUDA code (lmb-freiburg/flownet2).
+Their fork implements most of them only in CUDA; the formulas follow that code (lmb-freiburg/flownet2).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from converters.graph import Array, Graph
 from converters.handlers.resampling import resized
-from converters.handlers.sampling import image_shape, sample_inside
+from converters.handlers.sampling import sample_inside
 from converters.layer import MANY, Layer
 from converters.registry import handles
 from converters.schema.caffe_pb2 import (
@@ -25,24 +25,22 @@ from converters.schema.caffe_pb2 import (
 from converters.shape import MAX_BLOB, show
 
 MAX_DISPLACEMENTS = 512  # along an axis; FlowNet has 21
-MAX_FILTER = (
-    2**24
-)  # weights of a filter along an axis: the model holds them; from 480 to 1,920 pixels there are 921,600
+MAX_FILTER = 2**24  # weights of a filter along an axis, stored in the model; from 480 to 1,920 pixels there are 921,600
 
 # -------------------------------------------------------------------------------------------------------- correlation
 
 
 @dataclass(frozen=True)
 class _Search:
-    """Which patches of two images are compared.
+    """The patches of two images that a correlation compares.
 
     Attributes:
         kernel: The side of a patch.
-        stride: The step from patch to patch in the first image.
-        rows: The displacements in the second image, down.
-        columns: The displacements across.
-        first: Row and column of the first patch, in the image's own pixels; negative ones lie in the padding.
-        out: How many patches there are, down and across.
+        stride: The step between patches in the first image.
+        rows: The vertical displacements in the second image.
+        columns: The horizontal displacements.
+        first: Row and column of the first patch, in pixels of the image; negative in the padding.
+        out: The numbers of patches along height and width.
     """
 
     kernel: int
@@ -60,7 +58,7 @@ class _Search:
     origin="FlowNet",
 )
 def correlation(layer: Layer, graph: Graph) -> None:
-    """The products of patches of one image with displaced patches of another (Dosovitskiy et al. 2015, section 3)."""
+    """Correlation of patches of one image with displaced patches of another (Dosovitskiy et al. 2015, section 3)."""
     param, (height, width) = _correlated(layer, graph)
     radius, reach = (param.kernel_size - 1) // 2, param.max_displacement
     border = 2 * (reach + radius - param.pad)
@@ -79,7 +77,7 @@ def correlation(layer: Layer, graph: Graph) -> None:
     origin="DispNet",
 )
 def correlation_1d(layer: Layer, graph: Graph) -> None:
-    """Correlation along rows only: to both sides, or to the left (-1) or right (1) as single_direction says."""
+    """Correlation along rows only: in both directions, or to the left (-1) or right (1) by single_direction."""
     param, (height, width) = _correlated(layer, graph)
     radius, reach, step = (param.kernel_size - 1) // 2, param.max_displacement, param.stride_2
     steps = reach // step
@@ -98,26 +96,26 @@ def correlation_1d(layer: Layer, graph: Graph) -> None:
 
 
 def _correlated(layer: Layer, graph: Graph) -> tuple[CorrelationParameter, tuple[int, int]]:
-    """The parameters, and the size of both images."""
+    """Read and check the parameters and the size of both images."""
     layer.expect(bottoms=2, tops=1)
     param = layer.params.correlation_param
     graph.same_shape(layer.bottoms)
-    _, _, height, width = image_shape(layer, graph, layer.bottoms[0])
+    _, _, height, width = graph.image_shape(layer.bottoms[0])
     has_all = param.HasField("kernel_size") and param.HasField("max_displacement")
     if not has_all or not param.kernel_size % 2 or not param.stride_1 or not param.stride_2:
         raise layer.error(
             f"found kernel_size {param.kernel_size}, max_displacement {param.max_displacement}, stride_1 "
             f"{param.stride_1} and stride_2 {param.stride_2}, expected an odd kernel_size, a max_displacement, and "
-            "strides from 1 on"
+            "strides of at least 1"
         )
     return param, (height, width)
 
 
 def _correlate(layer: Layer, graph: Graph, search: _Search) -> None:
-    """The mean over a patch's pixels and channels, for each patch and displacement.
+    """The mean over the pixels and channels of a patch, for each patch and displacement.
 
-    Rows of the first image times rows of the second are one matrix product for all displacements across, of which the
-    diagonals are kept. A patch of more than a pixel is the average of its pixels' answers.
+    One matrix product of the rows of both images has all horizontal displacements on its diagonals. A patch of more
+    than one pixel averages the results of its pixels.
     """
     number = len(search.rows) * len(search.columns)
     if min(search.out) < 1:
@@ -164,7 +162,7 @@ def _correlate(layer: Layer, graph: Graph, search: _Search) -> None:
 
 
 def _part(graph: Graph, image: str, first: Sequence[int], sizes: Sequence[int]) -> str:
-    """Rows and columns of an image from ``first`` on, zeros where there are none."""
+    """Rows and columns of an image from ``first`` on, padded with zeros."""
     image_sizes = [int(size) for size in graph.shape(image)[2:]]
     before = [max(0, -begin) for begin in first]
     after = [max(0, begin + size - whole) for begin, size, whole in zip(first, sizes, image_sizes, strict=True)]
@@ -219,15 +217,15 @@ def _differences(
     origin="FlowNet 2",
 )
 def flow_warp(layer: Layer, graph: Graph) -> None:
-    """The image as seen where the flow leads, bilinear; zero or NaN where that is outside of it."""
+    """Bilinear samples of an image, displaced by the flow; zero or NaN outside the image."""
     layer.expect(bottoms=2, tops=1)
     image, flow = layer.bottoms
-    batch, _, height, width = image_shape(layer, graph, image)
+    batch, _, height, width = graph.image_shape(image)
     found = graph.shape(flow)
     if len(found) != 4 or not all(map(graph.same, found, (batch, 2, height, width))):
         raise layer.error(
-            f"found {show(found)} for the blob {flow!r}, expected {show((batch, 2, height, width))}: the way across "
-            "and the way down for each pixel"
+            f"found {show(found)} for the blob {flow!r}, expected {show((batch, 2, height, width))}: a horizontal "
+            "and a vertical displacement for each pixel"
         )
     y, x = np.meshgrid(np.arange(height, dtype=np.float32), np.arange(width, dtype=np.float32), indexing="ij")
     across, down = (
@@ -255,15 +253,15 @@ def flow_warp(layer: Layer, graph: Graph) -> None:
     origin="FlowNet 2",
 )
 def resample(layer: Layer, graph: Graph) -> None:
-    """An image in another size, with a filter that grows as the image shrinks (antialias)."""
+    """Resizing with a filter that grows as the image shrinks (antialiasing)."""
     layer.expect(bottoms=range(1, 3), tops=1)
     param = layer.params.resample_param
-    _, _, *sizes = image_shape(layer, graph, layer.bottoms[0])
+    _, _, *sizes = graph.image_shape(layer.bottoms[0])
     wanted = _wanted(layer, graph, param.height, param.width)
     factors = [np.float32(old) / np.float32(new) for old, new in zip(sizes, wanted, strict=True)]
     if param.type == ResampleParameter.AREA:
         raise layer.error("found type AREA, expected NEAREST, LINEAR or CUBIC, as in the original")
-    shifts = factors[::-1]  # not a mistake of ours
+    shifts = factors[::-1]  # as in the original
     centers = [
         np.arange(new, dtype=np.float32) * factor + shift / np.float32(2) - np.float32(0.5)
         for new, factor, shift in zip(wanted, factors, shifts, strict=True)
@@ -282,12 +280,12 @@ def resample(layer: Layer, graph: Graph) -> None:
 
 
 def _wanted(layer: Layer, graph: Graph, height: int, width: int) -> tuple[int, int]:
-    """The size that the description gives, or that of a second blob."""
+    """The size in the layer's parameters, or that of the second bottom."""
     if len(layer.bottoms) == 2:
-        height, width = image_shape(layer, graph, layer.bottoms[1])[2:]
+        height, width = graph.image_shape(layer.bottoms[1])[2:]
     if min(height, width) < 1:
-        raise layer.error(f"found the size {height} x {width}, expected a height and a width from 1 on")
-    _, _, *sizes = image_shape(layer, graph, layer.bottoms[0])
+        raise layer.error(f"found the size {height} x {width}, expected a height and a width of at least 1")
+    _, _, *sizes = graph.image_shape(layer.bottoms[0])
     if max(old * new for old, new in zip(sizes, (height, width), strict=True)) > MAX_FILTER:
         raise layer.error(
             f"found an image of {sizes[0]:,} x {sizes[1]:,} for an output of {height:,} x {width:,}, expected at most "
@@ -297,7 +295,7 @@ def _wanted(layer: Layer, graph: Graph, height: int, width: int) -> tuple[int, i
 
 
 def _rounded(values: Array) -> Array:
-    """As C's round: halves away from zero."""
+    """Round like C: halves away from zero."""
     away: Array = np.sign(values) * np.floor(np.abs(values) + np.float32(0.5))
     return away.astype(np.int64)
 
@@ -308,7 +306,7 @@ def _triangle(x: Array) -> Array:
 
 
 def _cubic(x: Array) -> Array:
-    """Keys's filter with a = -0.5."""
+    """Keys' cubic filter with a = -0.5."""
     x = np.abs(x)
     near = x * x * (1.5 * x - 2.5) + 1
     far = x * (x * (-0.5 * x + 2.5) - 4) + 2
@@ -316,14 +314,14 @@ def _cubic(x: Array) -> Array:
 
 
 def _filter_matrix(centers: Array, size: int, radius: int, curve: Callable[[Array], Array], scale: np.float32) -> Array:
-    """The weights of an axis's old positions for its new ones, (new, old) float32; each row sums to 1, or is 0.
+    """The interpolation weights along an axis, (new, old) float32; each row sums to 1 or is 0.
 
     Args:
-        centers: Where the new positions lie among the old, (new,).
+        centers: The new positions in units of the old ones, (new,).
         size: The number of old positions.
-        radius: How far from the rounded center an old position still counts.
-        curve: The weight at a distance.
-        scale: What distances are multiplied by before.
+        radius: The largest distance from the rounded center at which an old position contributes.
+        curve: The weight as a function of distance.
+        scale: A factor applied to distances first.
     """
     old = np.arange(size)
     near = np.abs(old - _rounded(centers)[:, None]) <= radius
@@ -335,7 +333,7 @@ def _filter_matrix(centers: Array, size: int, radius: int, curve: Callable[[Arra
 
 
 def _weighted(graph: Graph, layer: Layer, matrices: Sequence[Array]) -> None:
-    """The image times a matrix from the left for its rows and one from the right for its columns."""
+    """Multiply the image by a matrix for its rows from the left, and by one for its columns from the right."""
     image = layer.bottoms[0]
     if all(matrix.shape[0] == matrix.shape[1] and (matrix == np.eye(len(matrix))).all() for matrix in matrices):
         graph.node("Identity", [image], layer.tops)
@@ -353,7 +351,7 @@ def _nearest(layer: Layer, graph: Graph, centers: Sequence[Array], sizes: Sequen
     if any(place[0] < 0 or place[-1] >= size for place, size in zip(places, sizes, strict=True)):
         raise layer.error(
             f"found an image of {sizes[0]} x {sizes[1]} for an output of {len(places[0])} x {len(places[1])}, expected "
-            "factors that are alike: the original reads beyond the image here"
+            "similar factors: the original reads beyond the image here"
         )
     tensor = layer.bottoms[0]
     for axis, place in zip((2, 3), places, strict=True):
@@ -368,14 +366,14 @@ def _nearest(layer: Layer, graph: Graph, centers: Sequence[Array], sizes: Sequen
 @handles(
     "Downsample",
     operators="MatMul Identity",
-    restrictions="the original leaves NaN out of its averages (in training, on a flow's truth); here NaN spreads",
+    restrictions="NaN propagates, where the original leaves it out of its averages (in training, on ground truth flow)",
     origin="FlowNet",
 )
 def downsample(layer: Layer, graph: Graph) -> None:
-    """An image in another size; corner pixels stay where they are, and all are averaged with those around them."""
+    """Resizing with aligned corners; each new pixel averages the old ones around it."""
     layer.expect(bottoms=range(1, 3), tops=1)
     param = layer.params.downsample_param
-    _, _, *sizes = image_shape(layer, graph, layer.bottoms[0])
+    _, _, *sizes = graph.image_shape(layer.bottoms[0])
     wanted = _wanted(layer, graph, param.top_height, param.top_width)
     if list(wanted) == sizes:
         graph.node("Identity", layer.bottoms[:1], layer.tops)
@@ -400,10 +398,10 @@ def downsample(layer: Layer, graph: Graph) -> None:
 
 @handles("Accum", operators="Resize Shape Slice Concat Identity", origin="FlowNet 2")
 def accum(layer: Layer, graph: Graph) -> None:
-    """Blobs enlarged to one size, bilinear with corner pixels in place, and joined along the channels."""
+    """Bilinear upsampling of all bottoms to one size, with aligned corners, and concatenation of the channels."""
     param = layer.params.accum_param
     layer.expect(bottoms=range(2 if param.have_reference else 1, MANY), tops=1)
-    images = [image_shape(layer, graph, bottom) for bottom in layer.bottoms]
+    images = [graph.image_shape(bottom) for bottom in layer.bottoms]
     joined = layer.bottoms[: -1 if param.have_reference else None]
     size = images[-1][2:] if param.have_reference else _accumulated(layer, [image[2:] for image in images])
     if min(size) < 2:
@@ -417,7 +415,7 @@ def accum(layer: Layer, graph: Graph) -> None:
 
 
 def _accumulated(layer: Layer, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The largest height and width, or the size given where both its numbers are larger."""
+    """The largest height and width, or the given size if both its numbers are larger."""
     param = layer.params.accum_param
     largest = (max(size[0] for size in sizes), max(size[1] for size in sizes))
     given = (param.top_height, param.top_width)
@@ -432,9 +430,9 @@ def _accumulated(layer: Layer, sizes: Sequence[tuple[int, int]]) -> tuple[int, i
 # --------------------------------------------------------------------------------------------------- values of channels
 
 
-@handles("Mean", operators="Mul Add", restrictions="values in the description, no `file`", origin="FlowNet 2")
+@handles("Mean", operators="Mul Add", restrictions="values in the prototxt, no `file`", origin="FlowNet 2")
 def mean(layer: Layer, graph: Graph) -> None:
-    """output_scale * (input_scale * x + mean_scale * mean), or minus the mean; each bottom has its top."""
+    """output_scale * (input_scale * x + mean_scale * mean), or with the mean subtracted, for each bottom."""
     param = layer.params.mean_param
     if not layer.bottoms or len(layer.bottoms) != len(layer.tops):
         raise layer.error(
@@ -447,9 +445,11 @@ def mean(layer: Layer, graph: Graph) -> None:
         )
     sign = -1 if param.operation == MeanParameter.SUBTRACT else 1
     for bottom, top in zip(layer.bottoms, layer.tops, strict=True):
-        _, channels, _, _ = image_shape(layer, graph, bottom)
+        _, channels, _, _ = graph.image_shape(bottom)
         if channels % len(param.value):
-            raise layer.error(f"found {len(param.value)} values for {channels} channels, expected a divisor of them")
+            raise layer.error(
+                f"found {len(param.value)} values for {channels} channels, expected a divisor of the number of channels"
+            )
         values = np.tile(np.array(param.value, np.float32), channels // len(param.value)).reshape(-1, 1, 1)
         scaled = graph.node("Mul", [bottom, graph.constant(param.input_scale * param.output_scale)])
         offset = graph.constant(sign * param.mean_scale * param.output_scale * values)
@@ -459,17 +459,17 @@ def mean(layer: Layer, graph: Graph) -> None:
 @handles(
     "DataAugmentation",
     operators="Sub Identity",
-    restrictions="without a crop, where the original only subtracts a mean: of its weights, or of the description",
+    restrictions="without a crop; subtracts only the mean, from the weights or the prototxt, as the original then does",
     origin="FlowNet",
 )
 def data_augmentation(layer: Layer, graph: Graph) -> None:
-    """The image less the mean that training computed, of each pixel or each channel."""
+    """The image minus the mean of the training images, per pixel or per channel."""
     bottom, top = layer.ends()
     param = layer.params.augmentation_param
-    _, channels, height, width = image_shape(layer, graph, bottom)
+    _, channels, height, width = graph.image_shape(bottom)
     if param.crop_width and param.crop_height:
         raise layer.error(
-            f"found a crop of {param.crop_height} x {param.crop_width}, expected none: crop the images before, or "
+            f"found a crop of {param.crop_height} x {param.crop_width}, expected none: crop the images first, or "
             "write a handler and name it with --plugin"
         )
     if param.recompute_mean:
@@ -483,12 +483,12 @@ def data_augmentation(layer: Layer, graph: Graph) -> None:
 
 
 def _stored_mean(layer: Layer, channels: int, height: int, width: int) -> Array:
-    """(C, H, W) or (C, 1, 1). The weights are a count, the mean of each pixel, and that of each channel."""
+    """The mean, (C, H, W) or (C, 1, 1). The weights are a count, a mean per pixel, and a mean per channel."""
     size = layer.blobs[1].shape[2:] if len(layer.blobs) == 3 and layer.blobs[1].ndim == 4 else (height, width)
     _, pixels, means = layer.weights((1, 1, 1, 1), (1, channels, *size), (1, channels, 1, 1))
     mean: Array = means[0]
     if layer.params.augmentation_param.mean_per_pixel:
-        # For an image of another size the original takes the mean over its pixels.
+        # For an image of another size, the original uses the mean over all pixels.
         mean = pixels[0] if size == (height, width) else pixels[0].mean(axis=(1, 2), keepdims=True)
     return mean
 
@@ -497,5 +497,5 @@ def _stored_mean(layer: Layer, channels: int, height: int, width: int) -> Array:
 def channel_norm(layer: Layer, graph: Graph) -> None:
     """The Euclidean norm over the channels."""
     bottom, top = layer.ends()
-    image_shape(layer, graph, bottom)
+    graph.expect_images(bottom)
     graph.reduce("L2", bottom, [1], top)

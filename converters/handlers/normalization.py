@@ -1,4 +1,4 @@
-"""Layers that shift and scale: by statistics, by neighbours, by learned factors."""
+"""Layers that normalize by statistics or neighbors, and layers that scale and shift by learned factors."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from converters.graph import Graph
 from converters.handlers.pooling import pool, windows_of
 from converters.layer import Layer
 from converters.registry import handles
-from converters.schema.caffe_pb2 import LRNParameter, PoolingParameter
+from converters.schema.caffe_pb2 import BNParameter, LRNParameter, PoolingParameter
 from converters.shape import Shape, show
 
 _LEAST_EPS = 1e-5  # cuDNN's CUDNN_BN_MIN_EPSILON
+_SEGNET_EPS = 1e-9  # fixed in SegNet's source
+_PSPNET_EPS = 1e-5  # PSPNet's default
 
 
 @handles(
     "LRN",
     operators="LRN Mul AveragePool GlobalAveragePool Add Pow Div Reshape",
-    restrictions="as Caffe: WITHIN_CHANNEL does not use k",
+    restrictions="WITHIN_CHANNEL ignores k, as in Caffe",
 )
 def lrn(layer: Layer, graph: Graph) -> None:
-    """Local response normalization across channels or within each (Krizhevsky et al. 2012, section 3.3)."""
+    """Local response normalization across or within channels (Krizhevsky et al. 2012, section 3.3)."""
     bottom, top = layer.ends()
     param = layer.params.lrn_param
     if not param.local_size % 2:
         raise layer.error(f"found local_size {param.local_size}, expected an odd number")
-    if graph.rank(bottom) != 4:
-        raise layer.error(f"found a blob of {graph.rank(bottom)} axes, expected 4: N x C x H x W")
+    graph.expect_images(bottom)
     is_across = param.norm_region == LRNParameter.ACROSS_CHANNELS
     if is_across and param.alpha > 0 and param.beta > 0:
         graph.node("LRN", [bottom], top, size=param.local_size, alpha=param.alpha, beta=param.beta, bias=param.k)
@@ -41,14 +42,14 @@ def lrn(layer: Layer, graph: Graph) -> None:
 
 
 def _mean_within(layer: Layer, graph: Graph, tensor: str, size: int) -> str:
-    """The mean of each pixel's neighbours in its channel."""
+    """The mean over a window around each pixel, in its channel."""
     sizes = graph.fixed_shape(tensor, 2, "the image's size")
     windows = windows_of(sizes, [size] * 2, (1, 1), [(size - 1) // 2] * 2)
     return pool(layer, graph, PoolingParameter.AVE, tensor, windows)
 
 
 def _mean_across(layer: Layer, graph: Graph, tensor: str, size: int) -> str:
-    """The mean of neighbouring channels, zeros beyond the first and last; ONNX Runtime's LRN wants positive factors."""
+    """The mean over neighboring channels, padded with zeros: ONNX Runtime's LRN requires positive factors."""
     shape = graph.shape(tensor)
     channels, *image = graph.fixed_shape(tensor, 1, "the number of channels and the image's size")
     stacked = graph.reshape(tensor, (shape[0], 1, channels, image[0] * image[1]))
@@ -59,26 +60,26 @@ def _mean_across(layer: Layer, graph: Graph, tensor: str, size: int) -> str:
 @handles(
     "BatchNorm",
     operators="BatchNormalization ReduceMean Sub Mul Add Sqrt Div",
-    restrictions="stored statistics, unless `use_global_stats: false` says the batch's own; with the Scale layer that "
-    "follows it is one node; NVIDIA's `scale_bias` is a factor and an offset of its own",
+    restrictions="stored statistics, or those of the batch with `use_global_stats: false`; merged with a following "
+    "Scale layer into one node; NVIDIA's `scale_bias` adds a factor and an offset",
     origin="BVLC, NVIDIA",
 )
 def batch_norm(layer: Layer, graph: Graph) -> None:
-    """(x - mean) / sqrt(variance + eps) per channel (Ioffe and Szegedy 2015), and the Scale after it."""
+    """(x - mean) / sqrt(variance + eps) per channel (Ioffe and Szegedy 2015), and a following Scale."""
     bottom, top = layer.ends()
     param = layer.params.batch_norm_param
     if graph.rank(bottom) < 2:
         raise layer.error(f"found a blob of {graph.rank(bottom)} axis, expected channels at axis 1")
     channels = graph.fixed(graph.shape(bottom)[1], "the number of channels")
-    # NVIDIA's fork uses the stored statistics in testing, whatever use_global_stats says.
+    # In testing, NVIDIA's fork ignores use_global_stats and uses the stored statistics.
     if param.HasField("use_global_stats") and not param.use_global_stats and not _has_scale_bias(layer):
-        graph.note("use_global_stats is false, so it normalizes by the statistics of each batch, as Caffe does")
+        graph.note("use_global_stats is false, so the layer normalizes by the statistics of each batch, as in Caffe")
         _by_own_statistics(layer, graph, bottom, channels)
         return
     factors = [(channels,)] * (2 if _has_scale_bias(layer) else 0)
     mean, variance, factor, *own = layer.weights((channels,), (channels,), (1,), *factors)
     scale, bias = _scale_after(layer, channels, own)
-    # The file holds sums over the training's batches and what they must be divided by; an untrained layer has 0.
+    # The file holds running sums and their divisor, which is 0 in an untrained layer.
     correction = np.float32(0 if factor[0] == 0 else 1 / factor[0])
     owner = layer.scale or layer
     graph.node(
@@ -97,24 +98,24 @@ def batch_norm(layer: Layer, graph: Graph) -> None:
 
 
 def _has_scale_bias(layer: Layer) -> bool:
-    """Whether NVIDIA's BatchNorm has a factor and an offset a channel; a filler for one of them implies it."""
+    """Whether NVIDIA's BatchNorm has a factor and an offset per channel; a filler for either implies both."""
     param = layer.params.batch_norm_param
     return param.scale_bias or param.HasField("scale_filler") or param.HasField("bias_filler")
 
 
 def _epsilon(layer: Layer) -> float:
-    """NVIDIA's fork does not go below what cuDNN takes."""
+    """eps, which NVIDIA's fork raises to cuDNN's minimum."""
     eps = layer.params.batch_norm_param.eps
     return max(eps, _LEAST_EPS) if _has_scale_bias(layer) else eps
 
 
 def _scale_after(layer: Layer, channels: int, own: Sequence[np.ndarray] = ()) -> tuple[np.ndarray, np.ndarray]:
-    """The factors and offsets behind the normalization; ones and zeros without.
+    """The factors and offsets that follow the normalization; ones and zeros by default.
 
     Args:
-        layer: A BatchNorm, perhaps with the Scale layer that was merged into it.
+        layer: A BatchNorm, with the Scale layer merged into it, if any.
         channels: The number of channels.
-        own: The BatchNorm's own factors and offsets (NVIDIA), each (channels,); they come before the Scale layer's.
+        own: The BatchNorm's own factors and offsets (NVIDIA), each (channels,); applied before the Scale layer's.
     """
     scale, bias = own or (np.ones(channels, np.float32), np.zeros(channels, np.float32))
     if layer.scale is None:
@@ -128,10 +129,8 @@ def _scale_after(layer: Layer, channels: int, own: Sequence[np.ndarray] = ()) ->
 
 def _by_own_statistics(layer: Layer, graph: Graph, bottom: str, channels: int) -> None:
     axes = [axis for axis in range(graph.rank(bottom)) if axis != 1]
-    centred = graph.node("Sub", [bottom, graph.reduce("Mean", bottom, axes)])
-    variance = graph.reduce("Mean", graph.node("Mul", [centred, centred]), axes)
-    shifted = graph.node("Add", [variance, graph.constant(layer.params.batch_norm_param.eps)])
-    normal = graph.node("Div", [centred, graph.node("Sqrt", [shifted])], None if layer.scale else layer.tops)
+    tops = None if layer.scale else layer.tops
+    normal = _standardized(graph, bottom, axes, layer.params.batch_norm_param.eps, tops)
     if layer.scale:
         scale, bias = _scale_after(layer, channels)
         shape = (channels, *(1,) * (graph.rank(bottom) - 2))
@@ -139,9 +138,76 @@ def _by_own_statistics(layer: Layer, graph: Graph, bottom: str, channels: int) -
         graph.node("Add", [scaled, graph.weight_of(layer.scale, "bias", bias.reshape(shape))], layer.tops)
 
 
+def _standardized(
+    graph: Graph,
+    tensor: str,
+    axes: Sequence[int],
+    eps: float,
+    outputs: Sequence[str] | None = None,
+    *,
+    mean: Sequence[str] | None = None,
+    variance: Sequence[str] | None = None,
+) -> str:
+    """(x - mean) / sqrt(variance + eps), with the statistics of the tensor itself over some axes.
+
+    Args:
+        graph: The graph.
+        tensor: x.
+        axes: The axes that the statistics are taken over.
+        eps: Added to the variance.
+        outputs: The name of the result; None for a new one.
+        mean: The name of the mean, the same way.
+        variance: The name of the biased variance, the same way.
+    """
+    centered = graph.node("Sub", [tensor, graph.reduce("Mean", tensor, axes, mean)])
+    spread = graph.reduce("Mean", graph.node("Mul", [centered, centered]), axes, variance)
+    deviation = graph.node("Sqrt", [graph.node("Add", [spread, graph.constant(eps)])])
+    return graph.node("Div", [centered, deviation], outputs)
+
+
+@handles(
+    "BN",
+    operators="Mul Add ReduceMean Sub Sqrt Div BatchNormalization",
+    restrictions="with two blobs SegNet's (bn_mode LEARN: the statistics of the batch), with four PSPNet's (stored "
+    "statistics)",
+    origin="SegNet, PSPNet",
+)
+def bn(layer: Layer, graph: Graph) -> None:
+    """Batch normalization, including factors and offsets."""
+    layer.expect(bottoms=1, tops=range(1, 4))
+    bottom = layer.bottoms[0]
+    graph.expect_images(bottom)
+    channels = graph.fixed(graph.shape(bottom)[1], "the number of channels")
+    blobs = layer.weights(*[(1, channels, 1, 1)] * (4 if len(layer.blobs) == 4 else 2))
+    learns = layer.params.bn_param.bn_mode == BNParameter.LEARN
+    if len(layer.tops) > 1 and (len(blobs) == 4 or not learns):
+        raise layer.error(f"found {len(layer.tops)} tops, expected 1: only bn_mode LEARN outputs statistics")
+    if len(blobs) == 4:
+        _with_stored_statistics(layer, graph, blobs)
+        return
+    mean, variance = (layer.tops[index : index + 1] or None for index in (1, 2))
+    normalized = (
+        _standardized(graph, bottom, [0, 2, 3], _SEGNET_EPS, mean=mean, variance=variance) if learns else bottom
+    )
+    scaled = graph.node("Mul", [normalized, graph.weight("weight", blobs[0])])
+    graph.node("Add", [scaled, graph.weight("bias", blobs[1])], layer.tops[:1])
+
+
+def _with_stored_statistics(layer: Layer, graph: Graph, blobs: list[np.ndarray]) -> None:
+    param = layer.params.bn_param
+    names = zip(("weight", "bias", "mean", "variance"), blobs, strict=True)
+    graph.node(
+        "BatchNormalization",
+        [layer.bottoms[0], *(graph.weight(name, blob.reshape(-1)) for name, blob in names)],
+        layer.tops,
+        shape=graph.shape(layer.bottoms[0]),
+        epsilon=param.eps if param.HasField("eps") else _PSPNET_EPS,
+    )
+
+
 @handles("MVN", operators="ReduceMean Sub Mul Sqrt Add Div Reshape")
 def mvn(layer: Layer, graph: Graph) -> None:
-    """Mean and variance normalization of each image, per channel or across them. The top has four axes, as in Caffe."""
+    """Mean and variance normalization of each image, per channel or across channels. The top has four axes."""
     bottom, top = layer.ends()
     param = layer.params.mvn_param
     rank = graph.rank(bottom)
@@ -151,16 +217,58 @@ def mvn(layer: Layer, graph: Graph) -> None:
         bottom = graph.reshape(bottom, (*graph.shape(bottom), *(1,) * (4 - rank)))
     axes = [1, 2, 3] if param.across_channels else [2, 3]
     mean = graph.reduce("Mean", bottom, axes)
-    centred = graph.node("Sub", [bottom, mean], None if param.normalize_variance else top)
+    centered = graph.node("Sub", [bottom, mean], None if param.normalize_variance else top)
     if param.normalize_variance:
-        variance = graph.reduce("Mean", graph.node("Mul", [centred, centred]), axes)
+        variance = graph.reduce("Mean", graph.node("Mul", [centered, centered]), axes)
         deviation = graph.node("Add", [graph.node("Sqrt", [variance]), graph.constant(param.eps)])
-        graph.node("Div", [centred, deviation], top)
+        graph.node("Div", [centered, deviation], top)
 
 
-@handles("Scale", operators="Mul Add Reshape", restrictions="the BatchNorm before it takes it in where it can")
+@handles(
+    "Normalize",
+    operators="ReduceSumSquare Add Sqrt Div Mul",
+    restrictions='caffe-windows\' (identified by `normalize_param`) with `normalize_type: "L2"`, for vectors',
+    origin="SSD, caffe-windows",
+    reads="normalize_param",
+)
+def normalize(layer: Layer, graph: Graph) -> None:
+    """L2 normalization of each position or each item, times learned factors (Liu et al. 2015, ParseNet)."""
+    bottom, top = layer.ends()
+    param = layer.params.norm_param
+    rank = graph.rank(bottom)
+    if rank < 2:
+        raise layer.error(f"found {show(graph.shape(bottom))} for the blob {bottom!r}, expected channels at axis 1")
+    squares = graph.reduce("SumSquare", bottom, range(1, rank) if param.across_spatial else [1])
+    norm = graph.node("Sqrt", [graph.node("Add", [squares, graph.constant(param.eps)])])
+    if "normalize_param" in layer.extra:
+        _check_vectors(layer, graph)
+        graph.node("Div", [bottom, norm], top)
+        return
+    channels = graph.fixed(graph.shape(bottom)[1], "the number of channels")
+    (scale,) = layer.weights(_scale_shape(layer, channels))
+    factors = graph.weight("scale", scale.reshape(-1, *(1,) * (rank - 2)))
+    graph.node("Mul", [graph.node("Div", [bottom, norm]), factors], top)
+
+
+def _check_vectors(layer: Layer, graph: Graph) -> None:
+    """Refuse the cases that versions of caffe-windows compute differently: other norms, and spatial maps."""
+    given = layer.extra["normalize_param"]
+    kind = given.get("normalize_type", "L2") if isinstance(given, dict) else given
+    shape = graph.shape(layer.bottoms[0])
+    if kind != "L2" or any(dim != 1 for dim in shape[2:]):
+        raise layer.error(f"found normalize_type {kind!r} for {show(shape)}, expected 'L2' for N x C, or N x C x 1 x 1")
+
+
+def _scale_shape(layer: Layer, channels: int) -> tuple[int, ...]:
+    """One factor per channel, or one for all, which files store as () or (1,)."""
+    if not layer.params.norm_param.channel_shared:
+        return (channels,)
+    return layer.blobs[0].shape if layer.blobs and layer.blobs[0].size == 1 else ()
+
+
+@handles("Scale", operators="Mul Add Reshape", restrictions="merged into a preceding BatchNorm if possible")
 def scale(layer: Layer, graph: Graph) -> None:
-    """X times a factor, learned or a second bottom, from an axis on; and an offset."""
+    """x * factor, from an axis on, plus an optional offset. The factor is learned or the second bottom."""
     param = layer.params.scale_param
     _check_operands(layer)
     bottom = layer.bottoms[0]
@@ -182,7 +290,7 @@ def scale(layer: Layer, graph: Graph) -> None:
 
 @handles("Bias", operators="Add Reshape")
 def bias(layer: Layer, graph: Graph) -> None:
-    """X plus an offset, learned or a second bottom, from an axis on."""
+    """x + offset, from an axis on. The offset is learned or the second bottom."""
     param = layer.params.bias_param
     _check_operands(layer)
     bottom = layer.bottoms[0]
@@ -201,12 +309,12 @@ def _check_operands(layer: Layer) -> None:
 
 def _first_axis(layer: Layer, graph: Graph, axis: int, num_axes: int) -> int:
     if num_axes < -1:
-        raise layer.error(f"found num_axes {num_axes}, expected -1 (all from the axis on), 0 (one number) or more")
+        raise layer.error(f"found num_axes {num_axes}, expected -1 (all axes from the first on), 0 (a scalar) or more")
     return graph.axis(layer.bottoms[0], axis)
 
 
 def _operand_shape(layer: Layer, graph: Graph, axis: int, num_axes: int) -> tuple[int, ...]:
-    """The first bottom's sizes that the learned operand covers."""
+    """The shape of the learned operand: the sizes of the first bottom that it covers."""
     shape = graph.shape(layer.bottoms[0])
     end = len(shape) if num_axes == -1 else axis + num_axes
     if end > len(shape):
@@ -215,7 +323,7 @@ def _operand_shape(layer: Layer, graph: Graph, axis: int, num_axes: int) -> tupl
 
 
 def _aligned(graph: Graph, bottom: str, values: np.ndarray, axis: int) -> np.ndarray:
-    """The operand with ones for the axes behind it, so that broadcasting lays it where Caffe does: a view."""
+    """A view of the operand with trailing axes of size 1, so that it broadcasts as in Caffe."""
     if not values.ndim:
         return values.reshape(1)
     behind = graph.rank(bottom) - axis - values.ndim
@@ -223,7 +331,7 @@ def _aligned(graph: Graph, bottom: str, values: np.ndarray, axis: int) -> np.nda
 
 
 def _second_bottom(layer: Layer, graph: Graph, axis: int) -> tuple[str, int]:
-    """The second bottom laid along the first from an axis on, and that axis."""
+    """The second bottom, reshaped to broadcast along the first from an axis on, and that axis."""
     bottom, operand = layer.bottoms
     shape: Shape = graph.shape(operand)
     first = graph.axis(bottom, axis) if shape else 0

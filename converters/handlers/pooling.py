@@ -1,8 +1,8 @@
 """Pooling and spatial pyramid pooling.
 
-Caffe's windows have two habits that ONNX's have not: their number is rounded up, and the divisor of the average counts
-padding but not what hangs over the padded image. So every window is given to ONNX with explicit pads, and where the
-divisors are uneven, with an explicit factor.
+Caffe differs from ONNX in two ways: it rounds the number of windows up, and the divisor of an average counts the
+padding but not the part of a window beyond the padded image. So the ONNX node has explicit pads, and averages with
+unequal divisors are multiplied by explicit factors.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from converters.layer import Layer
 from converters.registry import handles
 from converters.schema.caffe_pb2 import PoolingParameter, SPPParameter
 
-MAX_UNEVEN = 2**20  # windows along an axis whose averages have divisors of their own
-_LOWEST = float(np.finfo(np.float32).min)  # what Caffe's MAX starts from, and gives for a window without a pixel
+MAX_UNEVEN = 2**20  # windows along an axis whose averages have different divisors
+_LOWEST = float(np.finfo(np.float32).min)  # Caffe's MAX starts from it, and returns it for an empty window
 _MAX, _AVE, _STOCHASTIC = PoolingParameter.MAX, PoolingParameter.AVE, PoolingParameter.STOCHASTIC
 
 
@@ -30,7 +30,7 @@ class Window:
     Attributes:
         size: The image's size.
         kernel: The window's size.
-        stride: The step.
+        stride: The stride.
         pad: The padding on each side.
         out: The number of windows.
     """
@@ -43,17 +43,17 @@ class Window:
 
     @property
     def covers_map(self) -> bool:
-        """Whether there is one window and it holds the whole image and nothing else."""
+        """Whether the only window is exactly the image."""
         return self.out == 1 and not self.pad and self.kernel >= self.size
 
     @property
     def overhang(self) -> int:
-        """How far the last window reaches beyond the image; 0 where it does not."""
+        """How far the last window extends beyond the image; 0 if it does not."""
         return max(0, (self.out - 1) * self.stride + self.kernel - self.size - self.pad)
 
     @property
     def inside(self) -> Window:
-        """Without the last window where that begins beyond the image: with gaps between windows, one can."""
+        """Drop the last window if it begins beyond the image, as it can if the stride exceeds the kernel."""
         beyond = (self.out - 1) * self.stride - self.pad >= self.size
         return replace(self, out=self.out - 1) if beyond else self
 
@@ -64,25 +64,25 @@ class Window:
 
     @property
     def factors(self) -> np.ndarray:
-        """What corrects an average that was divided by the whole window: (out,) float32.
+        """Factors that correct averages divided by the size of the whole window: (out,) float32.
 
         Caffe divides by the window's length within the padded image.
         """
         starts = np.arange(self.out) * self.stride - self.pad
         lengths = np.minimum(starts + self.kernel, self.size + self.pad) - starts
-        with np.errstate(divide="ignore"):  # a window of no length: 0 * inf is NaN, as Caffe's 0 / 0
+        with np.errstate(divide="ignore"):  # an empty window: 0 * inf is NaN, like Caffe's 0 / 0
             return (self.kernel / lengths).astype(np.float32)
 
 
 def windows_of(
     sizes: Sequence[int], kernel: Sequence[int], stride: Sequence[int], pad: Sequence[int], *, floor: bool = False
 ) -> list[Window]:
-    """The windows over an image, with Caffe's number of them."""
+    """The windows over an image; their number is Caffe's."""
     out = []
     for size, length, step, border in zip(sizes, kernel, stride, pad, strict=True):
         room = size + 2 * border - length
         count = (room // step if floor else -(-room // step)) + 1
-        # Where any axis is padded, the last window must begin inside the image or its near padding.
+        # If any axis is padded, the last window must begin inside the image or its leading padding.
         if any(pad) and (count - 1) * step >= size + border:
             count -= 1
         out.append(Window(size, length, step, border, count))
@@ -92,11 +92,11 @@ def windows_of(
 @handles(
     "Pooling",
     operators="MaxPool AveragePool GlobalMaxPool GlobalAveragePool Pad Mul Div Max Mod Cast",
-    restrictions="STOCHASTIC as Caffe's GPU code tests it (its CPU code does not); the MAX mask (second top) only for "
-    "windows that begin inside the image",
+    restrictions="STOCHASTIC as in testing with Caffe's GPU code (its CPU code has none); the MAX mask (second top) "
+    "only for windows that begin inside the image",
 )
 def pooling(layer: Layer, graph: Graph) -> None:
-    """Max and average pooling with Caffe's output size, which rounds up."""
+    """Max and average pooling with Caffe's output size, which is rounded up."""
     param = layer.params.pooling_param
     windows = _windows(layer, graph)
     if len(layer.tops) > 1 and param.pool != _MAX:
@@ -110,16 +110,14 @@ def pooling(layer: Layer, graph: Graph) -> None:
 def _windows(layer: Layer, graph: Graph) -> list[Window]:
     """The layer's windows over its bottom."""
     layer.expect(bottoms=1, tops=range(1, 3))
-    if graph.rank(layer.bottoms[0]) != 4:
-        raise layer.error(f"found a blob of {graph.rank(layer.bottoms[0])} axes, expected 4: N x C x H x W")
-    return layer_windows(layer, graph.fixed_shape(layer.bottoms[0], 2, "the image's size"))
+    return layer_windows(layer, graph.image_size(layer.bottoms[0]))
 
 
 def layer_windows(layer: Layer, sizes: Sequence[int]) -> list[Window]:
-    """The windows of a Pooling layer over an image of a size (H, W).
+    """The windows of a Pooling layer over an image of size (H, W).
 
     Raises:
-        ConversionError: A window that cannot be, or that does not fit into the image.
+        ConversionError: The window is invalid or does not fit into the image.
     """
     param = layer.params.pooling_param
     if param.global_pooling:
@@ -131,7 +129,8 @@ def layer_windows(layer: Layer, sizes: Sequence[int]) -> list[Window]:
     pad = _pair(layer, "pad", param.pad, param.pad_h, param.pad_w)
     if 0 in kernel or 0 in stride or any(p >= k for p, k in zip(pad, kernel, strict=True)):
         raise layer.error(
-            f"found kernel {kernel}, stride {stride}, pad {pad}, expected kernel and stride from 1 on, pad below kernel"
+            f"found kernel {kernel}, stride {stride}, pad {pad}, expected a kernel and stride of at least 1, and a pad "
+            "below the kernel"
         )
     windows = windows_of(sizes, kernel, stride, pad, floor=_rounds_down(layer))
     if layer.binary and param.HasField("round_mode") and not layer.fork:
@@ -173,7 +172,7 @@ def _refuse_ambiguity(layer: Layer, ours: Sequence[Window], others: Sequence[Win
 
 
 def _pair(layer: Layer, what: str, both: int, height: int, width: int) -> tuple[int, int]:
-    """`stride: 2`, or `stride_h` and `stride_w`."""
+    """Read `stride: 2`, or `stride_h` and `stride_w`."""
     param = layer.params.pooling_param
     name = "kernel_size" if what == "kernel" else what
     given = [param.HasField(f"{what}_h"), param.HasField(f"{what}_w")]
@@ -192,7 +191,7 @@ def pool(
     windows: Sequence[Window],
     outputs: Sequence[str] | None = None,
 ) -> str:
-    """Pool ``tensor`` (N, C, ...), with a window for each further axis; returns the pooled tensor."""
+    """Pool ``tensor`` (N, C, ...) with one window per spatial axis. Returns the pooled tensor."""
     if method == _STOCHASTIC:
         return _stochastic(layer, graph, tensor, windows, outputs)
     if method == _MAX:
@@ -231,7 +230,7 @@ def _pooled(graph: Graph, op: str, tensor: str, windows: Sequence[Window], outpu
 
 
 def _max_with_mask(layer: Layer, graph: Graph, windows: Sequence[Window]) -> None:
-    """MAX pooling and where each maximum stood: Caffe counts within a channel, ONNX through the whole tensor."""
+    """MAX pooling with the index of each maximum: Caffe counts within a channel, ONNX within the whole tensor."""
     if any(window != window.inside for window in windows):
         raise layer.error("found a mask over windows that begin outside the image, expected a smaller stride")
     bottom, (top, mask) = layer.bottoms[0], layer.tops
@@ -254,7 +253,7 @@ def _max_with_mask(layer: Layer, graph: Graph, windows: Sequence[Window]) -> Non
 def _stochastic(
     layer: Layer, graph: Graph, tensor: str, windows: Sequence[Window], outputs: Sequence[str] | None
 ) -> str:
-    """Each window's values weighted by themselves: sum of squares over sum."""
+    """The values of each window weighted by themselves: sum of squares / sum."""
     if any(window.pad for window in windows):
         raise layer.error("found STOCHASTIC pooling with padding, expected none: Caffe refuses it")
     squares = pool(layer, graph, _AVE, graph.node("Mul", [tensor, tensor]), windows)
@@ -269,16 +268,14 @@ def _stochastic(
     restrictions="STOCHASTIC as in Pooling",
 )
 def spatial_pyramid_pooling(layer: Layer, graph: Graph) -> None:
-    """Pyramid levels of 1, 4, 16, ... bins, each level flattened, joined (He et al. 2014)."""
+    """Spatial pyramid pooling: levels of 1, 4, 16, ... bins, flattened and concatenated (He et al. 2014)."""
     bottom, top = layer.ends()
-    if graph.rank(bottom) != 4:
-        raise layer.error(f"found a blob of {graph.rank(bottom)} axes, expected 4: N x C x H x W")
-    sizes = graph.fixed_shape(bottom, 2, "the image's size")
+    sizes = graph.image_size(bottom)
     height = layer.params.spp_param.pyramid_height
     if not 1 <= height <= 16:
         raise layer.error(f"found pyramid_height {height}, expected 1 to 16")
     method = {SPPParameter.MAX: _MAX, SPPParameter.AVE: _AVE}.get(layer.params.spp_param.pool, _STOCHASTIC)
-    if height == 1:  # Caffe pools straight into the top then, which keeps its four axes
+    if height == 1:  # Caffe then pools directly into the top, which keeps its four axes
         pool(layer, graph, method, bottom, layer_bins(layer, sizes, 1), top)
         return
     levels = [pool(layer, graph, method, bottom, layer_bins(layer, sizes, 2**level)) for level in range(height)]
@@ -286,9 +283,11 @@ def spatial_pyramid_pooling(layer: Layer, graph: Graph) -> None:
 
 
 def layer_bins(layer: Layer, sizes: Sequence[int], bins: int) -> list[Window]:
-    """The windows that cut an image into bins x bins. Caffe: src/caffe/layers/spp_layer.cpp."""
+    """The windows that divide an image into bins x bins. Caffe: src/caffe/layers/spp_layer.cpp."""
     kernel = [-(-size // bins) for size in sizes]
     pad = [(length * bins - size + 1) // 2 for length, size in zip(kernel, sizes, strict=True)]
     if any(border >= length for border, length in zip(pad, kernel, strict=True)):
-        raise layer.error(f"found an image of {sizes[0]} x {sizes[1]}, expected one that {bins} x {bins} bins can cut")
+        raise layer.error(
+            f"found an image of {sizes[0]} x {sizes[1]}, expected one that {bins} x {bins} bins can divide"
+        )
     return windows_of(sizes, kernel, kernel, pad)

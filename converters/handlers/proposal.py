@@ -16,7 +16,7 @@ from converters.shape import MAX_BLOB, show
 
 MAX_ANCHORS = 10_000_000  # in the whole image: PVANET has 105,840 at 640 x 1056
 
-# The modules under which projects import py-faster-rcnn's layer.
+# The modules from which projects import py-faster-rcnn's layer.
 MODULES = ("rpn.proposal_layer", "lib.rpn.proposal_layer", "proposal_layer")
 # py-faster-rcnn reads these from its configuration (lib/fast_rcnn/config.py), not from the layer.
 CONFIGURATION = {"pre_nms_topn": 6000.0, "post_nms_topn": 300.0, "nms_thresh": 0.7, "min_size": 16.0}
@@ -25,15 +25,15 @@ _ANCHORS = {"base_size": [16.0], "ratios": [0.5, 1.0, 2.0], "scales": [8.0, 16.0
 
 @dataclass(frozen=True)
 class Search:
-    """What a layer proposes.
+    """The parameters of a proposal layer.
 
     Attributes:
-        stride: From one position of the feature map to the next, in pixels.
-        anchors: (A, 4): x1, y1, x2, y2 in pixels, around the first position; the corners belong to the box.
-        candidates: How many boxes of the highest scores go into the suppression; 0 for all.
+        stride: The distance between positions of the feature map, in pixels.
+        anchors: (A, 4): x1, y1, x2, y2 in pixels, around the first position, including their last pixels.
+        candidates: How many of the best boxes enter non-maximum suppression; 0 for all.
         keep: How many proposals are kept; 0 for all.
-        overlap: Boxes that overlap a better one by more go.
-        least: The least height and width, in pixels of the original image.
+        overlap: The largest overlap with a better box that is kept.
+        least: The minimum height and width, in pixels of the original image.
     """
 
     stride: float
@@ -48,26 +48,28 @@ _OPERATORS = (
     "Slice Transpose Reshape Split Mul Add Exp Sub Gather Min Max ReduceMin GreaterOrEqual Where Concat TopK "
     "NonMaxSuppression GatherND Shape ConstantOfShape ScatterND Greater NonZero Pad"
 )
-_ONE_IMAGE = "one image, as in the fork; of equal scores, the first by row, column and anchor comes first"
+_ONE_IMAGE = "one image, as in the fork; equal scores are ordered by row, column and anchor"
 
 
 # ------------------------------------------------------------------------------------------------------ Faster R-CNN
 
 
 def python_proposal(layer: Layer, graph: Graph) -> None:
-    """Faster R-CNN's proposals: anchors moved and scaled as predicted, the best without the overlapping.
+    """Faster R-CNN's proposals: predicted boxes after non-maximum suppression.
 
-    The rows, (R, 5), are 0 (the image), x1, y1, x2, y2 in pixels; R is known only when the network runs. The scores,
-    (R, 1), are the second top. Source: lib/rpn/proposal_layer.py of rbgirshick/py-faster-rcnn.
+    The rows, (R, 5), are 0 (the image), x1, y1, x2, y2 in pixels; R is known only at run time. The second top holds
+    the scores, (R, 1). Source: lib/rpn/proposal_layer.py of rbgirshick/py-faster-rcnn.
     """
     param = parameters(layer)
     if "feat_stride" not in param:
-        raise layer.error(f"found no feat_stride in the param_str {_param_str(layer)!r}, expected one, as 16")
+        raise layer.error(f"found no feat_stride in the param_str {_param_str(layer)!r}, expected one, such as 16")
     given = {name: values[0] for name, values in param.items() if name in CONFIGURATION}
     config = CONFIGURATION | given
     if len(given) < len(CONFIGURATION):
         taken = ", ".join(f"{name} {config[name]:g}" for name in CONFIGURATION if name not in given)
-        graph.note(f"takes {taken} from py-faster-rcnn's test configuration; a key of that name in param_str overrides")
+        graph.note(
+            f"takes {taken} from py-faster-rcnn's test configuration; keys of these names in param_str override it"
+        )
     stride = param["feat_stride"][0]
     base, ratios, scales = (param.get(name, default) for name, default in _ANCHORS.items())
     _check_sizes(layer, stride, base[0], ratios, scales)
@@ -89,19 +91,20 @@ for _module in MODULES:
         module=_module,
         layer="ProposalLayer",
         operators=_OPERATORS,
-        restrictions=_ONE_IMAGE + "; what py-faster-rcnn's configuration says of testing, unless param_str has "
+        restrictions=_ONE_IMAGE + "; py-faster-rcnn's test configuration, unless param_str has "
         "pre_nms_topn, post_nms_topn, nms_thresh or min_size",
         origin="Faster R-CNN",
+        reads="python_param.param_str_",
     )(python_proposal)
 
 
 def python_anchors(base: float, ratios: Sequence[float], scales: Sequence[float]) -> np.ndarray:
-    """The boxes of each ratio (height over width) and scale around (0, 0, base - 1, base - 1), as NumPy rounds.
+    """The boxes of each ratio (height over width) and scale around (0, 0, base - 1, base - 1), rounded like NumPy.
 
     Args:
         base: The side of the reference box, in pixels.
-        ratios: Height over width of each.
-        scales: How many times the reference box.
+        ratios: Height / width.
+        scales: Multiples of the reference box.
 
     Returns:
         (ratios * scales, 4) float64: x1, y1, x2, y2. Source: lib/rpn/generate_anchors.py of py-faster-rcnn.
@@ -127,16 +130,16 @@ _KNOWN = {"feat_stride", "num_classes", *_ANCHORS, *CONFIGURATION}
 
 
 def _param_str(layer: Layer) -> str:
-    """The layer's parameters: `param_str`, which some projects write `param_str_`."""
+    """The parameters of the layer: `param_str`, or `param_str_` in some projects."""
     spelled = layer.extra.get("python_param", {})
     return layer.params.python_param.param_str or str(spelled.get("param_str_", ""))
 
 
 def parameters(layer: Layer) -> Mapping[str, list[float]]:
-    """The numbers in a param_str, which is YAML: ``'feat_stride': 16``, or a dictionary with lists.
+    """Parse the numbers in a param_str, which is YAML: ``'feat_stride': 16``, or a dictionary with lists.
 
     Raises:
-        ConversionError: It is not of that form, or has a key that the layer does not know.
+        ConversionError: It does not have that form, or has a key that the layer does not know.
     """
     text = _param_str(layer).strip()
     inner = text[1:-1] if text.startswith("{") and text.endswith("}") else text
@@ -151,7 +154,9 @@ def parameters(layer: Layer) -> Mapping[str, list[float]]:
             found[match["key"].lower()] = [float(item) for item in items if item]
             end = match.end()
     except ValueError:
-        raise layer.error(f"found the param_str {text!r}, expected numbers and lists, as 'feat_stride': 16") from None
+        raise layer.error(
+            f"found the param_str {text!r}, expected numbers and lists, such as 'feat_stride': 16"
+        ) from None
     unknown = found.keys() - _KNOWN
     if unknown or not all(found.values()):
         what = f"the key {min(unknown)!r}" if unknown else "a key without a value"
@@ -164,10 +169,10 @@ def parameters(layer: Layer) -> Mapping[str, list[float]]:
 
 @handles("Proposal", operators=_OPERATORS, restrictions=_ONE_IMAGE, origin="PVANET, and others in its form")
 def proposal(layer: Layer, graph: Graph) -> None:
-    """Proposals of PVANET's C++ layer: as Faster R-CNN's, but boxes that are too small get the score 0 and stay.
+    """PVANET's proposals: like Faster R-CNN's, but boxes that are too small are kept with score 0.
 
-    The rows are as Faster R-CNN's; the scores, (R,), are the second top. Where im_info has a fourth number, it is the
-    scale of the width, and the third that of the height.
+    The rows are like Faster R-CNN's; the second top holds the scores, (R,). If im_info has four numbers, the third is
+    the scale of the height and the fourth that of the width.
     """
     param = layer.params.proposal_param
     _check_sizes(layer, param.feat_stride, param.base_size, param.ratio, param.scale)
@@ -184,7 +189,7 @@ def proposal(layer: Layer, graph: Graph) -> None:
 
 
 def _native_anchors(base: int, ratios: Sequence[float], scales: Sequence[float]) -> np.ndarray:
-    """As `python_anchors`, in single precision, and halves rounded up."""
+    """Like `python_anchors`, in single precision, with halves rounded up."""
     ratio, scale = np.array(ratios, np.float32), np.array(scales, np.float32)
     half = np.float32(0.5)
     widths = np.floor(np.sqrt(np.float32(base * base) / ratio) + half)
@@ -197,10 +202,10 @@ def _native_anchors(base: int, ratios: Sequence[float], scales: Sequence[float])
 
 def _check_sizes(layer: Layer, stride: float, base: float, ratios: Sequence[float], scales: Sequence[float]) -> None:
     sizes = [stride, base, *ratios, *scales]
-    if not len(ratios) or not len(scales) or not all(0 < size < MAX_BLOB for size in sizes):  # not for NaN either
+    if not len(ratios) or not len(scales) or not all(0 < size < MAX_BLOB for size in sizes):  # also refuses NaN
         raise layer.error(
             f"found feat_stride {stride:g}, base_size {base:g}, the ratios {list(ratios)} and the scales "
-            f"{list(scales)}, expected one of each or more, all positive"
+            f"{list(scales)}, expected at least one of each, all positive"
         )
 
 
@@ -208,12 +213,12 @@ def _check_search(layer: Layer, search: Search) -> None:
     if not 0 <= search.overlap <= 1 or min(search.candidates, search.keep) < 0:
         raise layer.error(
             f"found nms_thresh {search.overlap:g}, pre_nms_topn {search.candidates} and post_nms_topn {search.keep}, "
-            "expected a threshold from 0 to 1 and numbers from 0 (all) on"
+            "expected a threshold from 0 to 1 and numbers of at least 0 (all)"
         )
 
 
 def _propose(layer: Layer, graph: Graph, search: Search, *, drops_small: bool) -> None:
-    """Add the nodes of a proposal layer; ``drops_small`` says that boxes below the least size are none."""
+    """Add the nodes of a proposal layer; with ``drops_small``, drop boxes below the minimum size."""
     layer.expect(bottoms=3, tops=range(1, 3))
     scores = _scores(layer, graph, search)
     count = int(graph.shape(scores)[0])
@@ -234,7 +239,7 @@ def _propose(layer: Layer, graph: Graph, search: Search, *, drops_small: bool) -
         threshold=LOWEST if drops_small else None,
         keep=search.keep,
     )
-    # The first top's rows: the image, which is 0, and the box.
+    # The rows of the first top: the index of the image, 0, and the box.
     rows = graph.pad(boxes, [0, 1], [0, 0], 0.0)
     found = counted(graph, "rois")
     at = graph.node("Gather", [found_places(graph, kept), graph.constant(1, np.int64)], shape=(found,), axis=1)
@@ -245,7 +250,7 @@ def _propose(layer: Layer, graph: Graph, search: Search, *, drops_small: bool) -
 
 
 def _scores(layer: Layer, graph: Graph, search: Search) -> str:
-    """The scores of objects in the order of `_boxes`: (n,) for n = H * W * A."""
+    """The object scores in the order of `_boxes`: (n,) for n = H * W * A."""
     scores, deltas, info = layer.bottoms
     number = len(search.anchors)
     for blob, channels in ((scores, 2 * number), (deltas, 4 * number)):
@@ -259,19 +264,19 @@ def _scores(layer: Layer, graph: Graph, search: Search) -> str:
             f"found {show(graph.shape(scores))} scores and {show(graph.shape(deltas))} boxes, expected one H x W"
         )
     for blob in (scores, deltas, info):
-        images = graph.fixed(graph.shape(blob)[0], "one image: it proposes regions of a single one")
+        images = graph.fixed(graph.shape(blob)[0], "a batch of 1, because it proposes the regions of a single image")
         if images != 1:
             raise layer.error(f"found {images} images in the blob {blob!r}, expected 1: give a batch of 1")
     height, width = graph.fixed_shape(scores, 2, "the image's size")
     if height * width * number > MAX_ANCHORS:
         raise layer.error(f"found {height * width * number:,} anchors, expected at most {MAX_ANCHORS:,}")
-    # The first half of the channels is the background's.
+    # The first half of the channels is the background.
     objects = graph.transpose(graph.slice(scores, 1, number, 2 * number), (0, 2, 3, 1))
     return graph.reshape(objects, (height * width * number,))
 
 
 def _boxes(layer: Layer, graph: Graph, search: Search, count: int) -> tuple[str, str]:
-    """The predicted boxes within the image, (n, 4), and whether each is large enough, (n,)."""
+    """The predicted boxes clipped to the image, (n, 4), and whether each is large enough, (n,)."""
     deltas, info = layer.bottoms[1:]
     centers, sizes = _anchors_everywhere(search, graph.fixed_shape(deltas, 2, "the image's size"))
     by_anchor = graph.reshape(graph.transpose(deltas, (0, 2, 3, 1)), (count, 4))
@@ -300,10 +305,10 @@ def _anchors_everywhere(search: Search, grid: Sequence[int]) -> tuple[np.ndarray
 
 
 def _limits(layer: Layer, graph: Graph, search: Search, info: str) -> tuple[str, str]:
-    """From im_info (height, width, scale, ...) the last pixel and the least size: (2,) each, x first."""
+    """The last pixel and the minimum size from im_info (height, width, scale, ...): (2,) each, x first."""
     numbers = 1
     for dim in graph.shape(info):
-        numbers *= graph.fixed(dim, "the numbers of im_info")
+        numbers *= graph.fixed(dim, "the size of im_info")
     if numbers < 3:
         raise layer.error(
             f"found {show(graph.shape(info))} for the blob {info!r}, expected 1 x 3 or more: height, width, scale"
@@ -320,5 +325,5 @@ def _limits(layer: Layer, graph: Graph, search: Search, info: str) -> tuple[str,
 
 
 def _half_open(graph: Graph, boxes: str) -> str:
-    """Boxes to which their last pixels belong, as ONNX counts: without them."""
+    """Convert boxes that include their last pixels to ONNX's convention, which excludes them."""
     return graph.node("Add", [boxes, graph.constant([0, 0, 1, 1])])

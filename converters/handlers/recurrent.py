@@ -1,7 +1,7 @@
-"""Layers with a state that goes from one time step to the next, written out step by step.
+"""Recurrent layers, unrolled over their time steps.
 
-The blobs are (T, N, ...): T time steps of N streams. What does not depend on the state is computed for all steps at
-once; a step holds only the rest. Tensors are matrices throughout, with a step's streams as rows.
+The blobs are (T, N, ...): T time steps of N streams. Terms that do not depend on the state are computed for all steps
+at once; a step computes only the rest. All tensors are matrices with the streams of a step as rows.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from converters.layer import Layer
 from converters.registry import handles
 from converters.shape import Dim, FixedDim, Shape, SymbolicDim, show, times
 
-MAX_STEPS = 2_000  # a step of an LSTM is a dozen nodes: beyond this no runtime loads the graph in reasonable time
+MAX_STEPS = 2_000  # an LSTM has a dozen nodes per step; no runtime loads a larger graph in reasonable time
 
 _RESTRICTIONS = (
-    "unrolled over the description's time steps (axis 0; at most 2,000), axis 1 is the batch; each run starts from a "
-    "state of zeros, where Caffe goes on from its last one, unless expose_hidden hands the state in and out"
+    "unrolled over the time steps in the prototxt (axis 0; at most 2,000); axis 1 is the batch; each run starts from a "
+    "state of zeros, where Caffe continues from its last state, unless expose_hidden passes the state in and out"
 )
 
 State = tuple[str, ...]
@@ -31,17 +31,17 @@ Unit = Callable[[Graph, str, State, int], State]
 
 @dataclass(frozen=True)
 class Sequences:
-    """A recurrent layer's blobs, told apart.
+    """The blobs of a recurrent layer.
 
     Attributes:
         steps: T, the number of time steps.
         streams: N, the number of streams.
         units: H, the number of hidden units (num_output).
         inputs: (T, N, ...).
-        continues: (T, N): the state is multiplied by it, 0 where a sequence begins, 1 where it goes on.
-        static: (N, ...), an input that is the same at every step; None without.
-        state: (1, N, H) each, what the state begins with; empty where it begins with zeros.
-        last: The tops (1, N, H) for the state after the last step; empty without expose_hidden.
+        continues: (T, N): the state is multiplied by it; 0 where a sequence begins, 1 where it continues.
+        static: (N, ...), an input that is the same at every step, or None.
+        state: (1, N, H) each, the initial state; empty for zeros.
+        last: The tops (1, N, H) of the final state; empty without expose_hidden.
     """
 
     steps: int
@@ -60,7 +60,7 @@ class Sequences:
 
     @property
     def step(self) -> Shape:
-        """(N, H), the shape of a step's hidden values."""
+        """(N, H), the shape of the hidden values of a step."""
         return (self.streams, self.units)
 
 
@@ -77,7 +77,7 @@ def lstm(layer: Layer, graph: Graph) -> None:
 
 
 def _lstm_unit(graph: Graph, sums: str, state: State, step: int, *, widths: Sequence[str]) -> State:
-    """One step: the gates i, f, o and the candidate values g stand side by side in ``sums``, (N, 4 H)."""
+    """One step: ``sums``, (N, 4 H), holds the gates i, f, o and the candidate values g side by side."""
     gates, candidate = _split(graph, sums, widths[0], f"sums_{step}")
     enter, keep, leave = _split(graph, graph.node("Sigmoid", [gates]), widths[1], f"gates_{step}")
     shape = graph.shape(candidate)
@@ -89,7 +89,7 @@ def _lstm_unit(graph: Graph, sums: str, state: State, step: int, *, widths: Sequ
 
 @handles("RNN", operators="Reshape Gemm Add Split Tanh Mul Concat", restrictions=_RESTRICTIONS)
 def rnn(layer: Layer, graph: Graph) -> None:
-    """The plain recurrent network: h = tanh(W_hh h + W_xh x + b_h), o = tanh(W_ho h + b_o)."""
+    """Elman network: h = tanh(W_hh h + W_xh x + b_h), o = tanh(W_ho h + b_o)."""
     sequences = _sequences(layer, graph, states=1)
     units = sequences.units
     first, hidden = _weight_shapes(graph, sequences, rows=units)
@@ -112,12 +112,12 @@ def _tanh_unit(graph: Graph, sums: str, state: State, step: int) -> State:
 
 
 def _sequences(layer: Layer, graph: Graph, states: int) -> Sequences:
-    """Tell the blobs of a layer with ``states`` states apart, and check their shapes."""
+    """Identify the blobs of a layer with ``states`` states, and check their shapes."""
     param = layer.params.recurrent_param
     exposed = states if param.expose_hidden else 0
     layer.expect(bottoms=range(2 + exposed, 4 + exposed), tops=1 + exposed)
     if not param.num_output:
-        raise layer.error("found no num_output, expected the number of hidden units, from 1 on")
+        raise layer.error("found no num_output, expected at least 1 hidden unit")
     inputs, continues, *others = layer.bottoms
     static = others.pop(0) if len(others) > exposed else None
     if graph.rank(inputs) < 3 or graph.rank(continues) != 2:
@@ -130,7 +130,7 @@ def _sequences(layer: Layer, graph: Graph, states: int) -> Sequences:
     shape = graph.shape(inputs)
     steps, streams, units = int(shape[0]), shape[1], param.num_output
     if steps > MAX_STEPS:
-        raise layer.error(f"found {steps:,} time steps, expected at most {MAX_STEPS:,}: each becomes nodes of its own")
+        raise layer.error(f"found {steps:,} time steps, expected at most {MAX_STEPS:,}: each adds nodes to the graph")
     for tensor, expected in [(continues, (steps, streams)), *((tensor, (1, streams, units)) for tensor in others)]:
         _check_shape(layer, graph, tensor, expected)
     if static is not None:
@@ -139,7 +139,7 @@ def _sequences(layer: Layer, graph: Graph, states: int) -> Sequences:
 
 
 def _fixed_steps(layer: Layer, graph: Graph, tensor: str) -> None:
-    """Time steps must be known. Where they are an input's free axis, its next one is free instead: the streams."""
+    """The number of time steps, as a number. If it is the free axis of an input, free the streams instead."""
     shape = graph.shape(tensor)
     dim = shape[0] if shape else 1
     if isinstance(dim, SymbolicDim) and dim.factor == 1 and dim.input in graph.inputs:
@@ -147,7 +147,7 @@ def _fixed_steps(layer: Layer, graph: Graph, tensor: str) -> None:
         if len(source) > 1 and len(shape) > 1 and int(source[1]) == int(shape[1]):
             reason = f"the layer {layer.name!r} ({layer.type}) is unrolled over its time steps"
             raise FixedDim(dim.input, reason, free_axis=1)
-    graph.fixed(dim, "the number of time steps to unroll them")
+    graph.fixed(dim, "the number of time steps to unroll")
 
 
 def _check_shape(layer: Layer, graph: Graph, tensor: str, expected: Shape) -> None:
@@ -157,7 +157,7 @@ def _check_shape(layer: Layer, graph: Graph, tensor: str, expected: Shape) -> No
 
 
 def _weight_shapes(graph: Graph, sequences: Sequences, rows: int) -> tuple[list[tuple[int, ...]], tuple[int, int]]:
-    """The shapes of what works on the inputs (weight, bias, perhaps the static input's weight), and on the state."""
+    """The shapes of the weights: weight and bias of the inputs, that of the static input if any, that of the state."""
     shapes: list[tuple[int, ...]] = [(rows, _width(graph, sequences.inputs, 2)), (rows,)]
     if sequences.static is not None:
         shapes.append((rows, _width(graph, sequences.static, 1)))
@@ -165,7 +165,7 @@ def _weight_shapes(graph: Graph, sequences: Sequences, rows: int) -> tuple[list[
 
 
 def _width(graph: Graph, tensor: str, axis: int) -> int:
-    return math.prod(graph.fixed_shape(tensor, axis, "the number of a step's values"))
+    return math.prod(graph.fixed_shape(tensor, axis, "the number of values per step"))
 
 
 # -------------------------------------------------------------------------------------------------------- the unrolling
@@ -177,9 +177,9 @@ def _unrolled(graph: Graph, sequences: Sequences, weights: Sequence[np.ndarray],
     Args:
         graph: The graph.
         sequences: The layer's blobs.
-        weights: Weight and bias of the inputs, perhaps the static input's weight, the state's weight.
-        unit: Gets a step's weighted sums and the state before it (empty: zeros), gives the state after it. The hidden
-            values are the first of the state.
+        weights: Weight and bias of the inputs, the weight of the static input if any, the weight of the state.
+        unit: Maps the weighted sums of a step and the state before it (empty for zeros) to the state after it, whose
+            first tensor holds the hidden values.
 
     Returns:
         The hidden values of all steps: (T * N, H).
@@ -190,7 +190,7 @@ def _unrolled(graph: Graph, sequences: Sequences, weights: Sequence[np.ndarray],
     state = tuple(graph.reshape(tensor, sequences.step) for tensor in sequences.state)
     hidden = []
     for step, sums in enumerate(inputs):
-        if state:  # else zeros, which add nothing
+        if state:  # zeros add nothing
             state = tuple(graph.node("Mul", [tensor, continues[step]], shape=sequences.step) for tensor in state)
             weight = graph.weight("weight_hidden", weights[-1])
             sums = graph.node("Gemm", [state[0], weight, sums], shape=graph.shape(sums), transB=1)
@@ -202,7 +202,7 @@ def _unrolled(graph: Graph, sequences: Sequences, weights: Sequence[np.ndarray],
 
 
 def _input_sums(graph: Graph, sequences: Sequences, weights: Sequence[np.ndarray]) -> list[str]:
-    """What inputs and static input add to the sums of each step, (N, rows of the weight) each."""
+    """The contributions of the inputs and the static input to the sums of each step, (N, rows of the weight)."""
     weight, bias, *static_weight = weights
     count = weight.shape[0]
     flat = graph.reshape(sequences.inputs, (sequences.rows, weight.shape[1]))
@@ -222,12 +222,12 @@ def _input_sums(graph: Graph, sequences: Sequences, weights: Sequence[np.ndarray
 
 
 def _steps(graph: Graph, tensor: str, sequences: Sequences, name: str) -> list[str]:
-    """Cut (T * N, width) into its T steps (N, width)."""
+    """Split (T * N, width) into T steps (N, width)."""
     steps = sequences.steps
     if steps == 1:
         return [tensor]
     parts = [graph.new_name(f"{name}_{step}") for step in range(steps)]
-    # Equal parts, of a size that may be free: said by their number from opset 18 on, by nothing before.
+    # Equal parts, of a size that may be free. Opset 18 added their number as an attribute.
     number = steps if graph.opset >= 18 else None
     shape = (sequences.streams, graph.shape(tensor)[1])
     graph.node("Split", [tensor], parts, shapes=[shape] * steps, axis=0, num_outputs=number)
@@ -235,7 +235,7 @@ def _steps(graph: Graph, tensor: str, sequences: Sequences, name: str) -> list[s
 
 
 def _split(graph: Graph, tensor: str, widths: str, name: str) -> list[str]:
-    """Cut the columns of a matrix into parts of constant widths."""
+    """Split the columns of a matrix into parts of constant widths."""
     shapes = [(graph.shape(tensor)[0], int(width)) for width in graph.initializers[widths]]
     parts = [graph.new_name(f"{name}.{part}") for part in range(len(shapes))]
     graph.node("Split", [tensor, widths], parts, shapes=shapes, axis=1)

@@ -1,4 +1,4 @@
-"""R-FCN's pooling of regions (Dai et al. 2016)."""
+"""Position-sensitive region pooling of R-FCN (Dai et al. 2016)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from converters.shape import product, show
     origin="R-FCN",
 )
 def psroi_pooling(layer: Layer, graph: Graph) -> None:
-    """Average of each of a region's g x g bins, each bin from channels of its own.
+    """Averages over the g x g bins of each region; each bin reads separate channels.
 
-    A bin's sum is had from four corners of the map's integral image, so that the work does not grow with the regions'
-    sizes. Sums are in double precision: the differences of large sums keep single precision then.
+    The sum over a bin comes from four corners of the integral image, so the cost does not grow with the size of the
+    regions. Sums are in double precision, so that the differences of large sums keep single precision.
     """
     layer.expect(bottoms=2, tops=1)
     maps, regions = layer.bottoms
@@ -41,8 +41,8 @@ def psroi_pooling(layer: Layer, graph: Graph) -> None:
             "output_dim times group_size squared"
         )
     count, *rest = graph.shape(regions)
-    if math.prod(graph.fixed(dim, "the numbers of a region") for dim in rest) != 5:
-        raise layer.error(f"found {show(graph.shape(regions))} for the blob {regions!r}, expected 5 numbers a region")
+    if math.prod(graph.fixed(dim, "the size of a region") for dim in rest) != 5:
+        raise layer.error(f"found {show(graph.shape(regions))} for the blob {regions!r}, expected 5 numbers per region")
     if len(rest) > 1:
         regions = graph.reshape(regions, (count, 5))
     image, low, high = _edges(layer, graph, regions)
@@ -53,7 +53,7 @@ def psroi_pooling(layer: Layer, graph: Graph) -> None:
 
 
 def _edges(layer: Layer, graph: Graph, regions: str) -> tuple[str, str, str]:
-    """The regions' images, (R, 1) int64, and their edges on the map, (R, 2) each, x first."""
+    """The image indices of the regions, (R, 1) int64, and their edges on the map, (R, 2) each, x first."""
     image, low, high = parts(graph, regions, 1, [1, 2, 2])
     scale, one = graph.constant(layer.params.psroi_pooling_param.spatial_scale), graph.constant(1.0)
     start = graph.node("Mul", [_rounded(graph, low), scale])
@@ -62,7 +62,7 @@ def _edges(layer: Layer, graph: Graph, regions: str) -> tuple[str, str, str]:
 
 
 def _rounded(graph: Graph, tensor: str) -> str:
-    """As C rounds: halves away from zero. ONNX's Round takes them to the even number."""
+    """Round like C: halves away from zero. ONNX's Round rounds them to even."""
     size = graph.node("Abs", [tensor])
     floor = graph.node("Floor", [size])
     fraction = graph.node("Sub", [size, floor])
@@ -72,9 +72,10 @@ def _rounded(graph: Graph, tensor: str) -> str:
 
 
 def _bins(layer: Layer, graph: Graph, start: str, end: str) -> tuple[list[str], list[str]]:
-    """The first position of each bin along x and y, and the one behind its last: (R, g) int64 each.
+    """The first position of each bin along x and y, and the one after its last: (R, g) int64 each.
 
-    The fork computes them in single precision, in this order of operations; another would move a bin by a position.
+    The fork computes them in single precision, in this order of operations; another order would
+    shift some bins by one position.
     """
     group = layer.params.psroi_pooling_param.group_size
     width, height = graph.fixed_shape(layer.bottoms[0], 2, "the map's size")[::-1]
@@ -99,7 +100,7 @@ def _bin_sums(layer: Layer, graph: Graph, image: str, starts: Sequence[str], end
     group, outputs = layer.params.psroi_pooling_param.group_size, layer.params.psroi_pooling_param.output_dim
     images = graph.shape(maps)[0]
     height, width = graph.fixed_shape(maps, 2, "the map's size")
-    # Channels last: then a corner is `outputs` neighbors in memory.
+    # Channels last, so that a corner is contiguous in memory.
     split = graph.reshape(maps, (images, outputs, group, group, height, width))
     integral = graph.cast(graph.transpose(split, (0, 2, 3, 4, 5, 1)), np.float64)
     for axis in (3, 4):
@@ -119,7 +120,7 @@ def _bin_sums(layer: Layer, graph: Graph, image: str, starts: Sequence[str], end
 
 
 def _starts_inside(graph: Graph, edge: str, shape: tuple[int, ...]) -> str:
-    """1 where something stands before a bin, 0 at the map's edge: (R, *shape) float64."""
+    """1 if there are positions before a bin, 0 at the edge of the map: (R, *shape) float64."""
     start = graph.reshape(edge, (graph.shape(edge)[0], *shape))
     return graph.cast(graph.node("Greater", [start, graph.constant(0, np.int64)], dtype=np.bool_), np.float64)
 
@@ -131,7 +132,7 @@ def _before(graph: Graph, edge: str, shape: tuple[int, ...]) -> str:
 
 
 def _lines(graph: Graph, image: str, y: str, size: tuple[int, int]) -> str:
-    """Where the lines of the integral image at ``y``, (R, g, 1), begin among its rows: (R, g, g) int64."""
+    """The offsets of the lines ``y``, (R, g, 1), of the integral image among its rows: (R, g, g) int64."""
     count, group, _ = graph.shape(y)
     planes = int(group) ** 2
     of_image = graph.node("Mul", [graph.reshape(image, (count, 1, 1)), graph.constant(planes, np.int64)])
@@ -146,7 +147,7 @@ def _corner(graph: Graph, rows: str, line: str, x: str) -> str:
 
 
 def _weights(graph: Graph, starts: Sequence[str], ends: Sequence[str]) -> str:
-    """One over the number of positions in each bin, 0 for a bin that has none: (R, g, g, 1) float64."""
+    """1 / the number of positions in each bin, 0 for an empty bin: (R, g, g, 1) float64."""
     width, height = (graph.node("Sub", [end, start]) for start, end in zip(starts, ends, strict=True))
     count, group = graph.shape(width)
     down, across = graph.reshape(height, (count, group, 1, 1)), graph.reshape(width, (count, 1, group, 1))

@@ -1,4 +1,4 @@
-"""Layers that make images larger or smaller."""
+"""Layers that resize images."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ import numpy as np
 from converters.graph import Graph
 from converters.layer import Layer
 from converters.registry import handles
-from converters.shape import SymbolicDim, show
+from converters.shape import SymbolicDim
 
 
 @handles(
     "Interp",
     operators="Resize Slice Shape Concat Identity",
-    restrictions="pad_beg and pad_end only crop (0 or less), as in Caffe; a second bottom gives the size where the "
+    restrictions="pad_beg and pad_end only crop (0 or less), as in Caffe; a second bottom gives the size if the "
     "parameters do not, or with caffe-model's `use_blob_size`",
     origin="DeepLab, PSPNet",
 )
 def interp(layer: Layer, graph: Graph) -> None:
-    """Bilinear interpolation that leaves the centres of the corner pixels where they are; before it, a crop."""
+    """Bilinear interpolation with aligned corners, after an optional crop."""
     layer.expect(bottoms=range(1, 3), tops=1)
     bottom = _cropped(layer, graph)
-    size = _image_size(layer, graph, bottom)
+    size = graph.image_size(bottom)
     wanted = (_wanted(layer, graph, size[0], axis=2), _wanted(layer, graph, size[1], axis=3))
     resized(graph, bottom, wanted, layer.tops)
 
 
 def resized(graph: Graph, image: str, size: tuple[int, int], outputs: Sequence[str] | None = None) -> str:
-    """An image (N, C, H, W) in another size (h, w): bilinear, the centers of the corner pixels stay where they are."""
+    """Resize images (N, C, H, W) to (h, w) by bilinear interpolation with aligned corners."""
     shape = (*graph.shape(image)[:2], *size)
     if size == tuple(graph.shape(image)[2:]):
         return graph.node("Identity", [image], outputs)
-    some_axes = graph.opset >= 18  # before, the sizes of all axes are needed, the batch's too
+    some_axes = graph.opset >= 18  # older opsets need the sizes of all axes, including the batch
     sizes = graph.constant(size, np.int64) if some_axes else _with_sizes(graph, image, size)
     return graph.node(
         "Resize",
@@ -47,14 +47,14 @@ def resized(graph: Graph, image: str, size: tuple[int, int], outputs: Sequence[s
 
 
 def _cropped(layer: Layer, graph: Graph) -> str:
-    """The bottom without -pad_beg pixels above and left and -pad_end below and right."""
+    """Crop -pad_beg pixels at the top and left, and -pad_end at the bottom and right."""
     param = layer.params.interp_param
     bottom = layer.bottoms[0]
-    size = _image_size(layer, graph, bottom)
+    size = graph.image_size(bottom)
     if param.pad_beg > 0 or param.pad_end > 0 or min(size) + param.pad_beg + param.pad_end < 1:
         raise layer.error(
             f"found pad_beg {param.pad_beg} and pad_end {param.pad_end} for an image of {size[0]} x {size[1]}, "
-            "expected 0 or less (they crop), and something left"
+            "expected 0 or less (they crop), and a result of at least one pixel"
         )
     if param.pad_beg or param.pad_end:
         for axis in (2, 3):
@@ -63,7 +63,7 @@ def _cropped(layer: Layer, graph: Graph) -> str:
 
 
 def _wanted(layer: Layer, graph: Graph, size: int, axis: int) -> int:
-    """The output's size along an axis. A single factor goes before a given size, that before both factors together."""
+    """The output size along an axis. A single factor overrides a given size, which overrides both factors together."""
     param = layer.params.interp_param
     shrinks, zooms = param.HasField("shrink_factor"), param.HasField("zoom_factor")
     if min(param.shrink_factor, param.zoom_factor) < 1:
@@ -71,14 +71,14 @@ def _wanted(layer: Layer, graph: Graph, size: int, axis: int) -> int:
             f"found shrink_factor {param.shrink_factor} and zoom_factor {param.zoom_factor}, expected 1 or more"
         )
     if param.use_blob_size and len(layer.bottoms) == 2:
-        wanted = _image_size(layer, graph, layer.bottoms[1])[axis - 2]
+        wanted = graph.image_size(layer.bottoms[1])[axis - 2]
     elif shrinks == zooms and param.HasField("height") and param.HasField("width"):
         wanted = param.height if axis == 2 else param.width
     elif shrinks or zooms:
         wanted = (size - 1) // param.shrink_factor + 1
         wanted += (wanted - 1) * (param.zoom_factor - 1)
     elif len(layer.bottoms) == 2:
-        wanted = _image_size(layer, graph, layer.bottoms[1])[axis - 2]
+        wanted = graph.image_size(layer.bottoms[1])[axis - 2]
     else:
         raise layer.error("found no size, expected height and width, zoom_factor or shrink_factor, or a second bottom")
     if wanted < 1:
@@ -86,15 +86,8 @@ def _wanted(layer: Layer, graph: Graph, size: int, axis: int) -> int:
     return wanted
 
 
-def _image_size(layer: Layer, graph: Graph, tensor: str) -> tuple[int, int]:
-    if graph.rank(tensor) != 4:
-        raise layer.error(f"found {show(graph.shape(tensor))} for the blob {tensor!r}, expected N x C x H x W")
-    height, width = graph.fixed_shape(tensor, 2, "the image's size")
-    return height, width
-
-
 def _with_sizes(graph: Graph, tensor: str, sizes: tuple[int, ...]) -> str:
-    """The first two sizes of a tensor and the given ones, as a tensor."""
+    """The first two sizes of a tensor followed by the given ones, as a tensor."""
     images = graph.shape(tensor)[:2]
     if not any(isinstance(dim, SymbolicDim) for dim in images):
         return graph.constant([*images, *sizes], np.int64)
@@ -105,13 +98,13 @@ def _with_sizes(graph: Graph, tensor: str, sizes: tuple[int, ...]) -> str:
 @handles(
     "Upsample",
     operators="Reshape Cast Shape Slice Concat ConstantOfShape ScatterElements Resize",
-    restrictions="with one bottom: each pixel repeated `scale` or `stride` times, as Darknet; with a mask: where "
-    "pooling windows overlap, a pixel can be written twice, and the last value counts on ONNX Runtime's CPU provider, "
-    "but ONNX gives no guarantee",
+    restrictions="with one bottom, each pixel is repeated `scale` or `stride` times, as in Darknet; with a mask, if "
+    "pooling windows overlap, a pixel can be written twice: ONNX Runtime's CPU provider keeps the last value, "
+    "which ONNX does not guarantee",
     origin="SegNet, Darknet",
 )
 def upsample(layer: Layer, graph: Graph) -> None:
-    """Values put back where the mask of a MAX pooling says that they were, zeros elsewhere; or pixels repeated."""
+    """Max unpooling: values at the positions in the mask of a MAX pooling, zeros elsewhere; or repeated pixels."""
     layer.expect(bottoms=range(1, 3), tops=1)
     if len(layer.bottoms) == 1:
         _repeated(layer, graph)
@@ -121,7 +114,7 @@ def upsample(layer: Layer, graph: Graph) -> None:
 
 def _repeated(layer: Layer, graph: Graph) -> None:
     bottom = layer.bottoms[0]
-    height, width = _image_size(layer, graph, bottom)
+    height, width = graph.image_size(bottom)
     down, across = _repetitions(layer)
     shape = (*graph.shape(bottom)[:2], height * down, width * across)
     graph.node(
@@ -136,7 +129,7 @@ def _repeated(layer: Layer, graph: Graph) -> None:
 
 
 def _repetitions(layer: Layer) -> tuple[int, int]:
-    """How often a pixel is repeated, down and across. `stride` is Darknet's word for `scale`."""
+    """How often a pixel is repeated along height and width. `stride` is Darknet's name for `scale`."""
     param = layer.params.upsample_param
     if param.HasField("scale_h") and param.HasField("scale_w"):
         down, across = param.scale_h, param.scale_w
@@ -144,8 +137,8 @@ def _repetitions(layer: Layer) -> tuple[int, int]:
         down = across = param.scale if param.HasField("scale") else param.stride
     if min(down, across) < 1:
         raise layer.error(
-            "found one bottom and no scale, expected upsample_param with scale (or stride) from 1 on, or the mask of a "
-            "MAX pooling as a second bottom"
+            "found one bottom and no scale, expected upsample_param with a scale (or stride) of at least 1, or the "
+            "mask of a MAX pooling as a second bottom"
         )
     return down, across
 
@@ -153,7 +146,7 @@ def _repetitions(layer: Layer) -> tuple[int, int]:
 def _unpooled(layer: Layer, graph: Graph) -> None:
     graph.same_shape(layer.bottoms)
     values, mask = layer.bottoms
-    height, width = _image_size(layer, graph, values)
+    height, width = graph.image_size(values)
     size = _unpooled_size(layer, height, width)
     images = graph.shape(values)[:2]
     flat, area = (*images, height * width), size[0] * size[1]
@@ -166,12 +159,12 @@ def _unpooled(layer: Layer, graph: Graph) -> None:
 
 
 def _unpooled_size(layer: Layer, height: int, width: int) -> tuple[int, int]:
-    """The size given, or that of the bottom times a scale, less a pixel where pad_out_h or pad_out_w says so."""
+    """The given size, or that of the bottom times a scale, minus one pixel with pad_out_h or pad_out_w."""
     param = layer.params.upsample_param
     both = [param.HasField("upsample_h"), param.HasField("upsample_w")]
     if all(both):
         if min(param.upsample_h, param.upsample_w) < 2:
-            raise layer.error(f"found upsample {param.upsample_h} x {param.upsample_w}, expected 2 or more each")
+            raise layer.error(f"found upsample {param.upsample_h} x {param.upsample_w}, expected at least 2 for both")
         return param.upsample_h, param.upsample_w
     apart = [param.HasField("scale_h"), param.HasField("scale_w")]
     if any(both) or any(apart) != all(apart) or (any(apart) and param.HasField("scale")):

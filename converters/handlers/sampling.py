@@ -1,4 +1,4 @@
-"""Layers that read an image at computed, fractional positions, by bilinear interpolation."""
+"""Layers that sample an image at computed, fractional positions by bilinear interpolation."""
 
 from __future__ import annotations
 
@@ -12,21 +12,9 @@ from converters.layer import Layer
 from converters.registry import handles
 from converters.shape import Dim, Shape, product, show
 
-MAX_PLACES = 2**24  # pixels whose places the model holds
+MAX_POSITIONS = 2**24  # output pixels, whose positions the model stores
 _OLDEST = 16  # the opset of GridSample
 _THETAS = ("theta_1_1", "theta_1_2", "theta_1_3", "theta_2_1", "theta_2_2", "theta_2_3")
-
-
-def image_shape(layer: Layer, graph: Graph, tensor: str) -> tuple[Dim, int, int, int]:
-    """N, C, H and W of a blob; the batch may be free.
-
-    Raises:
-        ConversionError: It has not four axes.
-    """
-    if graph.rank(tensor) != 4:
-        raise layer.error(f"found {show(graph.shape(tensor))} for the blob {tensor!r}, expected N x C x H x W")
-    channels, height, width = graph.fixed_shape(tensor, 1, "the number of channels and the image's size")
-    return graph.shape(tensor)[0], channels, height, width
 
 
 def grid_sample(
@@ -35,11 +23,11 @@ def grid_sample(
     """Bilinear samples of an image.
 
     Args:
-        layer: For errors.
+        layer: The layer, for errors.
         graph: The graph.
         image: (N, C, H, W).
-        grid: (N, h, w, 2), x before y; -1 and 1 are the outer edges of the first and last pixel.
-        padding: What is beyond the image: ``"zeros"``, or ``"border"`` for its outermost pixels.
+        grid: (N, h, w, 2): x, y; -1 and 1 are the outer edges of the first and last pixels.
+        padding: The values beyond the image: ``"zeros"``, or ``"border"`` for those of its outermost pixels.
         outputs: The tensor to write.
 
     Returns:
@@ -50,7 +38,7 @@ def grid_sample(
     """
     if graph.opset < _OLDEST:
         raise layer.error(
-            f"found opset {graph.opset}, expected {_OLDEST} or more, which has GridSample: --opset {_OLDEST}"
+            f"found opset {graph.opset}, expected at least {_OLDEST}, which has GridSample: --opset {_OLDEST}"
         )
     batch, channels = graph.shape(image)[:2]
     return graph.node(
@@ -65,7 +53,7 @@ def grid_sample(
 
 
 def within(graph: Graph, y: str, x: str, height: int, width: int) -> str:
-    """Whether positions in pixels lie in an image, from 0 on and below its size: a bool tensor."""
+    """Whether positions in pixels are inside an image, in [0, size): a bool tensor."""
     zero = graph.constant(0.0)
     checks = []
     for position, size in ((y, height), (x, width)):
@@ -89,15 +77,15 @@ def sample_inside(
 ) -> str:
     """Bilinear samples at positions in pixels; a fixed value for positions outside [0, H) x [0, W).
 
-    Between the last pixel and the edge behind it, the last pixel counts.
+    Between the last pixel and the edge beyond it, the value is that of the last pixel.
 
     Args:
-        layer: For errors.
+        layer: The layer, for errors.
         graph: The graph.
         image: (N, C, H, W).
         y: Rows, (N, h, w).
         x: Columns, (N, h, w).
-        fill: What is given for positions outside.
+        fill: The value for positions outside the image.
         outputs: The tensor to write.
 
     Returns:
@@ -112,7 +100,7 @@ def sample_inside(
 
 
 def _as_grid(graph: Graph, position: str, size: int) -> str:
-    """Positions in pixels, (N, h, w), as GridSample takes them: (N, h, w, 1)."""
+    """Convert positions in pixels, (N, h, w), to GridSample's coordinates: (N, h, w, 1)."""
     scaled = graph.node("Mul", [position, graph.constant(2 / size)])
     shifted = graph.node("Add", [scaled, graph.constant(1 / size - 1)])
     return graph.reshape(shifted, (*graph.shape(position), 1))
@@ -124,13 +112,14 @@ def _as_grid(graph: Graph, position: str, size: int) -> str:
 @handles(
     "SpatialTransformer",
     operators="Flatten Slice Expand Shape Concat Gather Reshape MatMul Transpose Add GridSample",
-    restrictions="affine, bilinear; opset 16 or more",
+    restrictions="affine, bilinear; opset 16 or later",
     origin="daerduoCarey/SpatialTransformerLayer",
 )
 def spatial_transformer(layer: Layer, graph: Graph) -> None:
-    """An image under an affine map that the network computes (Jaderberg et al. 2015).
+    """An image transformed by an affine map that the network computes (Jaderberg et al. 2015).
 
-    The map leads from places in the output to places in the input. Places run from -1 to 1, rows before columns.
+    The map takes positions in the output to positions in the input. Coordinates range from -1 to 1, rows before
+    columns.
     """
     layer.expect(bottoms=2, tops=1)
     param = layer.params.st_param
@@ -140,12 +129,12 @@ def spatial_transformer(layer: Layer, graph: Graph) -> None:
             "and 'bilinear'"
         )
     image = layer.bottoms[0]
-    batch, _, height, width = image_shape(layer, graph, image)
+    batch, _, height, width = graph.image_shape(image)
     out = (param.output_H or height, param.output_W or width)
-    if min(out) < 1 or out[0] * out[1] > MAX_PLACES:
+    if min(out) < 1 or out[0] * out[1] > MAX_POSITIONS:
         raise layer.error(
-            f"found output_H {out[0]:,} and output_W {out[1]:,}, expected sizes from 1 on with at most {MAX_PLACES:,} "
-            "pixels"
+            f"found output_H {out[0]:,} and output_W {out[1]:,}, expected sizes of at least 1 with at most "
+            f"{MAX_POSITIONS:,} pixels"
         )
     rows, columns = (np.arange(size, dtype=np.float32) / np.float32(size) * 2 - 1 for size in out)
     places = np.stack(
@@ -154,20 +143,20 @@ def spatial_transformer(layer: Layer, graph: Graph) -> None:
     theta = graph.reshape(_affine(layer, graph, batch), (batch, 2, 3))
     mapped = graph.node("MatMul", [theta, graph.constant(places)], shape=(batch, 2, out[0] * out[1]))
     pairs = graph.transpose(mapped, (0, 2, 1))
-    # The layer's 0 is the middle of the first pixel, GridSample's -1 its outer edge.
+    # 0 is the center of the first pixel in the layer; -1 is its outer edge in GridSample.
     shifted = graph.node("Add", [pairs, graph.constant([1 / width, 1 / height])])
     grid_sample(layer, graph, image, graph.reshape(shifted, (batch, *out, 2)), "zeros", layer.tops)
 
 
 def _affine(layer: Layer, graph: Graph, batch: Dim) -> str:
-    """The map's six numbers, (N, 6): the row for x before that for y. Some may stand in the prototxt."""
+    """The six numbers of the map, (N, 6): the row for x before that for y. The prototxt may fix some."""
     param, theta = layer.params.st_param, layer.bottoms[1]
     fixed = [getattr(param, name) if param.HasField(name) else None for name in _THETAS]
     items, *numbers = graph.shape(theta) or (0,)
     if product(numbers) != fixed.count(None) or not graph.same(items, batch):
         raise layer.error(
             f"found {show(graph.shape(theta))} for the blob {theta!r} and {6 - fixed.count(None)} theta in the "
-            f"description, expected N x {fixed.count(None)}: six numbers together"
+            f"prototxt, expected N x {fixed.count(None)}: six numbers together"
         )
     values = graph.flatten(theta, 1) if graph.rank(theta) != 2 else theta
     constants = [value for value in fixed if value is not None]
@@ -192,15 +181,15 @@ def _for_each_item(graph: Graph, like: str, values: list[float]) -> str:
 @handles(
     "DeformableConvolution",
     operators="Reshape Slice Add Sub Mul Clip GreaterOrEqual Less And Where Cast Concat GridSample Conv DeformConv",
-    restrictions="opset 16 or more; from opset 19 on one DeformConv; a position beyond the image gives 0, as in the "
-    "fork; a deformable group is a share of the channels, as in the paper (the fork divides the height instead)",
+    restrictions="opset 16 or later; one DeformConv from opset 19; a position beyond the image gives 0, as in the "
+    "fork; deformable groups divide the channels, as in the paper (the fork divides the height instead)",
     origin="unsky/Deformable-ConvNets-caffe",
 )
 def deformable_convolution(layer: Layer, graph: Graph) -> None:
-    """Convolution whose taps are moved by offsets that the network computes (Dai et al. 2017)."""
+    """Convolution whose taps are displaced by offsets that the network computes (Dai et al. 2017)."""
     layer.expect(bottoms=2, tops=1)
     param = layer.params.deformable_convolution_param
-    batch, channels, *spatial = image_shape(layer, graph, layer.bottoms[0])
+    batch, channels, *spatial = graph.image_shape(layer.bottoms[0])
     kernel = Kernel.of(layer, 2, param)
     size = kernel.convolved(layer, spatial)
     groups, group, outputs = param.deformable_group, param.group, param.num_output
@@ -225,10 +214,10 @@ def deformable_convolution(layer: Layer, graph: Graph) -> None:
 
 
 class _Taps:
-    """Where a deformable convolution's taps fall.
+    """The positions of the taps of a deformable convolution.
 
     Attributes:
-        base: Where they would fall without offsets, two arrays (1, taps, h * w): rows and columns.
+        base: The positions without offsets, two arrays (1, taps, h * w): rows and columns.
         y: Their rows, (N * groups, taps, h * w).
         x: Their columns.
         groups: The number of deformable groups.
@@ -263,7 +252,7 @@ class _Taps:
 def _by_samples(
     layer: Layer, graph: Graph, kernel: Kernel, taps: _Taps, weight: np.ndarray, bias: list[np.ndarray]
 ) -> None:
-    """The pixels under all taps as channels, and a convolution of 1 x 1 over them."""
+    """The pixels under all taps as channels, followed by a 1 x 1 convolution."""
     image, top = layer.bottoms[0], layer.tops
     batch, channels, *spatial = graph.shape(image)
     groups, count = taps.groups, math.prod(kernel.size)
@@ -284,9 +273,9 @@ def _by_samples(
 def _by_operator(
     layer: Layer, graph: Graph, kernel: Kernel, taps: _Taps, weight: np.ndarray, bias: list[np.ndarray]
 ) -> None:
-    """ONNX's DeformConv, with positions beyond the image masked out and those near its edge moved onto it.
+    """ONNX's DeformConv, with positions outside the image masked and those near its edge clipped to it.
 
-    DeformConv by itself lets a position up to one pixel beyond the edge see the pixel there.
+    By itself, DeformConv lets a position up to one pixel beyond the edge contribute the pixel at the edge.
     """
     image, top = layer.bottoms[0], layer.tops
     batch, _, *spatial = graph.shape(image)
@@ -319,16 +308,16 @@ def _by_operator(
 @handles(
     "ROIAlign",
     operators="Slice Reshape Cast RoiAlign",
-    restrictions="opset 21 at most: ONNX Runtime has no RoiAlign of opset 22; described in roi_align_param: averages "
-    "of bilinear samples, as in Mask R-CNN; the forks that describe it in roi_pooling_param (maxima, or values at the "
+    restrictions="at most opset 21: ONNX Runtime has no RoiAlign of opset 22; parameters in roi_align_param: averages "
+    "of bilinear samples, as in Mask R-CNN; forks with parameters in roi_pooling_param (maxima, or values at the "
     "corners of a grid) are refused",
     origin="Mask R-CNN ports",
 )
 def roi_align(layer: Layer, graph: Graph) -> None:
-    """Each region's pixels as averages of bilinear samples (He et al. 2017)."""
+    """RoI align: averages of bilinear samples in the bins of each region (He et al. 2017)."""
     layer.expect(bottoms=2, tops=1)
     if graph.opset >= 22:
-        raise layer.error(f"found opset {graph.opset}, expected 21 at most: ONNX Runtime has no newer RoiAlign")
+        raise layer.error(f"found opset {graph.opset}, expected at most 21: ONNX Runtime has no newer RoiAlign")
     if not layer.params.HasField("roi_align_param"):
         raise layer.error(
             "found no roi_align_param, expected one: forks that describe ROIAlign in roi_pooling_param compute "
@@ -337,11 +326,13 @@ def roi_align(layer: Layer, graph: Graph) -> None:
     features, regions = layer.bottoms
     param = layer.params.roi_align_param
     if not param.pooled_h or not param.pooled_w:
-        raise layer.error(f"found pooled_h {param.pooled_h} and pooled_w {param.pooled_w}, expected both, from 1 on")
-    _, channels, _, _ = image_shape(layer, graph, features)
+        raise layer.error(
+            f"found pooled_h {param.pooled_h} and pooled_w {param.pooled_w}, expected both to be at least 1"
+        )
+    _, channels, _, _ = graph.image_shape(features)
     count, *rest = graph.shape(regions)
-    if math.prod(graph.fixed(dim, "the numbers of a region") for dim in rest) != 5:
-        raise layer.error(f"found {show(graph.shape(regions))} for the blob {regions!r}, expected 5 numbers a region")
+    if math.prod(graph.fixed(dim, "the size of a region") for dim in rest) != 5:
+        raise layer.error(f"found {show(graph.shape(regions))} for the blob {regions!r}, expected 5 numbers per region")
     flat = regions if len(rest) == 1 else graph.reshape(regions, (count, 5))
     items = graph.cast(graph.reshape(graph.slice(flat, 1, 0, 1), (count,)), np.int64)
     shape: Shape = (count, channels, param.pooled_h, param.pooled_w)

@@ -1,6 +1,6 @@
 """The 3-D layers of C3D (Tran et al. 2015), for blobs of N x C x length x height x width.
 
-C3D 1.0 describes them in `convolution_param` and `pooling_param`, C3D 1.1 in messages of their own. Both give one size
+C3D 1.0 describes them in `convolution_param` and `pooling_param`, C3D 1.1 in separate messages. Both give one size
 for height and width and one for the length: `kernel_size` and `kernel_depth`, `stride` and `temporal_stride`, `pad` and
 `temporal_pad`. Source: facebookarchive/C3D.
 """
@@ -25,13 +25,13 @@ from converters.shape import show
     origin="C3D",
 )
 def convolution3d(layer: Layer, graph: Graph) -> None:
-    """Convolution over length, height and width."""
+    """3-D convolution over length, height and width."""
     _convolve(layer, graph, "Conv")
 
 
 @handles("Deconvolution3D", operators="ConvTranspose", restrictions="`group` is ignored, as in C3D", origin="C3D")
 def deconvolution3d(layer: Layer, graph: Graph) -> None:
-    """Convolution3D's gradient as a layer: enlarges length, height and width."""
+    """Transposed 3-D convolution."""
     _convolve(layer, graph, "ConvTranspose")
 
 
@@ -42,7 +42,7 @@ def _convolve(layer: Layer, graph: Graph, op: str) -> None:
     kernel = _kernel(layer, param)
     outputs = param.num_output
     if not outputs:
-        raise layer.error("found no num_output, expected one from 1 on")
+        raise layer.error("found no num_output, expected at least 1")
     transposed = op == "ConvTranspose"
     filters = (channels, outputs) if transposed else (outputs, channels)
     weight, *bias = layer.weights((*filters, *kernel.size), *([(outputs,)] if param.bias_term else []))
@@ -86,13 +86,13 @@ def _kernel(layer: Layer, param: ConvolutionParameter | Convolution3DParameter) 
     if 0 in kernel.size or 0 in kernel.stride:
         raise layer.error(
             f"found kernel_depth {param.kernel_depth}, kernel_size {size}, temporal_stride {step} and stride {stride}, "
-            "expected values from 1 on"
+            "expected values of at least 1"
         )
     return kernel
 
 
 def _one(layer: Layer, param: ConvolutionParameter | Convolution3DParameter, name: str, default: int) -> int:
-    """A number for height and width; a ConvolutionParameter of BVLC's can hold one for each axis."""
+    """One number for height and width; BVLC's ConvolutionParameter can hold one per axis."""
     value: int | Sequence[int] = getattr(param, name)
     if isinstance(value, int):
         return value
@@ -104,11 +104,11 @@ def _one(layer: Layer, param: ConvolutionParameter | Convolution3DParameter, nam
 @handles(
     "Pooling3D",
     operators="MaxPool AveragePool GlobalMaxPool GlobalAveragePool Pad Mul",
-    restrictions="MAX and AVE; padding with AVE only, as in C3D",
+    restrictions="MAX and AVE; padding only with AVE, as in C3D",
     origin="C3D",
 )
 def pooling3d(layer: Layer, graph: Graph) -> None:
-    """Max and average pooling over length, height and width, with Caffe's output size, which rounds up."""
+    """Max and average pooling over length, height and width, with Caffe's output size, which is rounded up."""
     bottom, top = layer.ends()
     _, *sizes = _volume(layer, graph, bottom)
     has_own = layer.params.HasField("pooling3d_param")
@@ -118,13 +118,13 @@ def pooling3d(layer: Layer, graph: Graph) -> None:
     pad = (0, param.pad, param.pad)
     if 0 in kernel or 0 in stride or param.pad >= param.kernel_size:
         raise layer.error(
-            f"found kernel {kernel}, stride {stride} and pad {pad} for length, height and width, expected kernel and "
-            "stride from 1 on, pad below kernel"
+            f"found kernel {kernel}, stride {stride} and pad {pad} for length, height and width, expected a kernel "
+            "and stride of at least 1, and a pad below the kernel"
         )
     if param.pool == PoolingParameter.STOCHASTIC or (param.pad and param.pool != PoolingParameter.AVE):
         name = PoolingParameter.PoolMethod.Name(param.pool)
         raise layer.error(f"found pool {name} and pad {param.pad}, expected MAX without padding, or AVE")
-    # Unlike BVLC's, C3D's last window may begin in the padding.
+    # Unlike in BVLC's Caffe, the last window may begin in the padding.
     windows = [
         Window(size, length, step, border, -((length - size - 2 * border) // step) + 1)
         for size, length, step, border in zip(sizes, kernel, stride, pad, strict=True)
@@ -136,7 +136,7 @@ def pooling3d(layer: Layer, graph: Graph) -> None:
 
 @handles("VoxelSoftmax", operators="Softmax", origin="C3D")
 def voxel_softmax(layer: Layer, graph: Graph) -> None:
-    """e^x over the sum of e^x of a voxel's channels."""
+    """e^x / sum(e^x) over the channels of each voxel."""
     bottom, top = layer.ends()
     _volume(layer, graph, bottom)
     graph.node("Softmax", [bottom], top, axis=1)

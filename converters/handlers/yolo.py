@@ -1,4 +1,4 @@
-"""Layers of YOLO's ports to Caffe (Redmon and Farhadi 2016, 2018), as MobileNet-YOLO and Intel's fork have them."""
+"""Detection layers of YOLO (Redmon and Farhadi 2016, 2018) as ported to Caffe by MobileNet-YOLO."""
 
 from __future__ import annotations
 
@@ -14,45 +14,13 @@ from converters.registry import handles
 from converters.shape import show
 
 _ROWS = (
-    "each image of a batch on its own, where the fork lets the images of a batch suppress each other's boxes and calls "
-    "all of them image 0; nms_threshold between 0 and 1"
+    "each image of a batch separately, whereas in the fork the images of a batch suppress each other's boxes and are "
+    "all called image 0; nms_threshold between 0 and 1"
 )
 _OPERATORS = (
     "Reshape Split Sigmoid Add Div Exp Mul Concat ReduceMax ArgMax Transpose TopK GatherND Shape NonMaxSuppression "
     "ConstantOfShape ScatterND Greater NonZero Gather Sub Cast Equal Range Pad"
 )
-
-
-@handles("Reorg", operators="Reshape Transpose", origin="MobileNet-YOLO, Intel")
-def reorg(layer: Layer, graph: Graph) -> None:
-    """Darknet's reorganization of pixels into channels; ``reverse`` is a true depth to space.
-
-    Without ``reverse`` it reads the blob as if that had fewer channels and a larger image, as Darknet does.
-    """
-    bottom, top = layer.ends()
-    stride = layer.params.reorg_param.stride
-    if graph.rank(bottom) != 4 or not stride:
-        raise layer.error(
-            f"found {show(graph.shape(bottom))} for the blob {bottom!r} and stride {stride}, expected N x C x H x W "
-            "and a stride from 1 on"
-        )
-    images = graph.shape(bottom)[0]
-    channels, height, width = graph.fixed_shape(bottom, 1, "the image's size")
-    reverse = layer.params.reorg_param.reverse
-    if channels % stride**2 or (not reverse and (height % stride or width % stride)):
-        raise layer.error(
-            f"found {show(graph.shape(bottom))} for the blob {bottom!r}, expected channels that {stride} x {stride} "
-            f"divides{'' if reverse else f', and a height and width that {stride} divides'}"
-        )
-    fewer = channels // stride**2
-    if reverse:
-        split = graph.reshape(bottom, (images, stride, stride, fewer, height, width))
-        enlarged = graph.transpose(split, (0, 3, 4, 1, 5, 2))
-        graph.reshape(enlarged, (images, fewer, height * stride, width * stride), top)
-        return
-    split = graph.reshape(bottom, (images, fewer, height, stride, width, stride))
-    gathered = graph.transpose(split, (0, 3, 5, 1, 2, 4))
-    graph.reshape(gathered, (images, channels * stride**2, height // stride, width // stride), top)
 
 
 # -------------------------------------------------------------------------------------------------------- detections
@@ -65,7 +33,7 @@ class Map:
     Attributes:
         blob: (N, anchors * (5 + classes), H, W): for each anchor x, y, w, h, object, classes.
         anchors: (A, 2) float32: widths and heights in units of ``image``.
-        image: What the anchors are measured in: the image's width and height, (2,) float32.
+        image: The width and height of the image in units of the anchors, (2,) float32.
     """
 
     blob: str
@@ -75,15 +43,15 @@ class Map:
 
 @handles("YoloDetectionOutput", operators=f"{_OPERATORS} Softmax", restrictions=_ROWS, origin="MobileNet-YOLO")
 def yolo_detection_output(layer: Layer, graph: Graph) -> None:
-    """YOLO 2's detections: boxes from anchors, the best class of each, the best without the overlapping of any class.
+    """YOLO 2's detections: boxes from anchors with their best class, after class-agnostic suppression.
 
     The rows, (1, 1, detections, 7), are image, label (from 1), score, xmin, ymin, xmax, ymax as fractions of the image,
-    by falling score. Where no image has a detection, there is one row an image: its number, six times -1.
+    in descending order of score. If no image has a detection, there is one row per image: its index and six times -1.
     """
     layer.expect(bottoms=range(1, 3), tops=1)
     param = layer.params.yolo_detection_output_param
     if param.coords != 4:
-        raise layer.error(f"found coords {param.coords}, expected 4: the fork reads four, whatever it says")
+        raise layer.error(f"found coords {param.coords}, expected 4: the fork always reads four")
     anchors = _anchors(layer, param.biases, range(param.num_box))
     maps = []
     for blob in layer.bottoms:
@@ -94,7 +62,7 @@ def yolo_detection_output(layer: Layer, graph: Graph) -> None:
                 "width for both sides"
             )
         maps.append(Map(blob, anchors, np.array([width, height], np.float32)))
-    # The fork keeps scores from the threshold on; ONNX keeps those above.
+    # The fork keeps scores equal to the threshold; ONNX drops them.
     threshold = np.nextafter(np.float32(param.confidence_threshold), np.float32(-np.inf))
     _detect(layer, graph, maps, param.num_classes, float(threshold), param.nms_threshold)
 
@@ -103,18 +71,18 @@ def yolo_detection_output(layer: Layer, graph: Graph) -> None:
     "Yolov3DetectionOutput", operators=_OPERATORS, restrictions=f"{_ROWS}; no gaussian_box", origin="MobileNet-YOLO"
 )
 def yolov3_detection_output(layer: Layer, graph: Graph) -> None:
-    """YOLO 3's detections: like YOLO 2's, from several maps with anchors of their own, and classes by sigmoids."""
+    """YOLO 3's detections: like YOLO 2's, from several maps with separate anchors and sigmoid class scores."""
     param = layer.params.yolov3_detection_output_param
     layer.expect(bottoms=range(1, 1000), tops=1)
     if param.gaussian_box:
-        raise layer.error("found gaussian_box, expected none: the fork's CPU code reads beyond its scores with it")
+        raise layer.error("found gaussian_box, expected none: with it, the fork's CPU code reads beyond its scores")
     count, scales = len(layer.bottoms), list(param.anchors_scale)
     if param.mask_group_num != count or len(scales) < count:
         raise layer.error(
             f"found mask_group_num {param.mask_group_num} and {len(scales)} anchors_scale for {count} bottoms, "
-            "expected one of each a bottom"
+            "expected one of each per bottom"
         )
-    # A group of masks is as long as the masks allow, whatever num_box says: that is how the fork steps through them.
+    # Like the fork, divide the masks into equal groups and take the first num_box of each.
     step = len(param.mask) // count
     maps = []
     for index, blob in enumerate(layer.bottoms):
@@ -151,8 +119,8 @@ def _map_size(layer: Layer, graph: Graph, blob: str, channels: int) -> tuple[int
 def _detect(layer: Layer, graph: Graph, maps: Sequence[Map], classes: int, threshold: float, overlap: float) -> None:
     """Add the nodes of a detection layer.
 
-    The boxes of a position are the same for all its classes, so the best class suppresses the others: it alone is
-    looked at.
+    The boxes of a position are the same for all classes, so the best class suppresses the others: only the best class
+    is considered.
     """
     if not 0 < overlap < 1 or classes < 1:
         raise layer.error(
@@ -171,7 +139,7 @@ def _detect(layer: Layer, graph: Graph, maps: Sequence[Map], classes: int, thres
     indices = graph.reshape(order, (images, count, 1))
     boxes = graph.node("GatherND", [boxes, indices], shape=(images, count, 4), batch_dims=1)
     labels = graph.node("GatherND", [labels, indices], shape=(images, count), batch_dims=1)
-    # The fork suppresses from the threshold on; ONNX above it.
+    # The fork suppresses an overlap equal to the threshold; ONNX does not.
     least = float(np.nextafter(np.float32(overlap), np.float32(0)))
     kept = suppressed(graph, boxes, best, overlap=least, threshold=threshold, by_center=True)
     rows, total = or_placeholders(graph, _rows(graph, kept, boxes, labels), boxes)
@@ -179,7 +147,7 @@ def _detect(layer: Layer, graph: Graph, maps: Sequence[Map], classes: int, thres
 
 
 def _decoded(graph: Graph, one: Map, classes: int, *, by_softmax: bool) -> tuple[str, str, str]:
-    """A map's boxes, (N, A * H * W, 4) by center, best scores and labels from 1, (N, A * H * W) each."""
+    """The boxes of a map, (N, A * H * W, 4) by center, and their best scores and labels from 1, (N, A * H * W)."""
     images = graph.shape(one.blob)[0]
     height, width = graph.fixed_shape(one.blob, 2, "the map's size")
     anchors, area = len(one.anchors), height * width
@@ -192,7 +160,7 @@ def _decoded(graph: Graph, one: Map, classes: int, *, by_softmax: bool) -> tuple
     size = graph.node("Mul", [graph.node("Exp", [stretch]), graph.constant(one.anchors.reshape(1, anchors, 2, 1))])
     size = graph.node("Div", [size, graph.constant(one.image.reshape(2, 1))])
     boxes = graph.transpose(graph.concat([center, size], 2), (0, 1, 3, 2))
-    # Sigmoids keep the order of the classes.
+    # Sigmoids preserve the order of the classes.
     best = graph.reduce("Max", graph.node("Softmax", [scores], axis=2) if by_softmax else scores, [2])
     best = best if by_softmax else graph.node("Sigmoid", [best])
     best = graph.node("Mul", [graph.node("Sigmoid", [is_object]), best])
@@ -203,7 +171,7 @@ def _decoded(graph: Graph, one: Map, classes: int, *, by_softmax: bool) -> tuple
 
 
 def _rows(graph: Graph, scores: str, boxes: str, labels: str) -> str:
-    """The detections, (M, 7), of which the scores are above the lowest float."""
+    """The detections, (M, 7): all boxes with a score above the lowest float."""
     images, count = graph.shape(scores)
     places = found_places(graph, scores)
     found = counted(graph, "detections")

@@ -80,6 +80,15 @@ def run(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> list[np.nda
     return session.run(None, fed)
 
 
+def darknet(layers: str, x: np.ndarray) -> np.ndarray:
+    """What OpenCV's Darknet importer makes of layers without weights."""
+    _, channels, height, width = x.shape
+    config = f"[net]\nwidth={width}\nheight={height}\nchannels={channels}\n\n{layers}"
+    net = cv2.dnn.readNetFromDarknet(np.frombuffer(config.encode(), np.uint8))
+    net.setInput(x)
+    return net.forward()
+
+
 def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
     """Equal shapes, and equal within the tolerance that the converter promises."""
     assert found.dtype == np.float32

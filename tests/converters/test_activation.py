@@ -99,3 +99,13 @@ def test_dropout_that_samples_in_testing_is_told() -> None:
 @pytest.mark.parametrize("bounds", ["lb: 0 ub: 5", "lb: 5 ub: 3", "lb: 3 ub: 3", "lb: -3 ub: 5"])
 def test_error_names_the_layer(bounds: str) -> None:
     assert_error_names_layer(layer("Insanity", f"insanity_param {{ {bounds} }}"), "expected positive numbers")
+
+
+def test_relu6() -> None:
+    x = np.array([[-7, -0.5, 0, 0.5, 6, 6.5, 100]], np.float32)
+    (found,) = OneLayer('type: "ReLU6" top: "y"', {"x": x.shape}).run({"x": x})
+    np.testing.assert_array_equal(found, [[0, 0, 0, 0.5, 6, 6, 6]])
+
+
+def test_relu6_with_a_slope_is_refused() -> None:
+    assert_error_names_layer(layer("ReLU6", "relu6_param { negative_slope: 0.1 }"), "negative_slope 0.1")

@@ -450,7 +450,7 @@ ERRORS = {
     "beyond": (
         'type: "Resample" resample_param { height: 7 width: 1 type: NEAREST }',
         {"x": IMAGE},
-        "factors that are alike",
+        "similar factors",
     ),
     "one pixel": ('type: "Downsample" downsample_param { top_height: 1 top_width: 4 }', {"x": IMAGE}, "2 pixels"),
     "enlarged": ('type: "Downsample" downsample_param { top_height: 13 top_width: 2 }', {"x": IMAGE}, "no pixel"),

@@ -17,7 +17,16 @@ from converters.conversion import build
 from converters.reader import parse_prototxt
 from converters.registry import Entry
 from tests.caffe_cases import CASES, Case, answers_of, read, silent
-from tests.converters import test_activation, test_flow, test_forks, test_normalization, test_sampling, test_volumetric
+from tests.converters import (
+    test_activation,
+    test_flow,
+    test_linear,
+    test_mean_field,
+    test_normalization,
+    test_sampling,
+    test_shaping,
+    test_volumetric,
+)
 from tests.converters.agreement import (
     CONVERTED,
     COUNTED,
@@ -185,7 +194,16 @@ def test_answers_as_its_formula(layer: str) -> None:
 # Layers of forks whose Caffe does not run here. Their modules compare them with their formulas and other libraries.
 FORKS: tuple[OneLayer, ...] = tuple(
     one
-    for module in (test_activation, test_flow, test_forks, test_normalization, test_sampling, test_volumetric)
+    for module in (
+        test_activation,
+        test_flow,
+        test_linear,
+        test_mean_field,
+        test_normalization,
+        test_sampling,
+        test_shaping,
+        test_volumetric,
+    )
     for one in module.CASES.values()
 )
 

@@ -1,13 +1,15 @@
-"""BatchNorm with NVIDIA's factors and offsets of its own, and SphereFace's product, against their formulas."""
+"""NVIDIA's BatchNorm, BN and Normalize, against their formulas. Caffe's own answers are in test_layers."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 
-from converters import Net, convert, read_net
+from converters import ConversionWarning, Net, convert, read_net
 from converters.reader import parse_prototxt
 from tests.converters.one_layer import OneLayer, assert_close, assert_error_names_layer, run
 
@@ -91,50 +93,93 @@ def test_three_blobs_are_not_enough() -> None:
     assert_error_names_layer(batch_norm(TOLD["scale_bias"], BLOBS[:3]), r"expected 5 of shape 3, 3, 1, 3, 3")
 
 
-# -------------------------------------------------------------------------------------------------- MarginInnerProduct
-
-WEIGHT = RNG.normal(size=(4, 60)).astype(np.float32)
+CASES = {name: batch_norm(param) for name, param in TOLD.items()}
 
 
-def margin(param: str = "", axis: int = 1) -> OneLayer:
-    weight = WEIGHT if axis == 1 else WEIGHT[:, :5]
-    return OneLayer(
-        'type: "MarginInnerProduct" top: "y" top: "lambda" margin_inner_product_param '
-        f"{{ num_output: 4 type: QUADRUPLE base: 1000 gamma: 0.12 power: 1 lambda_min: 5 axis: {axis} {param} }}",
-        {**IMAGE, "label": (2,)},
-        (weight,),
-    )
+# ------------------------------------------------------------------------------------------------------------------ BN
+
+BN_BLOBS = tuple(blob.reshape(1, CHANNELS, 1, 1) for blob in (FACTOR, OFFSET, MEAN, VARIANCE))
 
 
-@pytest.mark.parametrize("axis", [1, 3])
-def test_margin_inner_product_is_the_cosine_times_the_length(axis: int) -> None:
-    """For classes other than the label's, margin_inner_product_layer.cpp gives just that; inference has no label."""
-    one = margin(axis=axis)
-    model = one.model()
-    assert [data.name for data in model.graph.input] == ["x"]
-    assert [data.name for data in model.graph.output] == ["y"]
-    for batch in (1, 3):
+def test_segnets_bn_with_statistics_in_its_blobs() -> None:
+    model = OneLayer('type: "BN" top: "y" bn_param { bn_mode: INFERENCE }', IMAGE, BN_BLOBS[:2]).model()
+    for batch in (1, 2, 3):
         x = images(batch)
-        expected = np.zeros((*x.shape[:axis], 4), np.float32)
-        for place in np.ndindex(*x.shape[:axis]):
-            vector = x[place].ravel().astype(np.float64)
-            for output, row in enumerate(one.blobs[0].astype(np.float64)):
-                cosine = vector @ row / np.linalg.norm(vector) / np.linalg.norm(row)
-                expected[(*place, output)] = np.linalg.norm(vector) * cosine
+        assert_close(run(model, {"x": x})[0], x * column(FACTOR) + column(OFFSET))
+
+
+def test_segnets_bn_with_the_statistics_of_the_batch() -> None:
+    model = OneLayer('type: "BN" top: "y" top: "mean" top: "variance"', IMAGE, BN_BLOBS[:2]).model()
+    for batch in (1, 2, 3):
+        x = images(batch)
+        mean, variance = np.zeros((2, 1, CHANNELS, 1, 1), np.float32)
+        expected = np.zeros_like(x)
+        for channel in range(3):
+            values = x[:, channel].astype(np.float64)
+            mean[0, channel], variance[0, channel] = values.mean(), (values**2).mean() - values.mean() ** 2
+            normalized = (values - values.mean()) / np.sqrt(values.var() + 1e-9)
+            expected[:, channel] = normalized * FACTOR[channel] + OFFSET[channel]
+        for found, wanted in zip(run(model, {"x": x}), (expected, mean, variance), strict=True):
+            assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("param", "eps"), [("", 1e-5), ("bn_param { eps: 0.1 }", 0.1), ("bn_param { frozen: true }", 1e-5)]
+)
+def test_pspnets_bn(param: str, eps: float) -> None:
+    model = OneLayer(f'type: "BN" top: "y" {param}', IMAGE, BN_BLOBS).model()
+    for batch in (1, 2, 3):
+        x = images(batch)
+        assert_close(run(model, {"x": x})[0], normalized(x, eps) * column(FACTOR) + column(OFFSET))
+
+
+# ----------------------------------------------------------------------------------------------------------- Normalize
+
+
+@pytest.mark.parametrize(("shared", "across"), list(product([True, False], repeat=2)))
+def test_normalize(shared: bool, across: bool) -> None:
+    rng = np.random.default_rng(1)
+    scale = rng.normal(size=() if shared else 3)
+    param = f"norm_param {{ across_spatial: {str(across).lower()} channel_shared: {str(shared).lower()} eps: 0.25 }}"
+    model = OneLayer(f'type: "Normalize" top: "y" {param}', {"x": (1, 3, 2, 4)}, (scale,)).model()
+    for batch in (1, 3):
+        x = rng.normal(size=(batch, 3, 2, 4)).astype(np.float32)
+        expected = np.zeros_like(x)
+        for n, h, w in np.ndindex(batch, 2, 4):
+            squares = (x[n] ** 2).sum() if across else (x[n, :, h, w] ** 2).sum()
+            expected[n, :, h, w] = x[n, :, h, w] / math.sqrt(squares + 0.25) * scale
         assert_close(run(model, {"x": x})[0], expected)
 
 
-def test_margin_without_outputs_is_refused() -> None:
-    assert_error_names_layer(OneLayer('type: "MarginInnerProduct" top: "y"', {**IMAGE, "label": (2,)}), "num_output 0")
+@pytest.mark.parametrize("shape", [(2, 5), (2, 5, 1, 1)])
+def test_caffe_windows_normalize(shape: tuple[int, ...]) -> None:
+    """SSD's layer of this name has learned factors; this one has none, and its own parameters."""
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    one = OneLayer('type: "Normalize" top: "y" normalize_param { normalize_type: "L2" }', {"x": shape})
+    with pytest.warns(ConversionWarning, match="normalize_param"):
+        net = one.net()
+    expected = np.stack([item / np.sqrt((item.astype(np.float64) ** 2).sum()) for item in x])
+    assert_close(run(convert(net), {"x": x})[0], expected.astype(np.float32))
 
 
-CASES = {
-    **{name: batch_norm(param) for name, param in TOLD.items()},
-    "margin": margin(),
-    "margin axis": margin(axis=3),
-    "margin of vectors": OneLayer(
-        'type: "MarginInnerProduct" top: "y" margin_inner_product_param { num_output: 4 }',
-        {"x": (2, 60), "label": (2,)},
-        (WEIGHT,),
-    ),
+@pytest.mark.filterwarnings("ignore::converters.ConversionWarning")
+@pytest.mark.parametrize(("shape", "kind"), [((2, 5, 3, 3), "L2"), ((2, 5), "L1")])
+def test_caffe_windows_normalize_of_two_meanings_is_refused(shape: tuple[int, ...], kind: str) -> None:
+    one = OneLayer(f'type: "Normalize" top: "y" normalize_param {{ normalize_type: "{kind}" }}', {"x": shape})
+    assert_error_names_layer(one, f"normalize_type '{kind}'")
+
+
+ERRORS = {
+    "no blobs": ('type: "BN"', IMAGE, "found no weights"),
+    "flat": ('type: "BN"', {"x": (2, 3)}, "expected N x C x H x W"),
+    "statistics of none": ('type: "BN" top: "mean" bn_param { bn_mode: INFERENCE }', IMAGE, "found 2 tops"),
+    "one axis": ('type: "Normalize"', {"x": (3,)}, "channels at axis 1"),
+    "no scale": ('type: "Normalize"', {"x": (1, 3)}, "found no weights"),
 }
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_error_names_the_layer(name: str) -> None:
+    layer, shapes, message = ERRORS[name]
+    blobs = BN_BLOBS[:2] if name == "statistics of none" else ()
+    assert_error_names_layer(OneLayer(f'{layer} top: "out"', shapes, blobs), message)

@@ -235,7 +235,7 @@ ERRORS = {
     "no number": (python_layer("'feat_stride': a"), GOOD, "expected numbers and lists"),
     "another key": (python_layer("'feat_stride': 16, 'ratio': [1]"), GOOD, "found the key 'ratio'"),
     "channels": (python_layer("'feat_stride': 16"), GOOD, "expected 1 x 18 x H x W for 9 anchors"),
-    "no anchors": ('type: "Proposal" top: "rois"', GOOD, "one of each or more, all positive"),
+    "no anchors": ('type: "Proposal" top: "rois"', GOOD, "at least one of each, all positive"),
     "no ratio": (python_layer("'feat_stride': 16, 'ratios': [0]"), GOOD, "all positive"),
     "threshold": (python_layer("'feat_stride': 16, 'nms_thresh': 2"), GOOD, "nms_thresh 2"),
     "two images": (

@@ -97,7 +97,7 @@ ERRORS = {
     "parameters": ("output_dim: 3 spatial_scale: 0.5", SHAPES, "group_size 0"),
     "scale": ("output_dim: 3 group_size: 2", SHAPES, "spatial_scale 0"),
     "channels": ("output_dim: 2 group_size: 2 spatial_scale: 0.5", SHAPES, "expected N x 8 x H x W"),
-    "regions": ("output_dim: 3 group_size: 2 spatial_scale: 0.5", {**SHAPES, "rois": (2, 4)}, "5 numbers a region"),
+    "regions": ("output_dim: 3 group_size: 2 spatial_scale: 0.5", {**SHAPES, "rois": (2, 4)}, "5 numbers per region"),
 }
 
 

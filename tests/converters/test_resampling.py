@@ -79,6 +79,16 @@ def test_interp_to_the_size_of_a_second_blob() -> None:
     assert_close(one.run({"x": x, "like": np.zeros((1, 9, 8, 4))})[0], interpolated(x, (8, 4)))
 
 
+def test_caffe_models_interp_takes_the_second_bottoms_size() -> None:
+    """Align-corners interpolation, at positions that lie on the pixels: every other pixel is an old one."""
+    x = np.random.default_rng(2).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    one = OneLayer('type: "Interp" top: "y" interp_param { use_blob_size: true }', {"x": x.shape, "ref": (2, 7, 7, 9)})
+    (found,) = one.run({"x": x, "ref": np.zeros((2, 7, 7, 9))})
+    assert found.shape == (2, 3, 7, 9)
+    assert_close(found[:, :, ::2, ::2], x)
+    assert_close(found[:, :, 1::2, ::2], (x[:, :, 1:] + x[:, :, :-1]) / 2)
+
+
 # ----------------------------------------------------------------------------------------------------------- Upsample
 
 UNPOOLED = {
@@ -152,7 +162,7 @@ ERRORS = {
     "large": ('type: "Interp" interp_param { height: 100000 width: 100000 }', IMAGE, "expected at most"),
     "three bottoms": ('type: "Interp"', {**MASKED, "z": (1, 3, 5, 7)}, "bottom"),
     "no scale": ('type: "Upsample"', IMAGE, "found one bottom and no scale"),
-    "scale 0": ('type: "Upsample" upsample_param { scale: 0 }', IMAGE, "from 1 on"),
+    "scale 0": ('type: "Upsample" upsample_param { scale: 0 }', IMAGE, "at least 1"),
     "scale 1": ('type: "Upsample" upsample_param { scale: 1 }', MASKED, "scale 1 x 1"),
     "half a scale": ('type: "Upsample" upsample_param { scale_h: 2 }', MASKED, "one of a pair"),
     "half a size": ('type: "Upsample" upsample_param { upsample_w: 2 }', MASKED, "one of a pair"),

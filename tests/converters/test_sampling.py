@@ -330,7 +330,7 @@ ERRORS = {
     "regions": (
         'type: "ROIAlign" roi_align_param { pooled_h: 3 pooled_w: 2 }',
         {"features": FEATURES, "regions": (3, 4)},
-        "5 numbers a region",
+        "5 numbers per region",
     ),
 }
 
@@ -343,7 +343,7 @@ def test_error_names_the_layer(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "opset", "message"),
-    [("transformer ", 15, "--opset 16"), (f"align {next(iter(ALIGNS))}", 22, "21 at most")],
+    [("transformer ", 15, "--opset 16"), (f"align {next(iter(ALIGNS))}", 22, "at most 21")],
 )
 def test_opset_without_the_operator(name: str, opset: int, message: str) -> None:
     with pytest.raises(ConversionError, match=message):

@@ -154,7 +154,7 @@ def test_layers_without_a_handler_are_listed_line_by_line(tmp_path: Path) -> Non
     assert len(said) < 10_000
     lines = said.splitlines()
     assert any(line.startswith(r"  Evil\nerror: forged\x1b[31m: relu") for line in lines)
-    assert lines[-1].startswith("To plug one in")
+    assert lines[-1].startswith("To add one")
     assert sum(line.startswith("error:") for line in lines) == 1
 
 

@@ -5,68 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
 from tests.converters.detectors import yolo_predictions, yolo_rows
 from tests.converters.ncnn_layer import ncnn_layer
-from tests.converters.one_layer import OneLayer, assert_emits_what_is_declared, assert_error_names_layer, run
-
-# -------------------------------------------------------------------------------------------------------------- Reorg
-
-
-def darknet_reorg(x: np.ndarray, stride: int) -> np.ndarray:
-    """Darknet's loop: the image as if it had fewer channels and were larger."""
-    images, channels, height, width = x.shape
-    fewer, flat = channels // stride**2, np.zeros(x.size, x.dtype)
-    source, size = x.reshape(-1), (height * stride, width * stride)
-    for n, c, h, w in np.ndindex(*x.shape):
-        down, across = divmod(c // fewer, stride)
-        at = ((n * fewer + c % fewer) * size[0] + h * stride + down) * size[1] + w * stride + across
-        flat[((n * channels + c) * height + h) * width + w] = source[at]
-    return flat.reshape(images, channels * stride**2, height // stride, width // stride)
-
-
-@pytest.mark.parametrize(("stride", "shape"), [(2, (8, 4, 6)), (3, (9, 6, 3)), (1, (2, 3, 4))])
-def test_reorg(stride: int, shape: tuple[int, ...]) -> None:
-    model = reorg(f"stride: {stride}", shape).model()
-    for batch in (1, 3):
-        x = np.random.default_rng(batch).normal(size=(batch, *shape)).astype(np.float32)
-        np.testing.assert_array_equal(run(model, {"x": x})[0], darknet_reorg(x, stride))
-
-
-@pytest.mark.parametrize(("stride", "shape"), [(2, (8, 4, 6)), (3, (9, 5, 3))])
-def test_reorg_reversed(stride: int, shape: tuple[int, ...]) -> None:
-    model = reorg(f"stride: {stride} reverse: true", shape).model()
-    fewer = shape[0] // stride**2
-    for batch in (1, 3):
-        x = np.random.default_rng(batch).normal(size=(batch, *shape)).astype(np.float32)
-        expected = np.zeros((batch, fewer, shape[1] * stride, shape[2] * stride), np.float32)
-        for n, c, h, w in np.ndindex(*x.shape):
-            down, across = divmod(c // fewer, stride)
-            expected[n, c % fewer, h * stride + down, w * stride + across] = x[n, c, h, w]
-        np.testing.assert_array_equal(run(model, {"x": x})[0], expected)
-
-
-def test_reorg_as_opencv() -> None:
-    x = np.random.default_rng(0).normal(size=(1, 8, 4, 6)).astype(np.float32)
-    (found,) = reorg("stride: 2", x.shape[1:]).run({"x": x})
-    np.testing.assert_array_equal(found, darknet("[reorg]\nstride=2\n", x))
-
-
-def reorg(param: str, shape: Sequence[int]) -> OneLayer:
-    return OneLayer(f'type: "Reorg" top: "y" reorg_param {{ {param} }}', {"x": (1, *shape)})
-
-
-def darknet(layers: str, x: np.ndarray) -> np.ndarray:
-    """What OpenCV's Darknet importer makes of layers without weights."""
-    _, channels, height, width = x.shape
-    config = f"[net]\nwidth={width}\nheight={height}\nchannels={channels}\n\n{layers}"
-    net = cv2.dnn.readNetFromDarknet(np.frombuffer(config.encode(), np.uint8))
-    net.setInput(x)
-    return net.forward()
-
+from tests.converters.one_layer import OneLayer, assert_emits_what_is_declared, assert_error_names_layer, darknet, run
 
 # --------------------------------------------------------------------------------------------------------- detections
 
@@ -216,7 +160,7 @@ ONE = {"x0": (1, 27, 4, 4)}
 TWO = {**ONE, "x1": (1, 27, 8, 8)}
 
 
-@pytest.mark.parametrize("one", [layer2(TWO, 4), layer3(TWO, 4), reorg("stride: 2", (8, 4, 4))])
+@pytest.mark.parametrize("one", [layer2(TWO, 4), layer3(TWO, 4)])
 def test_operators(one: OneLayer) -> None:
     assert_emits_what_is_declared(one)
 
@@ -230,9 +174,6 @@ ERRORS = {
     "gaussian": (layer3(ONE, 4, "gaussian_box: true"), "gaussian_box"),
     "groups": (layer3(ONE, 4).layer.replace("mask_group_num: 1", "mask_group_num: 2"), "mask_group_num 2"),
     "masks": (layer3(ONE, 4).layer.replace("mask: 5", ""), "found 2 masks"),
-    "stride": (reorg("", (8, 4, 4)), "stride 0"),
-    "odd": (reorg("stride: 2", (8, 5, 4)), "that 2 divides"),
-    "few channels": (reorg("stride: 2 reverse: true", (6, 5, 4)), "2 x 2 divides"),
 }
 
 
