@@ -229,7 +229,7 @@ def test_data_layers_may_give_a_field_twice() -> None:
     )
     with pytest.warns(ConversionWarning) as caught:
         net = net_of(text)
-    assert net.inputs[0].shape == (1, 3, 30, 40)
+    assert net.inputs[0].shape == (2, 3, 30, 40)
     assert {re.sub(r"^net\.prototxt:(\d+).*?found (\w+|'\w+').*", r"\1 \2", str(one.message)) for one in caught} == {
         "2 resize_param",
         "3 'ROCKSDB'",
