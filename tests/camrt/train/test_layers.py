@@ -406,7 +406,6 @@ def test_errors_name_the_layer(what: str) -> None:
     assert "layer l (" in str(raised.value)
 
 
-@pytest.mark.xfail(reason="the handlers of some layers stand in modules of other families")
 def test_a_layer_has_the_family_of_its_handler() -> None:
     families = {type: entry.family for entry in handlers.entries() for type in entry.types}
     trained = {type: registry.find(type).__module__.rpartition(".")[2] for type in registry.types()}
