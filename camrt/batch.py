@@ -211,7 +211,7 @@ class Batch:
         if self._lock is None:
             raise RuntimeError("a Batch is used in a with block, which holds its folder's lock")
         settings = self._settings()
-        results_of_old = {self._absolute(name) for facts in self._lines.values() for name in facts["files"]}
+        results_of_old = {self._absolute(name) for record in self._lines.values() for name in record["files"]}
         wanted = [image for image in images if image.path not in results_of_old]
         waiting = {image.given: image for image in wanted if not self._is_done(image, settings)}
         self.total, self.skipped = len(wanted), len(wanted) - len(waiting)
@@ -242,13 +242,13 @@ class Batch:
 
             for found in explainer.map(list(waiting), batch=batch, on_error=record_failure):
                 try:
-                    facts = self._write(found, waiting[found.source], settings, threads)
+                    record = self._write(found, waiting[found.source], settings, threads)
                 except Exception as error:  # whatever it is, it is about this image; unless it is about the folder
                     if _is_lost(error):
                         raise
                     record_failure(found.source, of_image(error, found.source))
                     continue
-                self._keep(facts)
+                self._keep(record)
                 self.explained += 1
                 advance(1)
         if replaces:
@@ -283,13 +283,13 @@ class Batch:
         self._lines, self._others = {}, []
         file = self.folder / LINES
         content = file.read_bytes() if file.exists() else b""
-        for line, facts in results.parse_lines(io.BytesIO(content), file):
-            if _is_ours(facts):
-                self._lines.pop(facts["path"], None)  # the last line of an image counts, and stands where it stood
-                self._lines[facts["path"]] = facts
-            elif facts is not None:
+        for line, record in results.parse_lines(io.BytesIO(content), file):
+            if _is_ours(record):
+                self._lines.pop(record["path"], None)  # the last line of an image counts, and stands where it stood
+                self._lines[record["path"]] = record
+            elif record is not None:
                 self._others.append(line.decode().removesuffix("\n"))
-        self._owners = {str(facts.get("stem", "")).casefold(): path for path, facts in self._lines.items()}
+        self._owners = {str(record.get("stem", "")).casefold(): path for path, record in self._lines.items()}
         self._tidy(content)
 
     def _tidy(self, content: bytes) -> None:
@@ -326,11 +326,11 @@ class Batch:
         return {name: value for name, value in chosen.items() if value is not None}
 
     def _is_done(self, image: ImageFile, settings: Mapping[str, Any]) -> bool:
-        facts = self._lines.get(image.path)
-        if facts is None or facts["settings"] != settings or any(facts.get(k) != v for k, v in image.key.items()):
+        record = self._lines.get(image.path)
+        if record is None or record["settings"] != settings or any(record.get(k) != v for k, v in image.key.items()):
             return False
-        files = [self.folder / name for name in facts["files"]]
-        return all(file.exists() for file in [*files, *([self._card(facts["stem"])] if self.cards else [])])
+        files = [self.folder / name for name in record["files"]]
+        return all(file.exists() for file in [*files, *([self._card(record["stem"])] if self.cards else [])])
 
     # ------------------------------------------------------------------------------------------------------- the files
 
@@ -354,13 +354,13 @@ class Batch:
             self._card(stem).unlink(missing_ok=True)  # of an earlier run
         return {**image.key, **found.as_dict(self.thresholds), "stem": stem, "files": files, "settings": settings}
 
-    def _keep(self, facts: dict[str, Any]) -> None:
+    def _keep(self, record: dict[str, Any]) -> None:
         """Write the line of an image, whose files are there; and remove the files that only the earlier line names."""
-        path = facts["path"]
-        for name in set(self._lines.get(path, {}).get("files", ())) - set(facts["files"]):
+        path = record["path"]
+        for name in set(self._lines.get(path, {}).get("files", ())) - set(record["files"]):
             (self.folder / name).unlink(missing_ok=True)
-        results.append(self.folder / LINES, facts)
-        self._lines[path] = facts
+        results.append(self.folder / LINES, record)
+        self._lines[path] = record
 
     def _stem(self, path: str) -> str:
         """Return what an image's file names begin with: its name, with a part of a hash if that is taken."""
@@ -391,11 +391,11 @@ def _is_lost(error: BaseException | None) -> bool:
     return False
 
 
-def _is_ours(facts: Any) -> TypeGuard[dict[str, Any]]:
+def _is_ours(record: Any) -> TypeGuard[dict[str, Any]]:
     """Return whether a line was written by a Batch, and its names are names, not paths that lead elsewhere."""
-    if not isinstance(facts, dict) or not isinstance(facts.get("path"), str) or "settings" not in facts:
+    if not isinstance(record, dict) or not isinstance(record.get("path"), str) or "settings" not in record:
         return False
-    names = [facts.get("stem"), *(facts["files"] if isinstance(facts.get("files"), list) else [None])]
+    names = [record.get("stem"), *(record["files"] if isinstance(record.get("files"), list) else [None])]
     return all(isinstance(name, str) and name and Path(name).name == name for name in names)
 
 
@@ -421,12 +421,12 @@ def find_images(patterns: Iterable[str], *, but: Path | None = None) -> tuple[li
             missing.append((pattern, _why_nothing(pattern)))
         for path in found:
             try:
-                facts = path.stat()
+                record = path.stat()
             except OSError as error:
                 missing.append((str(path), error.strerror or str(error)))
                 continue
             absolute = os.path.abspath(path)  # noqa: PTH100 - a link to an image is an image of its own
-            images.setdefault(absolute, ImageFile(str(path), absolute, facts.st_size, facts.st_mtime_ns))
+            images.setdefault(absolute, ImageFile(str(path), absolute, record.st_size, record.st_mtime_ns))
     return list(images.values()), missing
 
 

@@ -139,14 +139,14 @@ class Explainer:
         del graph
         file = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
         try:
-            facts = _facts(self._session)
-            request.compare(facts)
-            self.method: str = facts["method"]
-            self.protocol: str = facts["protocol"]
-            self.top: int = facts["top"]
-            self.size: int = facts["size"]
+            properties = _properties(self._session)
+            request.compare(properties)
+            self.method: str = properties["method"]
+            self.protocol: str = properties["protocol"]
+            self.top: int = properties["top"]
+            self.size: int = properties["size"]
             self.labels = _labels(self._session, labels)
-            self.target: str | list[int] = facts.get("target", "top")
+            self.target: str | list[int] = properties.get("target", "top")
             self._target = self._default_target(target)
         except CamrtError as error:
             raise (error.in_file(file) if file else error) from error.__cause__
@@ -409,7 +409,7 @@ def _report(failure: _Failure, on_error: OnError) -> None:
 # ----------------------------------------------------------------------------------------------------------- the model
 
 
-def _facts(session: Session) -> dict[str, Any]:
+def _properties(session: Session) -> dict[str, Any]:
     """Read and check the metadata of an explainer graph."""
     anew = "Make the explainer anew: camrt export"
     if set(session.inputs) - {_TARGET} != {_INPUT} or not set(_OUTPUTS) <= set(session.outputs):
@@ -418,20 +418,20 @@ def _facts(session: Session) -> dict[str, Any]:
             f"{list(_OUTPUTS)}. {anew}"
         )
     try:
-        facts = metadata.explainer_of(session.metadata)
-        if facts is None:
+        properties = metadata.explainer_of(session.metadata)
+        if properties is None:
             raise ValueError("it is missing")
     except ValueError as error:
         text = session.metadata.get(metadata.EXPLAINER, "")
         raise CamrtError(
             f"found the metadata {metadata.EXPLAINER} {text[:200]!r}, which cannot be used ({error}). {anew}"
         ) from None
-    shape, size = session.inputs[_INPUT], facts["size"]
+    shape, size = session.inputs[_INPUT], properties["size"]
     if shape[1:] != (size, size, 3):
         raise CamrtError(
             f"found the input of shape {shape}, expected (N, {size}, {size}, 3) as its metadata say. {anew}"
         )
-    return facts
+    return properties
 
 
 def _labels(session: Session, given: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -292,13 +292,13 @@ class Explanation:
             CamrtError: The folder cannot be written to, or an argument is wrong.
         """
         shown = self if max_side is None else self.fitted(max_side)
-        facts = shown.as_dict(thresholds)
+        record = shown.as_dict(thresholds)
         drawn = thresholds if draw_boxes else None
-        facts["files"] = shown.save_files(
+        record["files"] = shown.save_files(
             folder, stem=stem, overlays=overlays, maps=maps, thresholds=drawn, max_side=None
         )
-        results.append(Path(folder) / LINES, facts)
-        return facts
+        results.append(Path(folder) / LINES, record)
+        return record
 
     def save_files(
         self,

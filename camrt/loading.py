@@ -82,11 +82,11 @@ class Request:
             preprocess=self.preprocess,
         )
 
-    def compare(self, facts: Mapping[str, Any]) -> None:
+    def compare(self, stated: Mapping[str, Any]) -> None:
         """Check that an explainer graph does what was asked: it cannot do anything else.
 
         Args:
-            facts: What the graph says of itself.
+            stated: What the graph says of itself.
 
         Raises:
             CamrtError: It was asked to.
@@ -94,17 +94,17 @@ class Request:
         anew = "Make it anew from the classifier: camrt export"
         for key in ("method", "protocol", "top", "features", "classifier", "scores"):
             wanted = getattr(self, key)
-            if wanted is not None and key in facts and facts[key] != wanted:
-                raise CamrtError(f"found an explainer graph with {key} {facts[key]!r}, expected {wanted!r}. {anew}")
+            if wanted is not None and key in stated and stated[key] != wanted:
+                raise CamrtError(f"found an explainer graph with {key} {stated[key]!r}, expected {wanted!r}. {anew}")
         layers = [self.layer] if isinstance(self.layer, str) else self.layer
-        if layers is not None and list(layers) != facts.get("layer", [facts.get("features")]):
-            found = facts.get("layer", facts.get("features"))
+        if layers is not None and list(layers) != stated.get("layer", [stated.get("features")]):
+            found = stated.get("layer", stated.get("features"))
             raise CamrtError(f"found an explainer graph with layer {found!r}, expected {self.layer!r}. {anew}")
         for name, value in (self.settings or {}).items():
-            if str(facts.get("settings", {}).get(name)) != str(value):
+            if str(stated.get("settings", {}).get(name)) != str(value):
                 raise CamrtError(
-                    f"found an explainer graph with the settings {facts.get('settings', {})}, expected {name}={value}. "
-                    f"{anew}"
+                    f"found an explainer graph with the settings {stated.get('settings', {})}, expected {name}={value}"
+                    f". {anew}"
                 )
 
     def compare_preprocess(self, properties: Mapping[str, str]) -> None:
@@ -196,14 +196,14 @@ def identity(model: str, weights: Path | None = None) -> dict[str, Any]:
     from converters import zoo
 
     if not is_name(model):
-        file, facts = Path(model), {"file": os.path.abspath(model)}  # noqa: PTH100 - links are not followed
+        file, stated = Path(model), {"file": os.path.abspath(model)}  # noqa: PTH100 - links are not followed
     else:
         named = zoo.find(model)
-        file, facts = weights or zoo.weights_path(named), {"name": named.name}
+        file, stated = weights or zoo.weights_path(named), {"name": named.name}
         if weights is not None:
-            facts["weights"] = os.path.abspath(weights)  # noqa: PTH100
+            stated["weights"] = os.path.abspath(weights)  # noqa: PTH100
     found = file.stat() if file.exists() else None
-    return {**facts, "size": found.st_size, "mtime_ns": found.st_mtime_ns} if found else dict(facts)
+    return {**stated, "size": found.st_size, "mtime_ns": found.st_mtime_ns} if found else dict(stated)
 
 
 # ---------------------------------------------------------------------------------------------------- the named models

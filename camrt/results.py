@@ -40,13 +40,13 @@ def write(path: Path, content: bytes) -> None:
         raise _unwritable(path, error) from error
 
 
-def append(path: Path, facts: Any) -> None:
+def append(path: Path, record: Any) -> None:
     """Add a line of JSON in one write. What a killed process left of one is ended first.
 
     Raises:
         CamrtError: The file cannot be written.
     """
-    encoded = f"{json_line(facts)}\n".encode()
+    encoded = f"{json_line(record)}\n".encode()
     try:
         with _appending, path.open("a+b") as stream:
             with contextlib.suppress(OSError):  # an empty file has no last byte
@@ -74,14 +74,14 @@ def parse_lines(lines: Iterable[bytes], file: Path) -> Iterator[tuple[bytes, Any
     """
     for number, line in enumerate(lines, 1):
         try:
-            facts = json.loads(line) if line.strip() else None
+            record = json.loads(line) if line.strip() else None
         except (ValueError, RecursionError):
             if not line.endswith(b"\n"):
                 return
             raise CamrtError(
                 "the line is not JSON. Mend or remove it, or name another folder with --out", file=f"{file}:{number}"
             ) from None
-        yield line, facts
+        yield line, record
 
 
 def lock(path: Path, refusal: str) -> FileLock:
@@ -136,13 +136,13 @@ def hold(path: Path, refusal: str) -> IO[bytes]:
     return stream
 
 
-def json_line(facts: Any) -> str:
+def json_line(record: Any) -> str:
     """One line of JSON, readable where it can be: names of files need not be text, and may hold what terminals obey."""
-    text = json.dumps(facts, ensure_ascii=False)
+    text = json.dumps(record, ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError:
-        return json.dumps(facts)
+        return json.dumps(record)
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)

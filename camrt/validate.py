@@ -445,10 +445,10 @@ def answers(
     from camrt.graph.view import metadata_of
     from camrt.session import Session
 
-    facts = metadata_of(model)
-    is_named = metadata.FEATURES in facts
+    properties = metadata_of(model)
+    is_named = metadata.FEATURES in properties
     try:
-        head = find_head(open_model(model), facts.get(metadata.FEATURES), facts.get(metadata.CLASSIFIER))
+        head = find_head(open_model(model), properties.get(metadata.FEATURES), properties.get(metadata.CLASSIFIER))
     except CamrtError:
         if is_named:
             raise
@@ -538,8 +538,8 @@ def classifier(
     from converters.reader import parse_prototxt
 
     model = convert(read_net(parse_prototxt(prototxt, f"{name}.prototxt"), caffemodel))
-    facts = {entry.key: entry.value for entry in model.metadata_props}
+    properties = {entry.key: entry.value for entry in model.metadata_props}
     if features and linear:
-        facts |= {metadata.FEATURES: features, metadata.CLASSIFIER: linear}
-    helper.set_model_props(model, facts)
+        properties |= {metadata.FEATURES: features, metadata.CLASSIFIER: linear}
+    helper.set_model_props(model, properties)
     return model

@@ -263,8 +263,8 @@ def _dry_run(
     problems = [row for row in rows if row.problem]
     parameters, operations = survey.total(rows)
     if as_json:
-        facts = {"layers": [asdict(row) for row in rows], "parameters": parameters, "operations": operations}
-        print(json.dumps({**facts, "unknown_inputs": open_inputs, "convertible": not problems and not open_inputs}))
+        record = {"layers": [asdict(row) for row in rows], "parameters": parameters, "operations": operations}
+        print(json.dumps({**record, "unknown_inputs": open_inputs, "convertible": not problems and not open_inputs}))
     else:
         _show_dry_run(net, rows, open_inputs)
     if problems or open_inputs:
@@ -320,20 +320,20 @@ def _verified(task: _Task, converted: Converted) -> Report:
 def _show(
     task: _Task, converted: Converted, size: int, seconds: float, report: Report | None, *, as_json: bool
 ) -> None:
-    facts = _facts(task, converted, size, seconds)
+    record = _record(task, converted, size, seconds)
     if as_json:
         verified = None if report is None else report.as_dict()
-        print(json.dumps({**facts, "verified": verified}))
+        print(json.dumps({**record, "verified": verified}))
         return
     from rich.console import Console
 
     rows = {
-        "model": facts["output"],
-        "inputs": facts["inputs"],
-        "outputs": facts["outputs"],
-        "layers": f"{facts['layers']:,} as {facts['nodes']:,} nodes",
-        "parameters": f"{facts['parameters']:,}",
-        "opset": str(facts["opset"]),
+        "model": record["output"],
+        "inputs": record["inputs"],
+        "outputs": record["outputs"],
+        "layers": f"{record['layers']:,} as {record['nodes']:,} nodes",
+        "parameters": f"{record['parameters']:,}",
+        "opset": str(record["opset"]),
         "size": amount(size),
         "time": f"{seconds:.2f} s",
     }
@@ -343,7 +343,7 @@ def _show(
         console.print(report.as_table())
 
 
-def _facts(task: _Task, converted: Converted, size: int, seconds: float) -> dict[str, Any]:
+def _record(task: _Task, converted: Converted, size: int, seconds: float) -> dict[str, Any]:
     graph = converted.draft.graph
     names = graph.axis_names()
 

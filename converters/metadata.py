@@ -105,9 +105,9 @@ def preprocess_text(
         channels: ``"BGR"`` or ``"RGB"``: the order of the channels.
         has_mean_image: Whether a mean image is subtracted in place of the mean.
     """
-    facts: dict[str, Any] = {"size": size, "crop": crop, "mean": list(mean), "scale": list(scale)}
-    facts |= {"channels": channels, "layout": "NCHW"}
-    return json.dumps(facts | ({"mean_image": True} if has_mean_image else {}))
+    fields: dict[str, Any] = {"size": size, "crop": crop, "mean": list(mean), "scale": list(scale)}
+    fields |= {"channels": channels, "layout": "NCHW"}
+    return json.dumps(fields | ({"mean_image": True} if has_mean_image else {}))
 
 
 def preprocess_of(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -120,19 +120,19 @@ def preprocess_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     Raises:
         ValueError: It is missing or cannot be used.
     """
-    facts = _json(metadata.get(PREPROCESS, ""))
+    fields = _json(metadata.get(PREPROCESS, ""))
     try:
-        size = int(facts["size"])
+        size = int(fields["size"])
         read = {
             "size": size,
-            "crop": int(facts["crop"]),
-            "mean": _three(facts["mean"]),
-            "scale": _three(facts.get("scale", 1.0)),
-            "channels": facts["channels"],
+            "crop": int(fields["crop"]),
+            "mean": _three(fields["mean"]),
+            "scale": _three(fields.get("scale", 1.0)),
+            "channels": fields["channels"],
         }
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(repr(error)) from None
-    has_mean_image = facts.get("mean_image") is True
+    has_mean_image = fields.get("mean_image") is True
     return {**read, "mean_image": _mean_image_of(metadata.get(MEAN_IMAGE), size) if has_mean_image else None}
 
 
@@ -147,9 +147,9 @@ def mean_image_text(mean: NDArray[np.float32]) -> str:
     return base64.b64encode(zlib.compress(np.ascontiguousarray(mean, "<f4").tobytes())).decode("ascii")
 
 
-def explainer_text(facts: Mapping[str, Any]) -> str:
+def explainer_text(fields: Mapping[str, Any]) -> str:
     """Write what an explainer graph computes."""
-    return json.dumps(dict(facts))
+    return json.dumps(dict(fields))
 
 
 def explainer_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
@@ -160,10 +160,10 @@ def explainer_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
     """
     if EXPLAINER not in metadata:
         return None
-    facts = _json(metadata[EXPLAINER])
+    fields = _json(metadata[EXPLAINER])
     try:
-        facts = facts | {key: str(facts[key]) for key in ("method", "protocol")}
-        return dict(facts | {key: int(facts[key]) for key in ("top", "size")})
+        fields = fields | {key: str(fields[key]) for key in ("method", "protocol")}
+        return dict(fields | {key: int(fields[key]) for key in ("top", "size")})
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(repr(error)) from None
 

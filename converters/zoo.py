@@ -168,9 +168,9 @@ def models() -> Mapping[str, NamedModel]:
     registry = _toml("registry.toml")
     families = registry["families"]
     found: dict[str, NamedModel] = {}
-    for name, facts in registry["models"].items():
-        shared = families[facts["family"]] if "family" in facts else {}
-        found[name] = _named_model(name, {**shared, **facts})
+    for name, table in registry["models"].items():
+        shared = families[table["family"]] if "family" in table else {}
+        found[name] = _named_model(name, {**shared, **table})
     return MappingProxyType(found)
 
 
@@ -197,11 +197,11 @@ def find(name: str) -> NamedModel:
 @functools.cache
 def reference_files() -> Mapping[str, ReferenceFile]:
     """Return the data files of the original demo by their path in the cache's ``reference`` folder."""
-    table = _toml("reference.toml")
+    reference = _toml("reference.toml")
     files = {}
-    for facts in table["files"]:
-        url = table["url"].format(commit=facts.get("commit", table["commit"]), path=facts["upstream"])
-        files[facts["path"]] = ReferenceFile(facts["path"], url, facts["bytes"], facts["sha256"])
+    for table in reference["files"]:
+        url = reference["url"].format(commit=table.get("commit", reference["commit"]), path=table["upstream"])
+        files[table["path"]] = ReferenceFile(table["path"], url, table["bytes"], table["sha256"])
     return MappingProxyType(files)
 
 
@@ -217,12 +217,12 @@ def _toml(file_name: str) -> dict[str, Any]:
     return tomllib.loads((models_folder() / file_name).read_text(encoding="utf-8"))
 
 
-def _named_model(name: str, facts: Mapping[str, Any]) -> NamedModel:
-    network, weights, preprocessing = facts["network"], facts["weights"], facts["preprocessing"]
-    plain = {key: facts[key] for key in facts.keys() - {"family", "aliases", "network", "weights", "preprocessing"}}
+def _named_model(name: str, table: Mapping[str, Any]) -> NamedModel:
+    network, weights, preprocessing = table["network"], table["weights"], table["preprocessing"]
+    plain = {key: table[key] for key in table.keys() - {"family", "aliases", "network", "weights", "preprocessing"}}
     return NamedModel(
         name=name,
-        aliases=tuple(facts.get("aliases", ())),
+        aliases=tuple(table.get("aliases", ())),
         network=network if isinstance(network, str) else Assembly(**network),
         weights=WeightsFile(**{**weights, "urls": tuple(weights.get("urls", ()))}),
         preprocessing=Preprocessing(**{**preprocessing, "mean": tuple(map(float, preprocessing["mean"]))}),

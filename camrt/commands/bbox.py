@@ -61,9 +61,9 @@ def bbox(
             write_picture(picture, _boxes_drawn(images.decode(image), levels, boxes, image))
         if out is not None:
             write(out, text.encode())
-        facts = {"boxes": boxes.tolist(), "text": text, "picture": str(picture) if image else None}
+        record = {"boxes": boxes.tolist(), "text": text, "picture": str(picture) if image else None}
         if as_json:
-            print(json_line(facts))
+            print(json_line(record))
         elif out is None:
             print(text)
         if not as_json:

@@ -89,7 +89,7 @@ def demo(
     began = time.perf_counter()
     with reporting():
         if cached is not None:
-            facts, picture = _cached_demo(reference_folder(reference_dir), cached)
+            record, picture = _cached_demo(reference_folder(reference_dir), cached)
         else:
             explain = functools.partial(
                 _explained,
@@ -99,14 +99,14 @@ def demo(
                 providers=provider,
                 max_pixels=max_pixels,
             )
-            facts, picture = _network_demo(model, image, reference_folder(reference_dir), explain)
-        line = "".join(f" --top{rank}:{one['label']}" for rank, one in enumerate(facts["top"], 1))
+            record, picture = _network_demo(model, image, reference_folder(reference_dir), explain)
+        line = "".join(f" --top{rank}:{one['label']}" for rank, one in enumerate(record["top"], 1))
         write_picture(output, picture)
-        facts |= {"line": line, "picture": str(output.absolute()), "seconds": round(time.perf_counter() - began, 3)}
+        record |= {"line": line, "picture": str(output.absolute()), "seconds": round(time.perf_counter() - began, 3)}
         if as_json:
-            print(json_line(facts))
+            print(json_line(record))
         else:
-            echo(line, facts["picture"])
+            echo(line, record["picture"])
 
 
 def _explained(name: str, image: ImageLike, *, max_pixels: int | None, **arguments: Any) -> Explanation:
@@ -124,10 +124,10 @@ def _network_demo(
     found = explain(_demo_image(name, image, reference))
     labels = _labels(name, found, reference)
     top = [{**one, "label": label} for one, label in zip(found.as_dict()["top"], labels, strict=True)]
-    facts = {"model": name, "image": found.source, "top": top}
+    record = {"model": name, "image": found.source, "top": top}
     if found.heatmaps.shape[-1] < _SMALL:
-        return facts | {"boxes": found.boxes(0).tolist()}, _enlarged(found)
-    return facts, found.picture(square=True)
+        return record | {"boxes": found.boxes(0).tolist()}, _enlarged(found)
+    return record, found.picture(square=True)
 
 
 def _enlarged(found: Explanation) -> NDArray[np.uint8]:

@@ -392,7 +392,7 @@ def _print_errors(errors: LocalizationErrors, data: Dataset, written: dict[str, 
             name: {"localization": found.tolist(), "classification": errors.classification[name].tolist()}
             for name, found in errors.localization.items()
         }
-        facts = {
+        record = {
             "images": len(data),
             "blacklisted": len(data.blacklist),
             "rankings": rankings,
@@ -400,7 +400,7 @@ def _print_errors(errors: LocalizationErrors, data: Dataset, written: dict[str, 
             "failed": _failed(errors.failures),
             "files": {name: str(path) for name, path in written.items()},
         }
-        print(json_line(facts))
+        print(json_line(record))
     else:
         notes = [f"{len(data):,} images"]
         if data.blacklist:
@@ -501,7 +501,7 @@ def _measure(
 
 
 def _write_results(found: Sequence[MethodMetrics], out: Path) -> dict[str, Path]:
-    write(out / RESULTS, f"{json_line(_metric_facts(found, {}))}\n".encode())
+    write(out / RESULTS, f"{json_line(_metric_record(found, {}))}\n".encode())
     return {"results": out / RESULTS}
 
 
@@ -543,7 +543,7 @@ def _comparison_page(
     return out / PAGE
 
 
-def _metric_facts(found: Sequence[MethodMetrics], written: dict[str, Path]) -> dict[str, Any]:
+def _metric_record(found: Sequence[MethodMetrics], written: dict[str, Path]) -> dict[str, Any]:
     return {
         "images": found[0].images,
         "methods": {
@@ -562,7 +562,7 @@ def _print_metrics(found: Sequence[MethodMetrics], written: dict[str, Path], as_
     from camrt.evaluate.report import metric_table
 
     if as_json:
-        print(json_line(_metric_facts(found, written)))
+        print(json_line(_metric_record(found, written)))
     else:
         numbers = found[0].numbers
         notes = [f"{found[0].images:,} images"]

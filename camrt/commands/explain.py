@@ -193,7 +193,7 @@ def explain(
             page = work.page(found) if html else None
             done = work.lines(found)
         if as_json:
-            facts: dict[str, Any] = {
+            record: dict[str, Any] = {
                 "out": str(out),
                 "explained": work.explained,
                 "skipped": work.skipped,
@@ -201,7 +201,7 @@ def explain(
                 "failed": [{"image": where, "reason": reason} for where, reason in failed],
                 "page": str(page) if page else None,
             }
-            print(json_line(facts))
+            print(json_line(record))
         else:
             if done:
                 show(_table(done, out))

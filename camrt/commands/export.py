@@ -167,7 +167,7 @@ def export(
         if isinstance(explainer, Path):
             raise CamrtError("is an explainer already, expected a classifier", file=model)
         written = _write(explainer, output)
-        facts: dict[str, Any] = {
+        record: dict[str, Any] = {
             "output": str(output),
             **describe(explainer),
             "inputs": [_described(value) for value in explainer.graph.input],
@@ -175,36 +175,36 @@ def export(
             "bytes": written,
         }
         if as_json:
-            print(json_line(facts))
+            print(json_line(record))
             return
         show(
             table(
                 {
-                    "model": facts["output"],
-                    **dict(_of_method(facts)),
-                    "inputs": facts["inputs"],
-                    "outputs": facts["outputs"],
+                    "model": record["output"],
+                    **dict(_of_method(record)),
+                    "inputs": record["inputs"],
+                    "outputs": record["outputs"],
                     "size": amount(written),
                 }
             )
         )
 
 
-def _of_method(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _of_method(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Describe the maps."""
-    if "classifier" in facts:
-        rows = [("head", f"features {facts['features']}, classifier {facts['classifier']}")]
+    if "classifier" in record:
+        rows = [("head", f"features {record['features']}, classifier {record['classifier']}")]
     else:
-        rows = [("layer", ", ".join(facts["layer"]) or "the image itself"), ("scores", facts["scores"])]
-    target = facts.get("target", "top")
+        rows = [("layer", ", ".join(record["layer"]) or "the image itself"), ("scores", record["scores"])]
+    target = record.get("target", "top")
     explained = {
-        "top": f"the best {facts['top']}",
-        "input": f"{facts['top']} that come with each image",
+        "top": f"the best {record['top']}",
+        "input": f"{record['top']} that come with each image",
         "sum": "the sum",
     }
     classes = explained[target] if isinstance(target, str) else f"classes {', '.join(map(str, target))}"
-    settings = "".join(f", {name} {value}" for name, value in facts.get("settings", {}).items())
-    return [*rows, ("maps", f"{facts['method']}, {facts['protocol']}, {classes}{settings}")]
+    settings = "".join(f", {name} {value}" for name, value in record.get("settings", {}).items())
+    return [*rows, ("maps", f"{record['method']}, {record['protocol']}, {classes}{settings}")]
 
 
 def _labels(file: Path | None) -> list[str] | None:

@@ -32,9 +32,9 @@ MODELS_EXAMPLES = f"""Examples:
 def models(as_json: Json = False) -> None:
     """List the named models."""
     with reporting():
-        facts = _listing()
+        record = _listing()
         if as_json:
-            print(json_line(facts))
+            print(json_line(record))
             return
         from rich.table import Table
 
@@ -44,7 +44,7 @@ def models(as_json: Json = False) -> None:
         table.add_column("name", no_wrap=True)
         for column in ("trained on", "input", "maps", "weights"):
             table.add_column(column)
-        for one in facts:
+        for one in record:
             names = "\n".join([one["name"], *one["aliases"]])
             weights = (
                 "with camrt"

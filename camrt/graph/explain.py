@@ -114,11 +114,17 @@ def explain_graph(
         seen = _look(opened, entry, asked)
         metadata = _labelled(metadata, labels, seen.scores, asked)
         targets = targets_of(target, top, entry.top, labels_of(metadata), None if target == SUM else seen.scores)
-        facts = {"method": method, "protocol": protocol, "top": targets.count, "size": wanted.size, "resize": "square"}
+        properties = {
+            "method": method,
+            "protocol": protocol,
+            "top": targets.count,
+            "size": wanted.size,
+            "resize": "square",
+        }
         result, found = _explainer(opened, entry, chosen, asked, seen, targets, wanted, protocol)
-        facts |= _facts(entry, seen, targets, found, chosen)
+        properties |= _properties(entry, seen, targets, found, chosen)
         metadata.pop(keys.MEAN_IMAGE, None)  # which is in the graph now
-        metadata |= {keys.PREPROCESS: wanted.as_json(), keys.EXPLAINER: keys.explainer_text(facts)}
+        metadata |= {keys.PREPROCESS: wanted.as_json(), keys.EXPLAINER: keys.explainer_text(properties)}
         helper.set_model_props(result, metadata)
         check_model(result, "the explainer")
         return result
@@ -277,18 +283,18 @@ def _feature_maps(view: GraphView, entry: Method, asked: _Asked, seen: _Seen, im
     return feature_maps
 
 
-def _facts(
+def _properties(
     entry: Method, seen: _Seen, targets: Targets, feature_maps: Sequence[FeatureMap], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the metadata say of the method."""
-    facts: dict[str, Any] = {}
+    properties: dict[str, Any] = {}
     if entry.kind == "head" and seen.head is not None:
-        facts |= {"features": seen.head.features, "classifier": seen.head.classifier}
+        properties |= {"features": seen.head.features, "classifier": seen.head.classifier}
     else:
-        facts |= {"layer": [one.tensor for one in feature_maps], "scores": seen.scores.logits}
+        properties |= {"layer": [one.tensor for one in feature_maps], "scores": seen.scores.logits}
     if entry.kind != "head" or targets.kind != "top":
-        facts["target"] = targets.fact
-    return facts | ({"settings": dict(settings)} if settings else {})
+        properties["target"] = targets.fact
+    return properties | ({"settings": dict(settings)} if settings else {})
 
 
 def _image_input(view: GraphView, preprocess: Preprocess, protocol: str) -> tuple[str, int]:
@@ -422,14 +428,14 @@ def describe(model: onnx.ModelProto) -> Mapping[str, object]:
         CamrtError: The model is no explainer.
     """
     try:
-        facts = keys.explainer_of(metadata_of(model))
+        properties = keys.explainer_of(metadata_of(model))
     except ValueError as error:
         raise CamrtError(f"found the metadata {keys.EXPLAINER}, which cannot be used ({error})") from None
-    if facts is None:
+    if properties is None:
         raise CamrtError(
             f"the model is no explainer graph (no metadata {keys.EXPLAINER}), expected one of camrt export"
         )
-    return facts
+    return properties
 
 
 __all__ = ["METHODS", "describe", "explain_graph"]

@@ -77,10 +77,10 @@ class Sizes:
 
     def takes_all(self, tensor: str, indices: str) -> bool:
         """Whether indices name all elements of a vector in order: PyTorch's as_strided, which is a Reshape here."""
-        places, shapes = self.values(indices), [one.shapes.get(tensor) for one in self._inferred]
-        return places is not None and all(
+        positions, shapes = self.values(indices), [one.shapes.get(tensor) for one in self._inferred]
+        return positions is not None and all(
             shape == one.reshape(-1).shape and np.array_equal(one.reshape(-1), np.arange(one.size))
-            for one, shape in zip(places, shapes, strict=True)
+            for one, shape in zip(positions, shapes, strict=True)
         )
 
     @cached_property

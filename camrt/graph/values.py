@@ -377,7 +377,7 @@ class Value:
         return self._new(found, _broadcast([self.shape, sizes]))
 
     def unsqueeze(self, *axes: int) -> Value:
-        """New axes of size 1, at places counted in the result."""
+        """New axes of size 1, at positions counted in the result."""
         if not axes:
             return self
         rank = self.rank + len(axes)
@@ -434,11 +434,11 @@ class Value:
             shape[axis] = None if size is None else size + before + after
         return self._new(self.builder.node("Pad", [self.name, self.builder.shape(*pads)]), shape)
 
-    def take(self, places: Sequence[int] | np.ndarray, axis: int) -> Value:
-        """The slices at some places along an axis."""
+    def take(self, positions: Sequence[int] | np.ndarray, axis: int) -> Value:
+        """The slices at some positions along an axis."""
         shape = list(self.shape)
-        shape[self.axis(axis)] = len(places)
-        listed = self.builder.constant(places, "places", np.int64)
+        shape[self.axis(axis)] = len(positions)
+        listed = self.builder.constant(positions, "positions", np.int64)
         return self._new(self.builder.node("Gather", [self.name, listed], axis=self.axis(axis) - self.rank), shape)
 
     def filled(self, number: float, lead: int | None = None) -> Value:
@@ -452,7 +452,7 @@ class Value:
         return self.filled(0, lead)
 
     def scatter(self, indices: Value, updates: Value, axis: int, *, add: bool = False) -> Value:
-        """Updates put at the places that indices name along an axis, or added there.
+        """Updates put at the positions that indices name along an axis, or added there.
 
         Raises:
             CamrtError: They are to be added, and the operator set has no operator for it.

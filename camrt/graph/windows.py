@@ -110,17 +110,17 @@ class Windows:
         """
         check_matrix(out, max(size, self.kernel[axis]), "windows")
         starts = np.arange(out) * self.strides[axis] - self.begins[axis]
-        places = starts[:, None] + np.arange(self.kernel[axis]) * self.dilations[axis]
-        rows, columns = np.nonzero((places >= 0) & (places < size))
+        positions = starts[:, None] + np.arange(self.kernel[axis]) * self.dilations[axis]
+        rows, columns = np.nonzero((positions >= 0) & (positions < size))
         matrix = np.zeros((out, size))
-        matrix[rows, places[rows, columns]] = 1
+        matrix[rows, positions[rows, columns]] = 1
         return matrix
 
     def lengths(self, axis: int, size: int, out: int) -> np.ndarray:
         """How many taps of each window lie within the padded image: (out,)."""
         starts = np.arange(out) * self.strides[axis] - self.begins[axis]
-        places = starts[:, None] + np.arange(self.kernel[axis]) * self.dilations[axis]
-        return np.asarray((places < size + self.ends[axis]).sum(axis=1))
+        positions = starts[:, None] + np.arange(self.kernel[axis]) * self.dilations[axis]
+        return np.asarray((positions < size + self.ends[axis]).sum(axis=1))
 
 
 def check_matrix(rows: int, columns: int, what: str) -> None:

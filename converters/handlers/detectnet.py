@@ -88,9 +88,9 @@ def cluster_detections(layer: Layer, graph: Graph) -> None:
             "GreaterOrEqual", [graph.reshape(scores, (graph.shape(coverage)[0], param.cells)), least], dtype=np.bool_
         )
         count = counted(graph, "boxes")
-        places = graph.transpose(graph.node("NonZero", [is_box], shape=(2, count), dtype=np.int64), (1, 0))
-        found = graph.node("GatherND", [corners, places], shape=(count, 4), dtype=np.float64)
-        _cluster(graph, param, places, _rectangles(graph, found), coverage, top)
+        positions = graph.transpose(graph.node("NonZero", [is_box], shape=(2, count), dtype=np.int64), (1, 0))
+        found = graph.node("GatherND", [corners, positions], shape=(count, 4), dtype=np.float64)
+        _cluster(graph, param, positions, _rectangles(graph, found), coverage, top)
 
 
 def _parameters(layer: Layer) -> Clustering:
@@ -136,16 +136,16 @@ def _rectangles(graph: Graph, corners: str) -> str:
     return graph.cast(graph.cast(sized, np.int64), np.float64)
 
 
-def _cluster(graph: Graph, param: Clustering, places: str, rects: str, like: str, top: str) -> None:
-    """The detections of one class from its rectangles, (K, 4), at ``places``, (K, 2): image and cell.
+def _cluster(graph: Graph, param: Clustering, positions: str, rects: str, like: str, top: str) -> None:
+    """The detections of one class from its rectangles, (K, 4), at ``positions``, (K, 2): image and cell.
 
     OpenCV: cv::partition and cv::groupRectangles in modules/objdetect/src/cascadedetect.cpp. The (K, K)
     matrix of similar rectangles is squared until it is transitive.
     """
-    count = graph.shape(places)[0]
-    image, _ = parts(graph, places, 1, [1, 1])
+    count = graph.shape(positions)[0]
+    image, _ = parts(graph, positions, 1, [1, 1])
     stride = graph.constant([[param.cells], [1]], np.int64)
-    key = graph.node("MatMul", [places, stride], shape=(count, 1), dtype=np.int64)
+    key = graph.node("MatMul", [positions, stride], shape=(count, 1), dtype=np.int64)
     is_same_image = _compare(graph, "Equal", image, graph.transpose(image, (1, 0)))
     is_earlier = graph.node("And", [is_same_image, _compare(graph, "Less", graph.transpose(key, (1, 0)), key)])
     joined = _joined(graph, param, rects, key, is_same_image)

@@ -173,7 +173,7 @@ def _decoded(graph: Graph, one: Map, classes: int, *, by_softmax: bool) -> tuple
 def _rows(graph: Graph, scores: str, boxes: str, labels: str) -> str:
     """The detections, (M, 7): all boxes with a score above the lowest float."""
     images, count = graph.shape(scores)
-    places = found_places(graph, scores)
+    positions = found_places(graph, scores)
     found = counted(graph, "detections")
     center, size = parts(graph, boxes, 2, [2, 2])
     half = graph.node("Mul", [size, graph.constant(0.5)])
@@ -182,6 +182,6 @@ def _rows(graph: Graph, scores: str, boxes: str, labels: str) -> str:
         graph.node("Sub", [center, half]),
         graph.node("Add", [center, half]),
     ]
-    values = graph.node("GatherND", [graph.concat(columns, 2), places], shape=(found, 6))
-    image = graph.node("Gather", [places, graph.constant([0], np.int64)], shape=(found, 1), axis=1)
+    values = graph.node("GatherND", [graph.concat(columns, 2), positions], shape=(found, 6))
+    image = graph.node("Gather", [positions, graph.constant([0], np.int64)], shape=(found, 1), axis=1)
     return graph.node("Concat", [graph.cast(image, np.float32), values], shape=(found, 7), axis=1)

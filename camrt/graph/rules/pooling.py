@@ -37,14 +37,14 @@ def global_max_pool(g: Value, y: Value, x: Value) -> Value:
 
 
 def _to_maxima(g: Value, x: Value, windows: Windows, **attributes: object) -> Value:
-    """Pool once more, for the maxima's places in the whole tensor, and add the gradient there."""
+    """Pool once more, for the maxima's positions in the whole tensor, and add the gradient there."""
     builder = x.builder
-    outputs = [builder.name("maxima"), builder.name("places")]
+    outputs = [builder.name("maxima"), builder.name("positions")]
     _, name = builder.nodes_of("MaxPool", [x.name], outputs, **attributes)
-    places = Value(builder, name, g.shape, TensorProto.INT64)
+    positions = Value(builder, name, g.shape, TensorProto.INT64)
     zeros = x.reshape(-1).zeros(g.lead)
     if windows.is_disjoint or builder.opset >= SCATTER_ADDS:
-        return zeros.scatter(places.reshape(-1), g.reshape(-1), 0, add=not windows.is_disjoint).reshape_as(x)
+        return zeros.scatter(positions.reshape(-1), g.reshape(-1), 0, add=not windows.is_disjoint).reshape_as(x)
     # Every few windows share nothing with each other: such lots are scattered one by one, and added up.
     lots = []
     apart = [-(-(reach + 1) // stride) for reach, stride in zip(windows.reach, windows.strides, strict=True)]
@@ -54,7 +54,7 @@ def _to_maxima(g: Value, x: Value, windows: Windows, **attributes: object) -> Va
             f"{builder.opset}: convert the model to opset {SCATTER_ADDS}"
         )
     for first in product(*map(range, apart)):
-        cut = [places, g]
+        cut = [positions, g]
         for axis, (start, step) in enumerate(zip(first, apart, strict=True), 2):
             cut = [one.slice(axis, start, LAST, step) for one in cut]
         lots.append(zeros.scatter(cut[0].reshape(-1), cut[1].reshape(-1), 0))

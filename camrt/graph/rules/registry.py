@@ -103,8 +103,8 @@ def rule(
 
     def register(function: Rule) -> Rule:
         entry = Entry(operators, function, restrictions, place, several)
-        places = [(place, operator) for operator in operators]
-        _rules.add(places, entry, function, replace=replace, hint="rule(..., replace=True) takes its place")
+        positions = [(place, operator) for operator in operators]
+        _rules.add(positions, entry, function, replace=replace, hint="rule(..., replace=True) takes its place")
         return function
 
     return register

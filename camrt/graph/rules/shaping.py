@@ -36,7 +36,7 @@ vjp(
 
 @rule("Transpose")
 def transpose(g: Value, y: Value, x: Value, *, perm: Sequence[int] = ()) -> Value:
-    """The axes back to their places."""
+    """The axes back to their positions."""
     return g.transpose(*np.argsort(perm or range(x.rank)[::-1]).tolist())
 
 
@@ -80,13 +80,13 @@ def _bounds(start: int, end: int, stride: int, size: int) -> slice:
     return slice(min(max(start, 0), size - 1), None if end < 0 else min(end, size - 1), stride)
 
 
-def _put_back(g: Value, axis: int, size: int, places: np.ndarray) -> Value:
-    """A tensor of ``size`` along an axis with slices at different places and zeros elsewhere."""
-    if places.size and np.array_equal(places, np.arange(places[0], places[0] + len(places))):
-        return g.pad({axis: (int(places[0]), size - int(places[0]) - len(places))})
-    source = np.full(size, len(places))  # one slice of zeros behind, which all other places read
-    source[places] = np.arange(len(places))
-    return (g.pad({axis: (0, 1)}) if len(places) < size else g).take(source, axis)
+def _put_back(g: Value, axis: int, size: int, positions: np.ndarray) -> Value:
+    """A tensor of ``size`` along an axis with slices at different positions and zeros elsewhere."""
+    if positions.size and np.array_equal(positions, np.arange(positions[0], positions[0] + len(positions))):
+        return g.pad({axis: (int(positions[0]), size - int(positions[0]) - len(positions))})
+    source = np.full(size, len(positions))  # one slice of zeros behind, which all other positions read
+    source[positions] = np.arange(len(positions))
+    return (g.pad({axis: (0, 1)}) if len(positions) < size else g).take(source, axis)
 
 
 @rule("Gather", restrictions="constant indices")
@@ -96,12 +96,12 @@ def gather(g: Value, y: Value, x: Value, indices: Value, *, axis: int = 0) -> Va
         return g.reshape_as(x)
     axis = x.axis(axis)
     (size,) = x.fixed(axis)
-    places = indices.known("indices").reshape(-1) % size
+    positions = indices.known("indices").reshape(-1) % size
     if indices.rank != 1:
-        g = g.reshape(*x.shape[:axis], len(places), *x.shape[axis + 1 :])
-    if len(np.unique(places)) == len(places):
-        return _put_back(g, axis, size, places)
-    return g.along(axis, np.equal.outer(np.arange(size), places).astype(float))
+        g = g.reshape(*x.shape[:axis], len(positions), *x.shape[axis + 1 :])
+    if len(np.unique(positions)) == len(positions):
+        return _put_back(g, axis, size, positions)
+    return g.along(axis, np.equal.outer(np.arange(size), positions).astype(float))
 
 
 vjp(
