@@ -58,7 +58,7 @@ def newest_of(case: Case) -> int:
 
 
 def refused(case: Case, opset: int) -> None:
-    with pytest.raises(ConversionError, match=f"found opset {opset}, expected {newest_of(case)} at most"):
+    with pytest.raises(ConversionError, match=f"found opset {opset}, expected at most {newest_of(case)}"):
         converted(case, opset)
 
 
