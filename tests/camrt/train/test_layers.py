@@ -359,7 +359,7 @@ WRONG = {
         r"found STOCHASTIC pooling",
     ),
     "axis": (layer("l", "Softmax", "x", params="softmax_param { axis: 4 }"), r"found axis 4, expected one of the 4"),
-    "labels": (layer("l", "SoftmaxWithLoss", "x x"), r"found labels of 2 x 4 x 5 x 6 .* expected 60 of them"),
+    "labels": (layer("l", "SoftmaxWithLoss", "x x"), r"found labels of 2 x 4 x 5 x 6 .* expected 60 labels"),
     "top_k": (layer("l", "Accuracy", "x y", params="accuracy_param { top_k: 5 }"), r"found top_k 5, expected 1 to 4"),
     "tops": (layer("l", "Softmax", "x", "a b"), r"found 2 top\(s\)"),
     "too many param": (layer("l", "ReLU", "x", params="param { lr_mult: 1 }"), r"found 1 param, expected at most"),
