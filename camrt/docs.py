@@ -17,115 +17,12 @@ MODEL, SAMPLE = "lenetCAM", Path(__file__).resolve().parent.parent / "models" / 
 SIDE = 200  # pixels of a picture
 FOLDER = "methods"  # of the pictures, beside the page
 
-_HEAD = """\
-# Methods
-
-Generated from the registry by `python -m camrt.docs docs`. A test fails when this page is out of date.
-
-A class activation map is a weighted sum of features, and a method defines the weights. Pixel methods give a map of the
-image itself. Every method is part of the ONNX graph, in standard operators:
-
-```
-camrt export resnet50.onnx --method gradcam --preprocess torchvision -o resnet50_gradcam.onnx
-camrt explain photos/ --model resnet50_gradcam.onnx
-```
-
-```python
-explainer = camrt.Explainer("resnet50.onnx", "layercam", preprocess="torchvision", top=3)
-model = camrt.explain_graph(classifier, "smoothgrad", "center", target="cup", settings={"samples": 50})
-```
-
-The pictures show the digit that lenetCAM finds among clutter. This network ends in global average pooling and a linear
-layer, where Grad-CAM, HiResCAM and XGrad-CAM equal CAM without its negative values.
-"""
-
-_REST = """\
-## What is explained
-| `target` | what | classes |
-|---|---|---|
-| not given | the classes with the best scores, after the crops are merged; all in one run | `top` of them |
-| `504`, `"cup"`, `["cup", 281]` | these classes, for each image; `--target` may be repeated | as many |
-| `"input"` | the classes that come with each image: the graph's second input `target` (N x top, int64) | `top` |
-| `"sum"` | the sum of all values of the tensor `scores` for an image, whatever its shape | one map |
-
-`explainer(image, target="cup")` and `explainer.map(images, targets=...)` feed the input of the third kind. A class that
-does not exist is an error, in the graph too (except for negative numbers, which ONNX counts from the end).
-
-The score is differentiated before the final Softmax (Sigmoid, LogSoftmax). By default it belongs to the last output
-with a row of scores for each image. `scores="tensor"` (`--scores`) names another tensor, and the output `scores` then
-holds it unchanged.
-
-## Which features
-By default, a method uses the last features with positions that all of the image passes through, before the last
-pooling: `relu5_3` (14 x 14) of VGG16, not `pool5`. The choice is logged and stored in the model's metadata.
-`layer="relu4_3"` (`--layer`) names another, by tensor or node.
-
-The axis of the channels is found, not assumed. ConvNeXt, Swin and MambaOut work on N x height x width x channels in
-between; the axes are followed along the graph to the nearest operator that tells, such as a convolution, a layer
-normalization or a linear layer. Where no operator tells, or several contradict each other, the error names the
-candidates.
-
-Several layers (`layer=["relu4_3", "relu5_3"]`) are fused: the map of each layer, crop and class is scaled to 0..1, and
-the maps are averaged. pytorch-grad-cam does the same, but enlarges them bilinearly; camrt enlarges bicubically.
-
-For a vision transformer, the features are the tokens that enter the last attention, after their normalization: behind
-the attention only the class token counts. Prefix tokens (a class token, DeiT's two, registers) are left out, and the
-others form a square; it is an error if they do not. Before the normalization, HiResCAM and XGrad-CAM would give
-rounding errors only: there the score does not change with the length of a token, so its derivative is orthogonal to it.
-
-Where an If or a Loop lies between the features and the scores, there is no gradient, and the network cannot be run
-again. `eigencam` needs neither. The error names the operator and what else works: scores before it (`--scores`), or a
-layer behind it (`--layer`).
-
-## Several crops
-`protocol="ten-crop"` and `"full"` run and differentiate all crops in one pass. The best classes are those of the merged
-scores. Each crop's map is mirrored back, pasted where the crop was, and the maps are added. Feature maps are enlarged
-bicubically first, and ten of them count three times, as in the original. Negative values from the enlargement are cut
-off where the method has a ReLU; cam adds magnitudes, as the original does.
-
-## Cost
-A method of features takes one forward pass, and one backward pass to the layer: for VGG16, through its linear layers
-alone. All classes share the forward pass, and one backward pass carries the cotangents of all of them. Pixel methods
-go back through the whole network for each class, so they explain one class by default. smoothgrad,
-integrated-gradients and scorecam run the network repeatedly, in an ONNX Loop whose memory does not grow with their
-settings; scorecam runs it once for each channel, unless `channels` is smaller. The file holds the weights once.
-
-## Differences from other libraries
-Maps are compared with those of pytorch-grad-cam 1.5 and torch-cam 0.5, on the same weights, image and layer. They agree
-to 1e-4 after these libraries' own normalization, with these exceptions:
-
-- **gradcam++**: pytorch-grad-cam adds 1e-6 to the denominator, which matters where derivatives are small (below 1e-2);
-  camrt cancels g^2 and adds nothing. torch-cam omits the division: it divides a copy, and continues with g^2.
-- **xgradcam**: both add 1e-7 or 1e-8 to the sum of a map; camrt leaves out maps whose sum is 0.
-- **eigencam**: the sign of a singular vector is arbitrary, and pytorch-grad-cam takes whatever the decomposition
-  returns; camrt takes the sign that agrees with the sum of the features. Both cut off negative values.
-- **scorecam**: maps are scaled to 0..1 and enlarged as in torch-cam. pytorch-grad-cam aligns the corners of map and
-  image, and scales after the enlargement: its maps are similar, not equal.
-- **layercam** of several layers: torch-cam takes the largest of their tanh, camrt the mean.
-- **Normalization**: others scale a finished map to 0..1 by its smallest and largest value. camrt's heatmaps are not
-  normalized, so that crops, classes and images can be compared; `Explanation.heatmap` divides by the largest value.
-- **smoothgrad**: the noise is the same in each run, so that the same image has the same map.
-
-## A method of your own
-```python
-from camrt.graph.methods import method
-
-
-@method("mean-activation", kind="features", title="Mean activation", gradients=False, top=1)
-def mean_activation(layer):
-    return layer.features.mean(2)
-```
-
-`layer` has `features` and `gradients` (N, crops, channels, positions), and `weighted(...)`: see
-`camrt.graph.methods.context`. They are values with the operators of NumPy arrays, which add nodes to the graph. A
-method is written for one class: the gradients of all classes are computed in one pass (`camrt.graph.values`).
-"""
-
 
 def methods() -> str:
     """The page, as Markdown."""
     entries = [find(name) for name in METHODS]
-    return "\n".join([_HEAD, _table(entries), *map(_section, entries), _REST])
+    text = (Path(__file__).parent / "graph" / "methods" / "methods.md").read_text(encoding="utf-8")
+    return text.replace("{methods}\n", "\n".join([_table(entries), *map(_section, entries)]))
 
 
 def pictures() -> Iterator[tuple[str, bytes]]:
