@@ -305,7 +305,7 @@ def test_a_layer_says_the_transformation(tmp_path):
     )
     assert values.mean.ravel().tolist() == [1, 2, 3]
     both = layer('transform_param { mean_value: 1 mean_file: "m" }')
-    with pytest.raises(CamrtError, match="found mean_file and mean_value, expected only one of them"):
+    with pytest.raises(CamrtError, match="found a mean_file and mean_value, expected one of them"):
         of_layer(both, Path, is_random=False)
 
 

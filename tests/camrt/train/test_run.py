@@ -284,7 +284,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path, monkeypatch):
         time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(running, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(running, "_REPEAT_SECONDS", 0.01)
     monkeypatch.setattr(running._Training, "_update", interrupted)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
@@ -349,10 +349,10 @@ def test_one_can_go_on_from_an_earlier_snapshot(tmp_path):
     ("change", "options", "message"),
     [
         ({"classes": 12}, {}, r"fc: found blob 0 of 10 x 16, expected 12 x 16"),
-        ({"head": "other"}, {}, "found no weights for other: the snapshot is of another network"),
+        ({"head": "other"}, {}, "found no weights for other: the snapshot belongs to another network"),
         ({"solver": 'type: "Adam"'}, {}, "found the state of a solver of type 'SGD', expected 'Adam'"),
         ({}, {"seed": 8}, "found --seed 8, expected 7, the seed of the run"),
-        ({}, {"two_stage": 3}, "found --two-stage 3, expected none, which the run began with"),
+        ({}, {"two_stage": 3}, "found --two-stage 3, expected none, the value of the run"),
     ],
 )
 def test_another_training_does_not_go_on_from_a_snapshot(tmp_path, change, options, message):
