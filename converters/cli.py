@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from converters.errors import ConversionError, ConversionWarning
+from converters.errors import ConversionError, ConversionWarning, printable
 from converters.provenance import Provenance
 from converters.terminal import amount, bar, reporting, run, say, table
 
@@ -283,7 +283,7 @@ def _show_dry_run(net: Net, rows: list[Row], open_inputs: list[str]) -> None:
     console.print(table)
     problems = [row for row in rows if row.problem]
     for row in problems:
-        console.print(f"{row.name} ({row.type}): {row.problem}")
+        console.print(f"{printable(row.name)} ({printable(row.type)}): {row.problem}")
     if problems and net.origin:
         console.print(net.origin)
     for name in open_inputs:

@@ -11,7 +11,7 @@ import numpy as np
 
 from converters import forks, registry, unknown
 from converters.conversion import DEFAULT_OPSET
-from converters.errors import ConversionError
+from converters.errors import ConversionError, detail_lines
 from converters.graph import Graph, Node
 from converters.layer import Layer
 from converters.net import Net
@@ -93,7 +93,7 @@ def _row(net: Net, layer: Layer, graph: Graph, ignore_unknown: Collection[str]) 
                 graph.begin_layer(layer)
                 entry.handler(layer if layer.blobs else _filled(layer, stand_in), graph)
         except ConversionError as error:
-            problem = error.message
+            problem = "\n".join([error.message, *detail_lines(error.details)])
         except FixedDim as error:
             problem = f"{error.reason}, which is known only at run time"
     nodes = graph.nodes[first:]

@@ -177,7 +177,8 @@ def test_a_dry_run_names_what_is_missing_and_the_forks(tmp_path: Path) -> None:
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert "odd BoxAnnotatorOHEM daijifeng001/R-FCN MISSING ?" in lines
     assert "axpy Axpy SENet Mul Add 2 x 5 x 14 x 14" in lines
-    assert "p (Power): found 1 unknown field(s) that may change what a layer computes:" in lines
+    problem = lines.index("p (Power): found 1 unknown field(s) that may change what a layer computes")
+    assert "power_param.curve: 3, in layer p (Power)" in lines[problem + 1]
     assert any(line.startswith("The network seems to be of ") for line in lines)
     assert lines[-1] == "7 of 9 layers can be converted; nothing was written"
     told = json.loads(camrt("convert", tmp_path / "net.prototxt", "--dry-run", "--json").stdout)
