@@ -135,7 +135,7 @@ def batches(net: Net) -> list[int]:
 
 def shortened(error: ConversionError) -> str:
     """A reason without names of files and layers, so that equal ones count together."""
-    text = error.message
+    text = "\n".join([error.message, *error.details])
     types = re.findall(r"^  (.+?): .*$", text, re.MULTILINE) if "have no handler" in text else []
     if types:
         return "no handler for " + ", ".join(sorted(types))

@@ -469,31 +469,44 @@ def dying(self):
     if self.iteration == 5:
         os.kill(os.getpid(), signal.SIGKILL)
 run._Training._update = dying
-run.train(TrainingOptions(Path(sys.argv[1]), resume=True, threads=1, workers=0))
+for solver in sys.argv[1:]:  # each in a process of its own, forked after the imports, which take most of the time
+    child = os.fork()
+    if not child:
+        run.train(TrainingOptions(Path(solver), resume=True, threads=1, workers=0))
+        os._exit(0)
+    print(os.WTERMSIG(os.waitpid(child, 0)[1]))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_killed_and_resumed_it_reaches_the_same_weights(tmp_path, kind):
+def test_killed_and_resumed_they_reach_the_same_weights(tmp_path):
     fields = "max_iter: 8 snapshot: 2 momentum: 0.9"
-    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
-    for folder in (unbroken, killed):
-        folder.mkdir()
-    net = network_on(kind, tmp_path)
+    expected, solvers = {}, {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        expected = train(TrainingOptions(solver_of(unbroken, net, fields), workers=0)).weights
-        solver = solver_of(killed, net, fields)
-        done = subprocess.run([sys.executable, "-c", KILLED, str(solver)], cwd=ROOT, check=False)
-        assert done.returncode == -signal.SIGKILL
-        assert not (killed / "out" / "net_iter_8.caffemodel").exists()
-        found = train(TrainingOptions(solver, resume=True, workers=0))
+        for kind in KINDS:
+            folders = [tmp_path / kind / name for name in ("unbroken", "killed")]
+            for folder in folders:
+                folder.mkdir(parents=True)
+            net = network_on(kind, tmp_path / kind)
+            expected[kind] = train(TrainingOptions(solver_of(folders[0], net, fields), workers=0)).weights
+            solvers[kind] = solver_of(folders[1], net, fields)
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, *map(str, solvers.values())],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stdout.split() == [str(int(signal.SIGKILL))] * len(KINDS), done.stderr
+        for kind, solver in solvers.items():
+            assert not (solver.parent / "out" / "net_iter_8.caffemodel").exists()
+            found = train(TrainingOptions(solver, resume=True, workers=0))
+            assert found.iteration == 8
+            one, other = (read_weights(file).layers for file in (expected[kind], found.weights))
+            for blob, wanted in zip(one["fc"], other["fc"], strict=True):
+                np.testing.assert_array_equal(blob, wanted, err_msg=kind)
+            assert np.abs(one["fc"][0]).max() > 0
     finally:
         torch.set_num_threads(threads)
-    assert found.iteration == 8
-    one, other = (read_weights(file).layers for file in (expected, found.weights))
-    for blob, wanted in zip(one["fc"], other["fc"], strict=True):
-        np.testing.assert_array_equal(blob, wanted)
-    assert np.abs(one["fc"][0]).max() > 0
