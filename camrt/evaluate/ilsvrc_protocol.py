@@ -26,8 +26,7 @@ from camrt.evaluate.experiment import Found, Pending, Progress, Work
 from camrt.evaluate.ilsvrc import GUESSES, RANKINGS, Floats
 from camrt.evaluate.journal import Records, Shard, fingerprint_of
 from camrt.evaluate.network import Network, worker_count
-from camrt.localize import boxes_from_heatmap
-from camrt.localize.boxes import THRESHOLDS
+from camrt.localize import THRESHOLDS, boxes_from_heatmap
 
 if TYPE_CHECKING:
     from camrt.explainer import Explainer

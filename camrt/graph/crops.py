@@ -9,9 +9,7 @@ import numpy as np
 from camrt.builder import Builder
 from camrt.errors import CamrtError
 from camrt.matlab import imresize
-from camrt.preprocess import Crop as Crop
-from camrt.preprocess import Preprocess
-from camrt.preprocess import crops_of as crops_of
+from camrt.preprocess import Crop, Preprocess
 
 _LONGEST = 4096  # rows or columns of a map that is enlarged
 

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from camrt.errors import CamrtError
-from camrt.localize import THRESHOLDS as THRESHOLDS
+from camrt.localize import THRESHOLDS
 from camrt.localize.stdsort import order_of_std_sort
 
 _DEPTH = 10  # threshold of the distances, scaled to 0..255

@@ -16,7 +16,6 @@ from onnx import TensorProto, helper
 
 from camrt.builder import Builder
 from camrt.errors import CamrtError
-from camrt.graph.crops import Crop
 from camrt.graph.head import Head
 from camrt.graph.layers import FeatureMap
 from camrt.graph.rewrite import repeated
@@ -25,7 +24,7 @@ from camrt.graph.sizes import Sizes
 from camrt.graph.targets import Targets
 from camrt.graph.values import Value
 from camrt.graph.view import GraphView
-from camrt.preprocess import Preprocess
+from camrt.preprocess import Crop, Preprocess
 
 GRADIENT = "camrt/gradient"  # inside the graph: of a pixel method, before the largest of the channels is taken
 

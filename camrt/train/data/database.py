@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import weakref
@@ -87,21 +88,14 @@ class Database:
             self._handle = _opened(self.path, self.backend)
         return self._handle.raw
 
-    def _reporting(self) -> _Reporting:
-        return _Reporting(self.path, self.backend)
-
-
-class _Reporting:
-    """Convert the exceptions of lmdb and plyvel, which have no common class, to CamrtError."""
-
-    def __init__(self, path: Path, backend: str) -> None:
-        self.path, self.backend = path, backend
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, CamrtError):
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Convert the exceptions of lmdb and plyvel, which have no common class, to CamrtError."""
+        try:
+            yield
+        except CamrtError:
+            raise
+        except Exception as error:
             raise CamrtError(f"cannot be read as {self.backend}: {error}", file=str(self.path)) from None
 
 

@@ -17,10 +17,9 @@ from onnx import numpy_helper
 from camrt import matlab
 from camrt.errors import CamrtError
 from camrt.graph import explain_graph
-from camrt.graph.crops import crops_of
 from camrt.graph.explain import MAPS
 from camrt.graph.methods import FAMILIES, METHODS, find, method
-from camrt.preprocess import Preprocess
+from camrt.preprocess import Preprocess, crops_of
 from tests.camrt.classifiers import CHANNELS, CLASSES, SIDE, classifier
 from tests.camrt.graph.explainers import PREPROCESS, SIZE, images, run, with_output
 
