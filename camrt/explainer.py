@@ -36,19 +36,24 @@ _WAITING_BYTES = 1 << 28  # of decoded images that wait for their turn
 OnError = Literal["warn", "raise"] | Callable[[str, CamrtError], object]
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """An image that waits for the session.
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A decoded and resized image, as `Explainer.prepare` returns it.
 
     Attributes:
-        source: What it is called.
-        loaded: It, and the square that the network looks at.
-        target: (top,) int64: the classes that are asked for, where the graph takes them with the image.
+        source: Its path, or what it was.
+        loaded: The image, and the square that the network looks at.
+        target: (top,) int64: the classes to explain, where the graph takes them with each image.
     """
 
     source: str
     loaded: Loaded
     target: NDArray[np.int64] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Return the memory that it holds, in bytes."""
+        return self.loaded.image.nbytes + self.loaded.square.nbytes
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,11 @@ class Explainer:
         self.provider = self._session.provider
         self._max_side, self._max_pixels = max_side, max_pixels
 
+    @property
+    def session(self) -> Session:
+        """Return the session that runs the graph, for arrays that are the graph's inputs already."""
+        return self._session
+
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""
         return f"Explainer({name}{self.method}, {self.protocol}, top {self.top}, on {self.provider})"
@@ -170,7 +180,42 @@ class Explainer:
         Raises:
             CamrtError: The image cannot be read, there is no such class, or ONNX Runtime fails.
         """
-        return self._explain([self._prepare(image, target)])[0]
+        return self._explain([self.prepare(image, target)])[0]
+
+    def prepare(self, image: ImageLike, target: int | str | Sequence[int | str] | None = None) -> Prepared:
+        """Decode an image and resize it for the network: what comes before the session, in any thread.
+
+        `explain_prepared` does the rest. A server, for example, prepares each image in the thread of its request, and
+        explains those that wait in one batch. `map` does both.
+
+        Args:
+            image: As for a call.
+            target: As for a call.
+
+        Raises:
+            CamrtError: The image cannot be read, or there is no such class.
+        """
+        asked = self._asked(target)
+        loaded = images.load(image, self.size, max_side=self._max_side, max_pixels=self._max_pixels)
+        return Prepared(images.name_of(image), loaded, asked)
+
+    def explain_prepared(self, prepared: Sequence[Prepared]) -> list[Explanation | CamrtError]:
+        """Explain a batch of prepared images in one run of the session.
+
+        If the run fails, the images are explained one by one, so that one bad image does not stop the others.
+
+        Args:
+            prepared: Images that this explainer prepared.
+
+        Returns:
+            For each image, in order, its explanation or the error that names it.
+        """
+        try:
+            return [*self._explain(prepared)]
+        except CamrtError as error:
+            if len(prepared) == 1:
+                return [error]
+        return [result for one in prepared for result in self.explain_prepared([one])]
 
     def map(
         self,
@@ -215,11 +260,6 @@ class Explainer:
 
     # ------------------------------------------------------------------------------------------------------ the images
 
-    def _prepare(self, image: ImageLike, target: Any = None) -> _Prepared:
-        asked = self._asked(target)
-        loaded = images.load(image, self.size, max_side=self._max_side, max_pixels=self._max_pixels)
-        return _Prepared(images.name_of(image), loaded, asked)
-
     def _default_target(self, target: Any) -> NDArray[np.int64] | None:
         """Return the classes that were asked for all images, where the graph takes classes with each image."""
         if target is None or target == self.target:
@@ -254,22 +294,13 @@ class Explainer:
             raise CamrtError(f"found {len(numbers)} targets, expected {self.top}: the explainer explains as many")
         return np.array(numbers, np.int64)
 
-    def _attempt(self, image: ImageLike, target: Any) -> _Prepared | _Failure:
+    def _attempt(self, image: ImageLike, target: Any) -> Prepared | _Failure:
         try:
-            return self._prepare(image, target)
+            return self.prepare(image, target)
         except Exception as error:  # whatever it is, it is about this image
             return _Failure(images.name_of(image), of_image(error, images.name_of(image)))
 
-    def _explain_each(self, prepared: Sequence[_Prepared]) -> list[Explanation | _Failure]:
-        """Explain a batch; where that fails, its images one by one, so that one does not stop the others."""
-        try:
-            return [*self._explain(prepared)]
-        except CamrtError as error:
-            if len(prepared) == 1:
-                return [_Failure(prepared[0].source, error)]
-        return [result for one in prepared for result in self._explain_each([one])]
-
-    def _explain(self, prepared: Sequence[_Prepared]) -> list[Explanation]:
+    def _explain(self, prepared: Sequence[Prepared]) -> list[Explanation]:
         if not prepared:
             return []
         try:
@@ -299,30 +330,30 @@ class Explainer:
     ) -> Iterator[Explanation]:
         with _pool(workers, "camrt-decode") as decoding, _pool(1, "camrt-session") as computing:
             decoded = self._ahead(source, decoding, depth=batch + workers)
-            under_way: deque[tuple[list[_Prepared | _Failure], Future[list[Explanation | _Failure]]]] = deque()
+            under_way: deque[tuple[list[Prepared | _Failure], Future[list[Explanation | CamrtError]]]] = deque()
             is_over = False
             while under_way or not is_over:
                 while not is_over and len(under_way) < 2:
                     entries = _next_batch(decoded, batch)
                     is_over = not entries
                     if entries:
-                        good = [entry for entry in entries if isinstance(entry, _Prepared)]
-                        under_way.append((entries, computing.submit(self._explain_each, good)))
+                        good = [entry for entry in entries if isinstance(entry, Prepared)]
+                        under_way.append((entries, computing.submit(self.explain_prepared, good)))
                 if under_way:
                     entries, result = under_way.popleft()
                     explained = iter(result.result())
                     for entry in entries:
-                        outcome = next(explained) if isinstance(entry, _Prepared) else entry
-                        if isinstance(outcome, _Failure):
-                            _report(outcome, on_error)
+                        outcome = next(explained) if isinstance(entry, Prepared) else entry.error
+                        if isinstance(outcome, CamrtError):
+                            _report(entry.source, outcome, on_error)
                         else:
                             yield outcome
 
     def _ahead(
         self, source: Iterator[tuple[ImageLike, Any]], pool: ThreadPoolExecutor, depth: int
-    ) -> Iterator[_Prepared | _Failure]:
+    ) -> Iterator[Prepared | _Failure]:
         """Prepare images in threads, in order, at most ``depth`` and some bytes ahead."""
-        waiting: deque[Future[_Prepared | _Failure]] = deque()
+        waiting: deque[Future[Prepared | _Failure]] = deque()
         is_over = False
         while waiting or not is_over:
             while not is_over and (not waiting or (len(waiting) < depth and _bytes(waiting) < _WAITING_BYTES)):
@@ -378,32 +409,32 @@ def _pool(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _next_batch(decoded: Iterator[_Prepared | _Failure], batch: int) -> list[_Prepared | _Failure]:
+def _next_batch(decoded: Iterator[Prepared | _Failure], batch: int) -> list[Prepared | _Failure]:
     """Return the next images: ``batch`` good ones, with the bad ones between them."""
-    entries: list[_Prepared | _Failure] = []
+    entries: list[Prepared | _Failure] = []
     good = 0
     for entry in decoded:
         entries.append(entry)
-        good += isinstance(entry, _Prepared)
+        good += isinstance(entry, Prepared)
         # Many bad ones in a row are reported before a good one turns up.
         if good == batch or len(entries) >= 16 * batch:
             break
     return entries
 
 
-def _bytes(waiting: Iterable[Future[_Prepared | _Failure]]) -> int:
+def _bytes(waiting: Iterable[Future[Prepared | _Failure]]) -> int:
     """Of the images that are decoded already."""
     results = (one.result() for one in waiting if one.done() and one.exception() is None)
-    return sum(one.loaded.image.nbytes for one in results if isinstance(one, _Prepared))
+    return sum(one.nbytes for one in results if isinstance(one, Prepared))
 
 
-def _report(failure: _Failure, on_error: OnError) -> None:
+def _report(source: str, error: CamrtError, on_error: OnError) -> None:
     if on_error == "raise":
-        raise failure.error
+        raise error
     if on_error == "warn":
-        warnings.warn(f"left out: {failure.error}", CamrtWarning, stacklevel=3)
+        warnings.warn(f"left out: {error}", CamrtWarning, stacklevel=3)
     elif callable(on_error):
-        on_error(failure.source, failure.error)
+        on_error(source, error)
 
 
 # ----------------------------------------------------------------------------------------------------------- the model

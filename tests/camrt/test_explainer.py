@@ -394,6 +394,45 @@ def test_the_largest_side_does_not_change_the_answers(tiny: Explainer) -> None:
     assert (whole.image.shape, whole.original_size) == ((300, 200, 3), (300, 200))
 
 
+def test_prepared_in_threads_and_explained_in_one_run(
+    tiny: Explainer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        prepared = list(pool.map(tiny.prepare, [folder / f"{number}.png" for number in GOOD]))
+    runs: list[int] = []
+    run = tiny.session.run
+    monkeypatch.setattr(tiny.session, "run", lambda feeds: runs.append(len(feeds["image"])) or run(feeds))
+    found = tiny.explain_prepared(prepared)
+    assert runs == [len(GOOD)]
+    for number, explanation in zip(GOOD, found, strict=True):
+        assert isinstance(explanation, Explanation)
+        assert explanation.source == str(folder / f"{number}.png")
+        np.testing.assert_allclose(explanation.heatmaps, tiny(folder / f"{number}.png").heatmaps, atol=1e-5)
+    assert prepared[0].nbytes == prepared[0].loaded.image.nbytes + 32 * 32 * 3
+    assert tiny.explain_prepared([]) == []
+    with pytest.raises(CamrtError, match=r"3\.png.*is no image"):
+        tiny.prepare(folder / "3.png")
+
+
+def test_a_prepared_image_that_fails_is_told_from_the_others(
+    tiny: Explainer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = [tiny.prepare(folder / f"{number}.png") for number in GOOD[:3]]
+    run = tiny.session.run
+    bad = prepared[1].loaded.square
+
+    def failing(feeds: dict[str, Any]) -> Any:
+        if any(np.array_equal(square, bad) for square in feeds["image"]):
+            raise CamrtError("does not fit into memory")
+        return run(feeds)
+
+    monkeypatch.setattr(tiny.session, "run", failing)
+    first, second, third = tiny.explain_prepared(prepared)
+    assert isinstance(first, Explanation)
+    assert isinstance(third, Explanation)
+    assert str(second) == f"{folder / '1.png'}: does not fit into memory"
+
+
 def test_a_batch_that_fails_is_explained_image_by_image(
     tiny: Explainer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
