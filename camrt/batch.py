@@ -21,9 +21,9 @@ from camrt.results import LINES, json_line
 if TYPE_CHECKING:
     from filelock import FileLock
 
+    from camrt.engines.engine import Providers
     from camrt.explanation import Explanation
     from camrt.localize.crf import CRF
-    from camrt.session import Provider
 
 MAX_SIDE = 2048  # pixels: of the pictures; as `camrt.explanation.MAX_SIDE`, which loads NumPy
 PAGE, LOCK, CARDS = "index.html", ".camrt-lock", ".cards"
@@ -188,7 +188,7 @@ class Batch:
         self,
         images: Iterable[ImageFile],
         *,
-        providers: str | Sequence[Provider] | None = None,
+        providers: Providers | None = None,
         batch: int | None = None,
         progress: Progress = lambda total: contextlib.nullcontext(lambda count: None),
     ) -> list[tuple[str, str]]:

@@ -17,15 +17,17 @@ from numpy.typing import NDArray
 
 from camrt import images
 from camrt.classes import class_number
+from camrt.engines.onnxruntime import CUDA
 from camrt.errors import CamrtError, CamrtWarning
 from camrt.explanation import Explanation
 from camrt.loading import Request, explainer_graph
-from camrt.session import CUDA, Provider, Session
+from camrt.session import Session
 from converters import metadata
 
 if TYPE_CHECKING:
     import onnx
 
+    from camrt.engines.engine import Providers
     from camrt.images import ImageLike, Loaded
     from camrt.preprocess import Preprocess
 
@@ -120,7 +122,7 @@ class Explainer:
         method: str | None = None,
         protocol: str | None = None,
         top: int | None = None,
-        providers: str | Sequence[Provider] | None = None,
+        providers: Providers | None = None,
         *,
         features: str | None = None,
         classifier: str | None = None,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import onnx
     from rich.table import Table
 
-    from camrt.session import Provider
+    from camrt.engines.engine import Providers
     from converters.verification import Comparison
 
 Verdict: TypeAlias = Literal["same", "close", "DIFFERS", "not compared"]
@@ -424,7 +424,7 @@ def answers(
     crops: NDArray[np.float32],
     *,
     source: str = "",
-    providers: str | Sequence[Provider] | None = None,
+    providers: Providers | None = None,
 ) -> Answers:
     """Run a classifier on the crops of an image.
 

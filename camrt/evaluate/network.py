@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,8 @@ from converters import metadata
 if TYPE_CHECKING:
     import onnx
 
+    from camrt.engines.engine import Providers
     from camrt.explainer import Explainer
-    from camrt.session import Provider
 
 WHOLE = "whole"  # one pass over the whole image, resized to the network's input
 
@@ -48,7 +48,7 @@ class Network:
 
     name: str
     protocol: str | None = None
-    providers: str | Sequence[Provider] | None = None
+    providers: Providers | None = None
     batch: int | None = None
     preprocess: Preprocess | str | None = None
     weights: Path | None = None
@@ -147,7 +147,7 @@ def class_count(explainer: Explainer) -> int:
 
 def worker_count(explainer: Explainer, on_cpu: int) -> int:
     """Return the default number of worker processes beside an explainer: up to 8 on CUDA, else ``on_cpu``."""
-    from camrt.session import CUDA
+    from camrt.engines.onnxruntime import CUDA
 
     return min(8 if explainer.provider == CUDA else on_cpu, os.cpu_count() or 1)
 
@@ -185,7 +185,7 @@ class Classifier:
         protocol: str = WHOLE,
         *,
         preprocess: Preprocess | None = None,
-        providers: str | Sequence[Provider] | None = None,
+        providers: Providers | None = None,
     ) -> None:
         properties = metadata.of_model(model)
         if metadata.EXPLAINER in properties:

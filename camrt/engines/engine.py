@@ -1,0 +1,69 @@
+"""What every engine has: providers, precisions, and one way to run a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from camrt.errors import CamrtError
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+
+Provider: TypeAlias = str | tuple[str, Mapping[str, Any]]
+Providers: TypeAlias = str | Sequence[Provider]
+Model: TypeAlias = "onnx.ModelProto | str | os.PathLike[str]"
+Shapes: TypeAlias = Mapping[str, tuple[int | str | None, ...]]
+
+# What a model of float32 is computed in. fp32 is exact; the others keep fewer bits of the mantissa: tf32 (CUDA only)
+# and fp16 10, bf16 7. An int8 model is quantized by itself, and runs at any of them.
+FP32, TF32, BF16, FP16 = "fp32", "tf32", "bf16", "fp16"
+PRECISIONS = (FP32, TF32, BF16, FP16)
+
+
+class Engine(Protocol):
+    """A model, loaded by what computes it. It is thread-safe.
+
+    Attributes:
+        provider: What runs the model, by the engine's own name.
+        precision: What it computes in: one of `PRECISIONS`.
+        inputs: Input -> shape; a free dimension is a name or None.
+        outputs: Output -> shape.
+        metadata: The model's metadata_props.
+        started: A line for the log: the engine's version, and where the model runs.
+    """
+
+    provider: str
+    precision: str
+    inputs: Shapes
+    outputs: Shapes
+    metadata: Mapping[str, str]
+    started: str
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Compute all outputs: output -> array, new at each call.
+
+        Raises:
+            CamrtError: The engine fails: a wrong shape or dtype, not enough memory.
+        """
+        ...
+
+
+def short(provider: str) -> str:
+    """Return a provider's short name: ``"cuda"`` of ``"CUDAExecutionProvider"``."""
+    return provider.casefold().removesuffix("executionprovider")
+
+
+def name_of(model: Model) -> str:
+    """Return what a model is called in messages: its path, where it has one."""
+    return os.fspath(model) if isinstance(model, (str, os.PathLike)) else "the model"
+
+
+def run_error(engine: str, provider: str, feeds: Mapping[str, NDArray[Any]], error: Exception) -> CamrtError:
+    """Return the error of a failed run, with the shapes and dtypes that the engine was given."""
+    shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
+    return CamrtError(
+        f"{engine} failed on {provider} with {shapes}: {error}. Where memory ran out, give fewer images at once (batch)"
+    )
