@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import fitting_torchvision
+
+fitting_torchvision.install()
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -10,17 +10,16 @@ from typing import Any
 
 import pytest
 
+from tests import fitting_torchvision
+
 
 def grad_cam() -> Any:
     """pytorch-grad-cam, or the test skips.
 
     It imports torchvision, scikit-learn and matplotlib for what is not compared here. Where they are missing, modules
-    without content stand in. torchvision's compiled operators are missing beside a PyTorch without CUDA: what it
-    registers for them is let go.
+    without content stand in.
     """
-    torch = pytest.importorskip(
-        "torch", reason="PyTorch is not installed: methods are not compared with other libraries"
-    )
+    pytest.importorskip("torch", reason="PyTorch is not installed: methods are not compared with other libraries")
     if importlib.util.find_spec("pytorch_grad_cam") is None:
         pytest.skip("pytorch-grad-cam is not installed (pip install --no-deps grad-cam ttach tqdm)")
     if "pytorch_grad_cam" in sys.modules:
@@ -31,12 +30,10 @@ def grad_cam() -> Any:
         sys.modules[name] = types.ModuleType(name)
         sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
         sys.modules[name].__dict__.update(dict.fromkeys(_ONLY_IMPORTED[name], object))
-    registered = torch.library.register_fake
-    torch.library.register_fake = _lenient(registered)
+    fitting_torchvision.install()
     try:
         return importlib.import_module("pytorch_grad_cam")
     finally:
-        torch.library.register_fake = registered
         for name in stand_ins:  # others, PyTorch's exporter among them, ask whether these are installed
             del sys.modules[name]
 
@@ -56,16 +53,3 @@ _ONLY_IMPORTED = {
     "matplotlib": ("pyplot",),
     "matplotlib.lines": ("Line2D",),
 }
-
-
-def _lenient(register: Any) -> Any:
-    def lenient(name: Any, *arguments: Any, **options: Any) -> Any:
-        def decorate(function: Any) -> Any:
-            try:
-                return register(name, *arguments, **options)(function)
-            except RuntimeError:  # there is no such operator
-                return function
-
-        return decorate
-
-    return lenient

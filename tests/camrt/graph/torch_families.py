@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import warnings
 from collections.abc import Callable
@@ -17,21 +16,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: its netwo
 SIDE, CLASSES = 64, 7
 DEPTHS, WIDTHS, HEADS = (1, 1, 1, 1), (8, 16, 24, 32), (1, 2, 3, 4)
 
-
-def _importable_torchvision() -> Any:
-    """Let torchvision be imported where its compiled operators do not fit PyTorch: none of them is used here."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        with contextlib.suppress(RuntimeError):  # it is there
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
-try:
-    import torchvision
-except RuntimeError:
-    _LIBRARY = _importable_torchvision()
-    import torchvision
+pytest.importorskip("torchvision", reason="torchvision is not installed: its networks are not tested")
 timm = pytest.importorskip("timm", reason="timm is not installed: its networks are not tested")
 
 
@@ -135,6 +120,3 @@ def exported(module: Any, *, dynamo: bool) -> onnx.ModelProto:
             module, (torch.zeros(1, 3, SIDE, SIDE),), stream, dynamo=False, dynamic_axes=axes, **options
         )  # fmt: skip
     return onnx.load_from_string(stream.getvalue())
-
-
-assert torchvision is not None
