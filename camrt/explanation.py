@@ -223,7 +223,7 @@ class Explanation:
         Raises:
             CamrtError: There is no such class.
         """
-        drawn = render.overlay(
+        drawn = render.demo_overlay(
             self.image, self.resized(i, self._size), image_weight=image_weight, map_weight=map_weight
         )
         return drawn if thresholds is None else render.draw_boxes(drawn, self._boxes(i, thresholds))

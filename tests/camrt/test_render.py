@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camrt import render
+from camrt import colors, render
 from camrt.matlab import demo_result, im2double, im2uint8, map2jpg
 from tests.tiny_models import photo
 
@@ -20,40 +20,97 @@ def heatmap(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("weights", [(0.2, 0.7), (0.5, 0.5), (1.0, 1.0), (0.0, 1.0)])
-def test_overlay_is_map2jpg_over_the_image(weights: tuple[float, float]) -> None:
+def test_the_demos_overlay_is_map2jpg_over_the_image(weights: tuple[float, float]) -> None:
     """Looked up or computed, the pixels are the same."""
     image, drawn_map = photo(60, 70), heatmap(60, 70)
-    drawn = render.overlay(image, drawn_map, image_weight=weights[0], map_weight=weights[1])
+    drawn = render.demo_overlay(image, drawn_map, image_weight=weights[0], map_weight=weights[1])
     expected = im2uint8(im2double(image) * weights[0] + map2jpg(drawn_map) * weights[1])
     np.testing.assert_array_equal(drawn, expected)
 
 
-def test_overlay_of_all_shades() -> None:
+def test_the_demos_overlay_of_all_shades() -> None:
     """Every value of the image with every colour of the map."""
     image = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], (256, 256, 3)).copy()
     drawn_map = np.broadcast_to(np.arange(256, dtype=np.float32), (256, 256))
     expected = demo_result(image, drawn_map[None])[:, 264:]
-    np.testing.assert_array_equal(render.overlay(image, drawn_map), expected)
+    np.testing.assert_array_equal(render.demo_overlay(image, drawn_map), expected)
 
 
-def test_overlay_of_flat_maps_and_nan() -> None:
+def test_the_demos_overlay_of_flat_maps_and_nan() -> None:
     image = photo(8, 9)
     for value in (0, 0.3, 7, -7, np.nan):
         drawn_map = np.full((8, 9), value)
         expected = im2uint8(im2double(image) * 0.2 + map2jpg(drawn_map) * 0.7)
-        np.testing.assert_array_equal(render.overlay(image, drawn_map), expected)
+        np.testing.assert_array_equal(render.demo_overlay(image, drawn_map), expected)
 
 
-def test_overlay_with_another_colormap() -> None:
+def test_the_demos_overlay_with_another_colormap() -> None:
     grey = np.linspace(0, 1, 256)[:, None] * np.ones(3)
-    drawn = render.overlay(photo(8, 9), heatmap(8, 9), image_weight=0, map_weight=1, colormap=grey)
+    drawn = render.demo_overlay(photo(8, 9), heatmap(8, 9), image_weight=0, map_weight=1, colormap=grey)
     assert (drawn[..., 0] == drawn[..., 1]).all()
     assert (drawn.min(), drawn.max()) == (0, 255)
 
 
 def test_sizes_must_agree() -> None:
     with pytest.raises(ValueError, match=r"\(8, 9, 3\) for a heatmap of \(9, 8\)"):
-        render.overlay(photo(8, 9), heatmap(9, 8))
+        render.demo_overlay(photo(8, 9), heatmap(9, 8))
+
+
+@pytest.mark.parametrize("colormap", colors.COLORMAPS)
+@pytest.mark.parametrize("opacity", [0.0, 0.3, 0.7, 1.0])
+def test_overlay_is_the_formula(colormap: str, opacity: float) -> None:
+    """Every shade of the image under every level, against float64."""
+    image = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], (256, 256, 3)).copy()
+    drawn_map = np.broadcast_to(np.arange(256.0) - 100, (256, 256))
+    level = colors.levels(drawn_map, colormap)
+    share = colors.opacity_table(colormap, opacity)[level][:, :, None]
+    expected = (1 - share) * image + share * colors.color_table(colormap)[level]
+    drawn = render.overlay(image, drawn_map, colormap=colormap, opacity=opacity)
+    assert drawn.dtype == np.uint8
+    assert np.abs(drawn - expected).max() <= 1.5
+    if opacity == 0:
+        np.testing.assert_array_equal(drawn, image)
+
+
+def test_what_is_not_hot_stays_the_image() -> None:
+    image, drawn_map = photo(60, 70), np.zeros((60, 70))
+    drawn_map[20:30, 30:40] = 5
+    drawn_map[:10] = 0.5
+    drawn = render.overlay(image, drawn_map)
+    untouched = drawn_map < 1
+    np.testing.assert_array_equal(drawn[untouched], image[untouched])
+    assert (drawn[25, 35] != image[25, 35]).any()
+    for nothing in (0.0, 3.0, -3.0, np.nan):
+        np.testing.assert_array_equal(render.overlay(image, np.full((60, 70), nothing)), image)
+
+
+def test_signed_maps_have_two_colors() -> None:
+    image, drawn_map = np.full((40, 60, 3), 128, np.uint8), np.zeros((40, 60))
+    drawn_map[:, :20], drawn_map[:, 40:] = -2, 2
+    drawn = render.overlay(image, drawn_map, colormap="bwr").astype(int)
+    assert drawn[20, 5, 2] > 200 > drawn[20, 5, 0]
+    assert drawn[20, 55, 0] > 200 > drawn[20, 55, 2]
+    assert (drawn[20, 30] == 128).all()
+
+
+@pytest.mark.parametrize("side", [4, 33, 200])
+def test_a_map_of_any_size_is_resized_to_the_image(side: int) -> None:
+    image = np.full((90, 140, 3), 100, np.uint8)
+    drawn = render.overlay(image, heatmap(side, side))
+    assert drawn.shape == image.shape
+    steps = np.abs(np.diff(drawn[:, :, 0].astype(int), axis=1))
+    if side == 4:
+        assert steps.max() <= 12, "smooth edges: no blocks of 35 pixels"
+
+
+def test_overlay_of_views_leaves_them_as_they_are() -> None:
+    """A mirrored, read-only image, as an explanation may hold it."""
+    image = photo(60, 70)[:, ::-1]
+    before = image.copy()
+    image.flags.writeable = False
+    drawn = render.overlay(image, heatmap(60, 70))
+    np.testing.assert_array_equal(image, before)
+    np.testing.assert_array_equal(drawn, render.overlay(before, heatmap(60, 70)))
 
 
 def test_boxes() -> None:
