@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from camrt.preprocess import Preprocess
 
 _INPUT, _TARGET, _OUTPUTS = "image", "target", ("scores", "classes", "heatmaps")
-_ANY = "input"  # what the metadata of a graph say that takes classes with each image
+_GIVEN, _ANY = "input", "any"  # what the metadata of graphs say that take classes with each image
+_BEST = -1  # in place of a class, for a graph of the target "any"
 _WAITING_BYTES = 1 << 28  # of decoded images that wait for their turn
 
 OnError = Literal["warn", "raise"] | Callable[[str, CamrtError], object]
@@ -84,7 +85,7 @@ class Explainer:
         features: The tensor that the maps are made of, where it is to be another than the one that is found.
         classifier: The linear layer behind it, likewise.
         target: What is explained in place of the best classes: a class, by number or name, or several; ``"input"``:
-            those that come with each image; ``"sum"``.
+            those that come with each image; ``"any"``: those, or else the best; ``"sum"``.
         layer: The features that the maps are made of; one, or several.
         scores: The tensor that is explained, where it is not the last output.
         settings: The settings of the method.
@@ -105,7 +106,7 @@ class Explainer:
         method: How the maps are computed.
         protocol: What the network sees of an image.
         top: How many classes are explained.
-        target: What is explained: ``"top"``, ``"input"``, ``"sum"``, or the numbers of classes.
+        target: What is explained: ``"top"``, ``"input"``, ``"any"``, ``"sum"``, or the numbers of classes.
         size: The side in pixels of the square that images are resized to; the heatmaps' too.
         labels: The names of all classes, or None.
         provider: The provider that runs the graph, by ONNX Runtime's name.
@@ -177,7 +178,7 @@ class Explainer:
             image: A path, the bytes of a file, a PIL image, or RGB uint8 (H, W, 3). See `camrt.images` for what becomes
                 of gray, palettes, alpha, 16 bits, CMYK and orientation.
             target: What is explained: a class by number or name, or as many as ``top`` says. For an explainer that was
-                made with ``target="input"``, and for no other.
+                made with ``target="input"``, or with ``"any"``, where the best classes take the places that are left.
 
         Raises:
             CamrtError: The image cannot be read, there is no such class, or ONNX Runtime fails.
@@ -266,9 +267,9 @@ class Explainer:
         """Return the classes that were asked for all images, where the graph takes classes with each image."""
         if target is None or target == self.target:
             return None
-        if self.target == _ANY and target != "sum":
+        if self.target in (_GIVEN, _ANY) and target not in (_GIVEN, _ANY, "sum"):
             return self._numbers(target)
-        if target in (_ANY, "sum") or self._numbers(target).tolist() != self.target:
+        if target in (_GIVEN, _ANY, "sum") or self._numbers(target).tolist() != self.target:
             raise CamrtError(
                 f"found an explainer graph of the target {self.target!r}, expected {target!r}. Make it anew from the "
                 "classifier: camrt export"
@@ -277,8 +278,10 @@ class Explainer:
 
     def _asked(self, target: Any) -> NDArray[np.int64] | None:
         """Return the classes that an image is explained for, where the graph takes them."""
-        if self.target == _ANY:
+        if self.target in (_GIVEN, _ANY):
             if target is None and self._target is None:
+                if self.target == _ANY:
+                    return np.full(self.top, _BEST, np.int64)
                 raise CamrtError("found no target, expected a class: the explainer takes one with each image (target=)")
             return self._target if target is None else self._numbers(target)
         if target is not None:
@@ -292,6 +295,8 @@ class Explainer:
         classes = self._session.outputs["scores"][1]
         asked = [target] if isinstance(target, str) or np.ndim(target) == 0 else list(target)
         numbers = [class_number(each, self.labels, classes if isinstance(classes, int) else 1) for each in asked]
+        if self.target == _ANY:  # the best classes in the places that are left
+            numbers += [_BEST] * (self.top - len(numbers))
         if len(numbers) != self.top:
             raise CamrtError(f"found {len(numbers)} targets, expected {self.top}: the explainer explains as many")
         return np.array(numbers, np.int64)
@@ -307,7 +312,7 @@ class Explainer:
             return []
         try:
             feeds: dict[str, NDArray[Any]] = {_INPUT: np.stack([one.loaded.square for one in prepared])}
-            if self.target == _ANY:
+            if self.target in (_GIVEN, _ANY):
                 feeds[_TARGET] = np.stack([one.target for one in prepared if one.target is not None])
             found = self._session.run(feeds)
         except CamrtError as error:

@@ -70,8 +70,9 @@ def explain_graph(
         classifier: The linear layer behind the features, for ``"cam"``; by default, the one in the model's metadata, or
             the one that is found.
         target: What is explained in place of the best classes: a class, by number or name, or several; ``"input"``: the
-            classes come with the images, as the graph's input ``target`` (N, top) int64; ``"sum"``: the sum of all
-            values of ``scores`` for an image.
+            classes come with the images, as the graph's input ``target`` (N, top) int64; ``"any"``: likewise, but a
+            negative number stands for the best class of that place: -1 everywhere explains the best classes; ``"sum"``:
+            the sum of all values of ``scores`` for an image.
         layer: The features that the maps are made of: a tensor or a node; by default, the last ones with positions,
             which are logged. With several layers, each map is scaled to 0..1, and the mean of the maps is taken, as in
             pytorch-grad-cam.
@@ -410,7 +411,7 @@ def _assembled(network: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], builde
 def _declare(graph: onnx.GraphProto, size: int, targets: Targets, scores: int) -> None:
     """The inputs and outputs of an explainer."""
     graph.input.append(_info(IMAGE, TensorProto.UINT8, "N", size, size, 3))
-    if targets.kind == "input":
+    if targets.kind in ("input", "any"):
         graph.input.append(_info(TARGET, TensorProto.INT64, "N", targets.count))
     graph.output.append(_info(SCORES, TensorProto.FLOAT, "N", scores))
     graph.output.append(_info(CLASSES, TensorProto.INT64, "N", targets.count))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -16,7 +16,7 @@ from camrt.graph.scores import Scores
 from camrt.graph.values import Value
 
 Target: TypeAlias = int | str | Sequence[int | str]
-INPUT, SUM = "input", "sum"
+INPUT, ANY, SUM = "input", "any", "sum"
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,13 @@ class Targets:
 
     Attributes:
         kind: ``"top"``: the best classes; ``"fixed"``: these ones; ``"input"``: those that come with the image;
+            ``"any"``: those that come with the image, where a negative number stands for the best class of that place;
             ``"sum"``: the sum of a tensor's values.
         count: How many maps an image gets.
         classes: The classes of ``"fixed"``.
     """
 
-    kind: Literal["top", "fixed", "input", "sum"]
+    kind: Literal["top", "fixed", "input", "any", "sum"]
     count: int
     classes: tuple[int, ...] = ()
 
@@ -45,18 +46,24 @@ class Targets:
         Args:
             builder: Where the nodes go.
             scores: (N, K) float32.
-            given: The graph's input of classes, for ``"input"``.
+            given: The graph's input of classes, for ``"input"`` and ``"any"``.
             output: The tensor that is written.
         """
         if self.kind == "top":
-            builder.nodes_of("TopK", [scores, builder.shape(self.count)], [builder.name("best"), output], axis=1)
-            return output
+            return self._best(builder, scores, output)
         if self.kind == "input":
             return builder.node("Identity", [given], output)
+        if self.kind == "any":
+            is_open = builder.node("Less", [given, builder.shape(0)])
+            return builder.node("Where", [is_open, self._best(builder, scores, builder.name("ranked")), given], output)
         rows = builder.slice(builder.node("Shape", [scores]), [0], [1], [0])
         shape = builder.node("Concat", [rows, builder.shape(self.count)], axis=0)
         fixed = builder.constant([self.classes or (0,)], "classes", np.int64)
         return builder.node("Expand", [fixed, shape], output)
+
+    def _best(self, builder: Builder, scores: str, output: str) -> str:
+        builder.nodes_of("TopK", [scores, builder.shape(self.count)], [builder.name("best"), output], axis=1)
+        return output
 
     def seeds(self, classes: Value, crops: int, logits: Value) -> Value:
         """The cotangent of each class that the backward pass begins with: the derivative of what is explained.
@@ -84,8 +91,8 @@ def targets_of(
     """What was asked for.
 
     Args:
-        target: None for the best classes; ``"input"``, ``"sum"``; a class, or several: numbers, or names that the model
-            knows.
+        target: None for the best classes; ``"input"``, ``"any"``, ``"sum"``; a class, or several: numbers, or names
+            that the model knows.
         top: How many maps an image gets; None for ``most``, or as many as there are classes or were given.
         most: How many of the best classes the method explains if nothing is said.
         labels: The names of the classes, where they are known.
@@ -99,11 +106,12 @@ def targets_of(
             raise CamrtError(f"found top {top} and the target {SUM!r}, expected top 1: a sum has one map")
         return Targets("sum", 1)
     assert scores is not None
-    if target is None or target == INPUT:
+    if target in (None, INPUT, ANY):
         count = min(1 if target == INPUT else most, scores.classes) if top is None else top
         if not 1 <= count <= scores.classes:
             raise CamrtError(f"found top {count}, expected 1 to {scores.classes}, the number of classes")
-        return Targets("top" if target is None else "input", count)
+        kinds: Mapping[Target | None, Literal["top", "input", "any"]] = {None: "top", INPUT: "input", ANY: "any"}
+        return Targets(kinds[target], count)
     asked = [target] if isinstance(target, str) or np.ndim(target) == 0 else list(target)  # type: ignore[arg-type]
     classes = tuple(class_number(each, labels, scores.classes) for each in asked)
     if not classes:

@@ -51,6 +51,23 @@ def test_a_class_that_comes_with_each_image(name: str, protocol: str) -> None:
     assert facts(explainer)["target"] == "input"
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_any_class_or_else_the_best(name: str) -> None:
+    batch = images(3)
+    _, best, best_maps = run(explain_graph(named(), name, "center", top=2), {"image": batch})
+    explainer = explain_graph(named(), name, "center", top=2, target="any")
+    assert facts(explainer)["target"] == "any"
+    _, found, maps = run(explainer, {"image": batch, "target": np.full((3, 2), -1)})
+    np.testing.assert_array_equal(found, best)
+    np.testing.assert_allclose(maps, best_maps, rtol=1e-6)
+    given = explain_graph(named(), name, "center", top=2, target="input")
+    asked = np.stack([np.full(3, 3), best[:, 1]], axis=1)
+    wanted = run(given, {"image": batch, "target": asked})
+    asked[:, 1] = -5  # any negative number
+    for ours, theirs in zip(run(explainer, {"image": batch, "target": asked}), wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "eigencam"])  # which is the same for all
 @pytest.mark.parametrize("wrong", [CLASSES, 1000])  # ONNX counts negative ones from the end
 def test_a_class_out_of_range_is_no_empty_map(name: str, wrong: int) -> None:
@@ -216,6 +233,24 @@ def test_explainer_with_a_class_for_each_image() -> None:
     always = Explainer(explain_graph(named(), "gradcam", target="input"), target="cup")
     assert [one.labels for one in always.map(batch)] == [("cup",)] * 5
     assert always(image, target=0).labels == ("red fox",)
+
+
+def test_explainer_of_any_class_explains_the_best_unless_asked() -> None:
+    explainer = Explainer(named(), "gradcam", target="any", top=2)
+    best = Explainer(named(), "gradcam", top=2)
+    image = images(1)[0]
+    assert explainer(image).classes.tolist() == best(image).classes.tolist()
+    np.testing.assert_array_equal(next(explainer.map([image])).heatmaps, explainer(image).heatmaps)
+    assert explainer(image, target="cup").classes.tolist() == [2, best(image).classes[1]]
+    assert explainer(image, target=[3, 0]).classes.tolist() == [3, 0]
+    with pytest.raises(CamrtError, match="found 3 targets, expected 2"):
+        explainer(image, target=[0, 1, 2])
+    with pytest.raises(CamrtError, match="found the class -1, expected 0 to 3"):
+        explainer(image, target=-1)
+    always = Explainer(explain_graph(named(), "gradcam", target="any", top=2), target="cup")
+    assert always(image).classes[0] == 2
+    with pytest.raises(CamrtError, match="found an explainer graph of the target 'any', expected 'input'"):
+        Explainer(explain_graph(named(), "gradcam", target="any"), target="input")
 
 
 def test_explainer_says_what_is_wrong_with_a_target() -> None:
