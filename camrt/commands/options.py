@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,10 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from camrt.errors import CamrtError
 from camrt.graph.methods import METHODS
-from camrt.loading import is_name
+from camrt.loading import is_name, known_preprocess
 
 if TYPE_CHECKING:
+    from camrt.preprocess import Preprocess
     from converters.zoo import NamedModel
 
 STATUS = "Exit status: 0, 1 (it failed, or an image did) or 2 (usage)."
@@ -51,6 +54,13 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise typer.BadParameter(f"found {text!r} among its numbers. Give all that the option takes") from None
+
+
+class Channels(StrEnum):
+    """The order of the channels."""
+
+    RGB = "RGB"
+    BGR = "BGR"
 
 
 def method_name(text: str) -> str:
@@ -115,6 +125,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method, as samples=50; may be repeated."),
 ]
+Labels = Annotated[
+    Path | None, typer.Option("--labels", metavar="FILE", help="Names of the classes: a line each, or a JSON list.")
+]
 MaxSide = Annotated[
     int,
     typer.Option(min=0, help="The longer side in pixels of the largest pictures that are written; 0 for no limit."),
@@ -154,6 +167,80 @@ class MapOptions:
             "scores": self.scores,
             "settings": settings_of(self.settings),
         }
+
+
+@dataclass(frozen=True)
+class PreprocessOptions:
+    """How the network wants its images: a preset, and what differs from it."""
+
+    preprocess: PresetName = None
+    size: Annotated[int | None, typer.Option(min=1, help="The side in pixels that images are resized to.")] = None
+    crop: Annotated[int | None, typer.Option(min=1, help="The side in pixels of the network's input.")] = None
+    mean: Annotated[
+        str | None, typer.Option(metavar="M|M,M,M", help="Subtracted from each channel, on the scale 0 to 255.")
+    ] = None
+    scale: Annotated[str | None, typer.Option(metavar="S|S,S,S", help="What the difference is multiplied by.")] = None
+    channels: Annotated[Channels | None, typer.Option(help="The order of the channels.")] = None
+
+    def preprocessing(self, model: str) -> Preprocess | None:
+        """Return what the options say, over the preset's or the model's own; None where they say nothing.
+
+        Args:
+            model: The name or path of the model.
+
+        Raises:
+            typer.BadParameter: An option is wrong, or they do not say enough.
+            CamrtError: The values do not fit together, or the model's own cannot be read.
+        """
+        from camrt.preprocess import PRESETS, Preprocess
+
+        changes = self._changes()
+        if self.preprocess is None and self.crop is None and not changes:
+            return None
+        base = PRESETS[self.preprocess.value] if self.preprocess else known_preprocess(model)
+        if base is None:
+            if self.crop is None or "mean" not in changes or self.channels is None:
+                raise typer.BadParameter(
+                    "the model does not say how it wants its images: give --preprocess caffe or torchvision, or at "
+                    "least --crop, --mean and --channels"
+                )
+            base = Preprocess(size=max(self.size or 0, self.crop), crop=self.crop, mean=changes["mean"])
+        if self.crop is not None:
+            base = base.cropped(self.crop)
+        if changes.keys() & {"size", "mean", "channels"}:
+            changes["mean_image"] = None
+        return dataclasses.replace(base, **changes)
+
+    def check(self) -> None:
+        """Check what can be checked before anything is loaded.
+
+        Raises:
+            typer.BadParameter: The mean or the scale has another form.
+        """
+        self._changes()
+
+    def _changes(self) -> dict[str, Any]:
+        given = {
+            "size": self.size,
+            "mean": _three(self.mean, "--mean"),
+            "scale": _three(self.scale, "--scale"),
+            "channels": self.channels.value if self.channels else None,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def _three(text: str | None, flag: str) -> tuple[float, float, float] | None:
+    """A number for all channels, or one for each."""
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 3):
+        raise typer.BadParameter(f"found {text!r}, expected a number, or three with commas between", param_hint=flag)
+    first, second, third = numbers if len(numbers) == 3 else numbers * 3
+    return first, second, third
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
@@ -244,6 +331,27 @@ def settings_of(given: Sequence[str] | None) -> Mapping[str, str] | None:
         if not (name and equals and value):
             raise typer.BadParameter(f"found {name + equals + value!r}, expected NAME=VALUE", param_hint="--set")
     return {name: value for name, _, value in pairs} or None
+
+
+def read_labels(file: Path | None) -> list[str] | None:
+    """Read the names of the classes.
+
+    Args:
+        file: A name on each line, or a JSON list (.json); None for no names.
+
+    Raises:
+        CamrtError: They cannot be read.
+    """
+    if file is None:
+        return None
+    try:
+        text = file.read_text(encoding="utf-8")
+        names = json.loads(text) if file.suffix == ".json" else text.splitlines()
+    except (OSError, ValueError) as error:
+        raise CamrtError(f"no class names can be read from it ({error})", file=str(file)) from error
+    if not isinstance(names, list):
+        raise CamrtError("found no list, expected a name for each of the classes", file=str(file))
+    return [str(name) for name in names]
 
 
 def check_choice(value: str, choices: Sequence[str], flag: str | None = None) -> None:
