@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeGuard
 
 from camrt import loading, results
+from camrt.engines.engine import FP32
 from camrt.errors import CamrtError
 from camrt.results import LINES, json_line
 
@@ -95,6 +96,8 @@ class Batch:
         settings: What is set of the method.
         weights: The weights of a named model.
         preprocess: The preset of the preprocessing.
+        providers: Where the model runs. Lines say it, and results of all providers count.
+        precision: What it computes in.
         max_side: The longer side in pixels of the largest pictures and maps; None for those of the image's size.
         max_pixels: The most pixels of an image that is read.
         thresholds: Of the boxes in the lines and on the overlays; None for no boxes.
@@ -129,6 +132,8 @@ class Batch:
         settings: Mapping[str, Any] | None = None,
         weights: Path | None = None,
         preprocess: str | None = None,
+        providers: Providers | None = None,
+        precision: str | None = None,
         max_side: int | None = MAX_SIDE,
         max_pixels: int | None = None,
         thresholds: Sequence[int] | None = None,
@@ -142,6 +147,7 @@ class Batch:
         self.target, self.layer, self.settings = target, layer, settings
         self.classifier, self.scores = classifier, scores
         self.weights, self.preprocess = weights, preprocess
+        self.providers, self.precision = providers, precision
         self.max_side, self.max_pixels = max_side, max_pixels
         self.thresholds, self.maps, self.cards = thresholds, maps, cards
         self.crf, self.side = crf, side
@@ -188,7 +194,6 @@ class Batch:
         self,
         images: Iterable[ImageFile],
         *,
-        providers: Providers | None = None,
         batch: int | None = None,
         progress: Progress = lambda total: contextlib.nullcontext(lambda count: None),
     ) -> list[tuple[str, str]]:
@@ -196,7 +201,6 @@ class Batch:
 
         Args:
             images: Results of earlier runs among them are left out.
-            providers: As for `camrt.Explainer`.
             batch: How many images the session gets at once, as for `Explainer.map`.
             progress: Called with the number of images once the model is loaded; the block's value is called with how
                 many more are done.
@@ -222,7 +226,7 @@ class Batch:
         from camrt.images import MAX_PIXELS
 
         explainer = Explainer(
-            self.model, self.method, self.protocol, self.top, providers,
+            self.model, self.method, self.protocol, self.top, self.providers, precision=self.precision,
             target=self.target, layer=self.layer, classifier=self.classifier, scores=self.scores,
             settings=self.settings, weights=self.weights, preprocess=self.preprocess, max_side=self.max_side,
             max_pixels=self.max_pixels or MAX_PIXELS,
@@ -321,6 +325,7 @@ class Batch:
             "scores": self.scores,
             "set": self.settings,
             "preprocess": self.preprocess,
+            "precision": None if self.precision == FP32 else self.precision,
             "max_side": None if self.max_side == MAX_SIDE else self.max_side or 0,
         }
         return {name: value for name, value in chosen.items() if value is not None}

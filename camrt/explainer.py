@@ -96,6 +96,7 @@ class Explainer:
         max_side: The longer side in pixels of the image that an explanation keeps: overlays, maps and pictures are made
             at that size, and memory follows it. None for the image as it is. Boxes are in its pixels either way.
         max_pixels: The largest height times width of an image file that is decoded.
+        precision: What it computes in, as for `camrt.session.Session`; by default ``"fp32"``, which is exact.
 
     Raises:
         CamrtError: The model, or an argument, is not what is expected; ONNX Runtime or the provider is not there.
@@ -109,7 +110,8 @@ class Explainer:
         target: What is explained: ``"top"``, ``"input"``, ``"any"``, ``"sum"``, or the numbers of classes.
         size: The side in pixels of the square that images are resized to; the heatmaps' too.
         labels: The names of all classes, or None.
-        provider: The provider that runs the graph, by ONNX Runtime's name.
+        provider: The provider that runs the graph, by the engine's name for it.
+        precision: What it computes in.
 
     Example:
         >>> explainer = camrt.Explainer("googlenetCAM")  # doctest: +SKIP
@@ -137,13 +139,14 @@ class Explainer:
         threads: int | None = None,
         max_side: int | None = None,
         max_pixels: int = images.MAX_PIXELS,
+        precision: str | None = None,
     ) -> None:
         request = Request(
             method, protocol, top, features, classifier, preprocess, target, layer, scores, settings, labels,
             None if weights is None else Path(weights),
         )  # fmt: skip
         graph = explainer_graph(model, request)
-        self._session = Session(graph, providers=providers, threads=threads)
+        self._session = Session(graph, providers=providers, precision=precision, threads=threads)
         del graph
         file = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
         try:
@@ -159,7 +162,7 @@ class Explainer:
         except CamrtError as error:
             raise (error.in_file(file) if file else error) from error.__cause__
         self.name = self._session.metadata.get(metadata.NAME, "")
-        self.provider = self._session.provider
+        self.provider, self.precision = self._session.provider, self._session.precision
         self._max_side, self._max_pixels = max_side, max_pixels
 
     @property
@@ -169,7 +172,7 @@ class Explainer:
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""
-        return f"Explainer({name}{self.method}, {self.protocol}, top {self.top}, on {self.provider})"
+        return f"Explainer({name}{self.method}, {self.protocol}, top {self.top}, on {self.provider}, {self.precision})"
 
     def __call__(self, image: ImageLike, target: int | str | Sequence[int | str] | None = None) -> Explanation:
         """Explain one image.
@@ -328,6 +331,8 @@ class Explainer:
                 labels=tuple(str(k) if self.labels is None else self.labels[k] for k in classes[n].tolist()),
                 heatmaps=heatmaps[n].copy(),
                 all_scores=scores[n].copy(),
+                provider=self.provider,
+                precision=self.precision,
             )
             for n, one in enumerate(prepared)
         ]

@@ -45,6 +45,8 @@ class Explanation:
         heatmaps: (top, S, S) float32: their maps over the image, squeezed to a square; not normalized.
         all_scores: (K,) float32: the scores of all classes.
         original_size: Height and width in pixels of the image as it was decoded; boxes are in these pixels.
+        provider: What ran the network (``"CPUExecutionProvider"``); "" where nothing is known.
+        precision: What it computed in (``"fp32"``).
     """
 
     image: NDArray[np.uint8]
@@ -55,6 +57,8 @@ class Explanation:
     heatmaps: NDArray[np.float32]
     all_scores: NDArray[np.float32]
     original_size: tuple[int, int] = field(default=(0, 0), kw_only=True)
+    provider: str = field(default="", kw_only=True)
+    precision: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         if self.original_size == (0, 0):
@@ -249,7 +253,8 @@ class Explanation:
 
         Returns:
             ``{"source", "width", "height", "top": [{"class", "label", "score", "boxes"}]}``, the boxes as lists of
-            x, y, width, height. A score that is not finite is None.
+            x, y, width, height. A score that is not finite is None. ``"provider"`` and ``"precision"`` where they are
+            known.
         """
         height, width = self.original_size
         top: list[dict[str, Any]] = []
@@ -258,7 +263,9 @@ class Explanation:
             top.append({"class": int(number), "label": label, "score": shortest})
             if thresholds is not None:
                 top[-1]["boxes"] = self.boxes(i, thresholds).tolist()
-        return {"source": self.source, "width": width, "height": height, "top": top}
+        ran = {"provider": self.provider, "precision": self.precision}
+        known = {name: value for name, value in ran.items() if value}
+        return {"source": self.source, "width": width, "height": height, "top": top, **known}
 
     def save(
         self,

@@ -17,7 +17,7 @@ from camrt.commands.options import (
     Method,
     PresetName,
     Protocol,
-    Provider,
+    RuntimeOptions,
     Thresholds,
     Weights,
     check_choice,
@@ -111,20 +111,24 @@ class WsolProtocolName(StrEnum):
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """The network, and where it runs."""
+    """The network."""
 
     model: Annotated[str, typer.Option(help="A named model, or an ONNX model.")] = "googlenetCAM"
     weights: Weights = None
     preprocess: PresetName = None
-    provider: Provider = None
-    batch: Annotated[int | None, typer.Option(min=1, help="Images per run; by default 1, on CUDA 4.")] = None
 
-    def network(self, protocol: str | None) -> Network:
+    def network(self, protocol: str | None, runtime: RuntimeOptions) -> Network:
         """Return the network for a protocol."""
         from camrt.evaluate.network import Network
 
-        preset = self.preprocess.value if self.preprocess else None
-        return Network(self.model, protocol, self.provider, self.batch, preset, self.weights)
+        return Network(
+            self.model,
+            protocol,
+            batch=runtime.batch,
+            preprocess=self.preprocess.value if self.preprocess else None,
+            weights=self.weights,
+            **runtime.as_arguments(),
+        )
 
 
 @dataclass(frozen=True)
@@ -267,6 +271,7 @@ def ilsvrc(
     ground_truth: Annotated[Path, typer.Option(metavar="FILE", help="The class of each image, one per line.")],
     truth: GroundTruthOptions,
     choice: NetworkOptions,
+    runtime: RuntimeOptions,
     method: Method = None,
     protocol: Protocol = None,
     finding: BoxOptions,
@@ -289,7 +294,7 @@ def ilsvrc(
         if submission is not None:
             _print_errors(ilsvrc_protocol.count_submission(data, submission), data, {}, running.as_json)
             return
-        network = choice.network(protocol.value if protocol else None)
+        network = choice.network(protocol.value if protocol else None, runtime)
         rule = finding.rule()
         files = _files(images, data, part) if images is not None else {}
         if not running.merge:
@@ -428,6 +433,7 @@ def wsol(
         Path | None, typer.Option(metavar="FILE", help="Instead: image,class,x1,y1,x2,y2, one row per box.")
     ] = None,
     choice: NetworkOptions,
+    runtime: RuntimeOptions,
     methods: Annotated[str, typer.Option(metavar="A,B,...", help=f"Of {', '.join(METHODS)}.")] = "cam",
     protocol: Annotated[
         WsolProtocolName, typer.Option(help="What the network sees of an image; whole: all of it, resized.")
@@ -451,7 +457,7 @@ def wsol(
         part = Shard.parse(running.shard)
         data = (read_csv(csv) if csv is not None else read_metadata(metadata or "")).first(running.first)
         measures = measuring.measures(data)
-        network = choice.network(protocol.value)
+        network = choice.network(protocol.value, runtime)
         check_image_folder(images)
         if not running.merge:
             for method in chosen:

@@ -18,7 +18,7 @@ from camrt.commands.options import (
     MaxPixels,
     MaxSide,
     PresetName,
-    Provider,
+    RuntimeOptions,
     Thresholds,
     Weights,
     check_model,
@@ -148,8 +148,7 @@ def explain(
     max_pixels: MaxPixels = None,
     html: Annotated[bool, typer.Option("--html", help=f"Write {PAGE}: a page to look through, in one file.")] = False,
     refine: RefineOptions,
-    provider: Provider = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images at once; by default 1, on CUDA 4.")] = None,
+    runtime: RuntimeOptions,
     as_json: Json = False,
 ) -> None:
     """Show what a network sees in images, and where."""
@@ -167,6 +166,7 @@ def explain(
         out,
         model,
         **asked,
+        **runtime.as_arguments(),
         weights=weights,
         preprocess=preprocess.value if preprocess else None,
         thresholds=thresholds if boxes else None,
@@ -186,8 +186,7 @@ def explain(
         with work:
             failed += work.explain(
                 found,
-                providers=provider,
-                batch=batch,
+                batch=runtime.batch,
                 progress=lambda total: bar("explaining", total, bytes_=False),
             )
             page = work.page(found) if html else None

@@ -37,6 +37,15 @@ class ProtocolName(StrEnum):
     FULL = "full"
 
 
+class PrecisionName(StrEnum):
+    """What the network computes in, as for `camrt.session.Session`."""
+
+    FP32 = "fp32"
+    TF32 = "tf32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
 class Preset(StrEnum):
     """The preprocessing of a family of networks: a key of `camrt.preprocess.PRESETS`."""
 
@@ -79,6 +88,9 @@ Provider = Annotated[
     typer.Option(
         metavar="cuda|cpu|...", help="Where it runs; by default CUDA where ONNX Runtime has it, else the CPU."
     ),
+]
+Precision = Annotated[
+    PrecisionName | None, typer.Option(help="What the network computes in; by default fp32, which is exact.")
 ]
 Thresholds = Annotated[
     tuple[int, int, int], typer.Option(metavar="A B C", help="The three gray levels of the box generator.")
@@ -136,6 +148,19 @@ MaxPixels = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="The most pixels of an image that is read; by default 89,478,485."),
 ]
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """Where the network runs, in what precision, and how many images at once."""
+
+    provider: Provider = None
+    precision: Precision = None
+    batch: Annotated[int | None, typer.Option(min=1, help="Images at once; by default 1, on CUDA 4.")] = None
+
+    def as_arguments(self) -> dict[str, Any]:
+        """Return what `camrt.Explainer` takes of them: ``providers`` and ``precision``."""
+        return {"providers": self.provider, "precision": self.precision.value if self.precision else None}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camrt import loading
+from camrt.engines.engine import FP32
 from camrt.errors import CamrtError
 from camrt.graph.batch import with_free_batch
 from camrt.graph.opening import open_model
@@ -44,6 +45,7 @@ class Network:
         preprocess: What the network expects of an image: a `Preprocess` or the name of a preset; None for what the
             model states.
         weights: The weights of a named model, if they are not to come from the cache or a download.
+        precision: What the network computes in, as for `camrt.session.Session`; None for fp32.
     """
 
     name: str
@@ -52,11 +54,14 @@ class Network:
     batch: int | None = None
     preprocess: Preprocess | str | None = None
     weights: Path | None = None
+    precision: str | None = None
 
     def settings(self, method: str | None) -> dict[str, Any]:
         """Return what the maps of a method depend on, as JSON can hold it."""
         preprocess = self.preprocess.as_json() if isinstance(self.preprocess, Preprocess) else self.preprocess
-        given = {} if preprocess is None else {"preprocess": preprocess}
+        precision = None if self.precision == FP32 else self.precision
+        chosen = {"preprocess": preprocess, "precision": precision}
+        given = {name: value for name, value in chosen.items() if value is not None}
         model = loading.identity(self.name, self.weights)
         return {"model": model, "method": method, "protocol": self.protocol, **given}
 
@@ -112,7 +117,9 @@ class Network:
         model = load_classifier(self.name, self.weights)
         try:
             known = self._known_preprocess()
-            return Classifier(model, self.protocol or "center", preprocess=known, providers=self.providers)
+            return Classifier(
+                model, self.protocol or "center", preprocess=known, providers=self.providers, precision=self.precision
+            )
         except CamrtError as error:
             raise error.in_file(self.name) from error.__cause__
 
@@ -124,7 +131,7 @@ class Network:
 
         return Explainer(
             self.name, method, protocol, top, self.providers,
-            target=target, preprocess=preprocess, weights=self.weights,
+            target=target, preprocess=preprocess, weights=self.weights, precision=self.precision,
         )  # fmt: skip
 
     def _known_preprocess(self) -> Preprocess | None:
@@ -169,6 +176,7 @@ class Classifier:
         protocol: What the network sees of an image.
         preprocess: What the network expects of an image; by default, what the model's metadata state.
         providers: Where the network runs, as for `camrt.session.Session`.
+        precision: What it computes in, likewise.
 
     Raises:
         CamrtError: The model has no scores or cannot be loaded, or its preprocessing is unknown.
@@ -186,6 +194,7 @@ class Classifier:
         *,
         preprocess: Preprocess | None = None,
         providers: Providers | None = None,
+        precision: str | None = None,
     ) -> None:
         properties = metadata.of_model(model)
         if metadata.EXPLAINER in properties:
@@ -199,7 +208,7 @@ class Classifier:
         self._crop = crops_of("center", self.size, side)[0]
         self._input, self._output, self._activation = view.inputs[0].name, scores.output, scores.activation
         network = with_free_batch(view, self._input, (3, side, side), scores.output)
-        self._session = Session(network, providers=providers)
+        self._session = Session(network, providers=providers, precision=precision)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Compute the class probabilities.

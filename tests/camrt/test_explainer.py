@@ -97,7 +97,7 @@ def test_every_kind_of_input(tiny: Explainer, folder: Path) -> None:
 def test_what_it_says_of_itself(tiny: Explainer) -> None:
     facts = (tiny.name, tiny.method, tiny.protocol, tiny.top, tiny.size, tiny.labels, tiny.provider)
     assert facts == ("tiny", "cam", "center", 5, 32, LABELS, "CPUExecutionProvider")
-    assert repr(tiny) == "Explainer('tiny', cam, center, top 5, on CPUExecutionProvider)"
+    assert repr(tiny) == "Explainer('tiny', cam, center, top 5, on CPUExecutionProvider, fp32)"
 
 
 def test_errors_name_the_image(tiny: Explainer, folder: Path) -> None:
