@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 
 from camrt.builder import Builder
 from camrt.errors import CamrtError
+from camrt.graph.channel_sums import SummedAt, summed_at
 from camrt.graph.head import Head
 from camrt.graph.layers import FeatureMap
 from camrt.graph.rewrite import repeated
@@ -122,6 +123,19 @@ class MethodContext:
             self._gradients = self.backward(self.first, [grid.tensor for grid in self.grids])
         return self._gradients[layer]
 
+    @cached_property
+    def sums(self) -> dict[str, tuple[SummedAt, Value]]:
+        """Layer -> where its derivative is summed over the positions, and each class's derivative there.
+
+        Layers whose channels are not on axis 1 are missing.
+        """
+        logits = self.first.logits
+        places = {grid.tensor: summed_at(self.view, self._sizes, grid, logits) for grid in self.grids}
+        found = {layer: place for layer, place in places.items() if place is not None}
+        tensors = list(dict.fromkeys(place.tensor for place in found.values()))
+        gradients = self.backward(self.first, tensors) if tensors else {}
+        return {layer: (place, gradients[place.tensor]) for layer, place in found.items()}
+
     def backward(self, run: Pass, layers: Sequence[str], relu: str | None = None) -> dict[str, Value]:
         """Differentiate the score of each class that is explained.
 
@@ -138,7 +152,7 @@ class MethodContext:
         """
         from camrt.graph.gradient import backpropagate
 
-        if run.logits in layers:
+        if any(grid.tensor == run.logits for grid in self.grids):
             raise CamrtError(f"found the layer {run.logits!r}, which is what is explained; expected one before it")
         seeds = self.targets.seeds(self.classes, len(self.crops), self.logits(run))
         found = backpropagate(
@@ -272,6 +286,21 @@ class Layer:
     def gradients(self) -> Value:
         """dy/dA of each class: (N, crops, channels, positions)."""
         return self.grid.planes(self.context.gradients(self.grid.tensor), -1, len(self.context.crops))
+
+    @cached_property
+    def mean_gradients(self) -> Value:
+        """The mean of dy/dA over each map: (N, crops, channels), without dy/dA itself where that can be skipped."""
+        crops = len(self.context.crops)
+        if self.grid.tensor not in self.context.sums:
+            return self.gradients.mean(-1)
+        place, gradient = self.context.sums[self.grid.tensor]
+        if place.weights is None:
+            summed = gradient.reshape(-1, crops, self.channels, place.positions).sum(-1)
+        else:
+            name = self.context.builder.constant(place.weights, "weights", place.weights.dtype)
+            matrix = Value(self.context.builder, name, place.weights.shape, gradient.kind)
+            summed = (gradient @ matrix).reshape(-1, crops, self.channels)
+        return summed / self.positions
 
     def weighted(self, weights: Value) -> Value:
         """The sum over the channels, sum_k w_k A_k: (N, crops, positions).

@@ -21,7 +21,7 @@ def gradcam(layer: Layer) -> Value:
     Example:
         >>> explainer = camrt.explain_graph(model, method="gradcam", layer="relu5_3")  # doctest: +SKIP
     """
-    return layer.weighted(layer.gradients.mean(-1))
+    return layer.weighted(layer.mean_gradients)
 
 
 @method("gradcam++", kind="features", title="Grad-CAM++")
