@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from camrt.engines.engine import PRECISIONS
+from camrt.engines.engine import BF16, FP16, PRECISIONS
 from camrt.errors import CamrtError
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ class Session:
         model: A model, or the path of one; of a path, weights in external data are found beside it. A model of more
             than 2 GB may be given either way.
         providers: Where it runs: ONNX Runtime's names, the best first, or short ones (``"cuda"``, ``"cpu"``), each
-            alone or with its options as ``("cuda", {"device_id": 1})``. By default CUDA where ONNX Runtime has it and
-            can start it, else the CPU.
+            alone or with its options as ``("cuda", {"device_id": 1})``; or ``"openvino"``, for OpenVINO in place of
+            ONNX Runtime. By default CUDA where ONNX Runtime has it and can start it, else the CPU; OpenVINO for a
+            precision that only it has there.
         precision: What it computes in: one of `camrt.engines.engine.PRECISIONS`. By default ``"fp32"``, which is exact.
         threads: How many threads compute on the CPU; by default one a physical core.
 
@@ -81,6 +82,10 @@ class Session:
 
 
 def _started(model: Model, providers: Providers | None, precision: str | None, threads: int | None) -> Engine:
-    from camrt.engines.onnxruntime import OnnxRuntime
+    from camrt.engines import openvino
+    from camrt.engines.onnxruntime import OnnxRuntime, has_cuda
 
+    only_openvino = precision == BF16 or (precision == FP16 and not has_cuda())
+    if openvino.is_openvino(providers) or (providers is None and only_openvino):
+        return openvino.OpenVino(model, providers=providers, precision=precision, threads=threads)
     return OnnxRuntime(model, providers=providers, precision=precision, threads=threads)

@@ -61,7 +61,7 @@ def name_of(model: Model) -> str:
     return os.fspath(model) if isinstance(model, (str, os.PathLike)) else "the model"
 
 
-def run_error(engine: str, provider: str, feeds: Mapping[str, NDArray[Any]], error: Exception) -> CamrtError:
+def run_error(engine: str, provider: str, feeds: Mapping[str, NDArray[Any]], error: object) -> CamrtError:
     """Return the error of a failed run, with the shapes and dtypes that the engine was given."""
     shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
     return CamrtError(

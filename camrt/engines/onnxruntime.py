@@ -108,6 +108,11 @@ class OnnxRuntime:
         return dict(zip(self.outputs, binding.copy_outputs_to_cpu(), strict=True))
 
 
+def has_cuda() -> bool:
+    """Return whether this ONNX Runtime can run on NVIDIA GPUs, be there one or not."""
+    return CUDA in _runtime().get_available_providers()
+
+
 def _shapes(values: Sequence[Any]) -> Shapes:
     return MappingProxyType({value.name: tuple(value.shape) for value in values})
 
