@@ -22,6 +22,7 @@ __getattr__, _, __all__ = lazy_loader.attach(
         "graph": ["differentiate", "explain_graph"],
         "graph.methods": ["METHODS"],
         "preprocess": ["Preprocess"],
+        "render": ["Style"],
     },
 )
 __all__ += ["__version__"]

@@ -12,5 +12,6 @@ from .graph import differentiate as differentiate
 from .graph import explain_graph as explain_graph
 from .graph.methods import METHODS as METHODS
 from .preprocess import Preprocess as Preprocess
+from .render import Style as Style
 
 __all__: list[str]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from camrt.engines.engine import Providers
     from camrt.explanation import Explanation
     from camrt.localize.crf import CRF
+    from camrt.render import Style
 
 MAX_SIDE = 2048  # pixels: of the pictures; as `camrt.explanation.MAX_SIDE`, which loads NumPy
 PAGE, LOCK, CARDS = "index.html", ".camrt-lock", ".cards"
@@ -100,7 +101,7 @@ class Batch:
         precision: What it computes in.
         max_side: The longer side in pixels of the largest pictures and maps; None for those of the image's size.
         max_pixels: The most pixels of an image that is read.
-        thresholds: Of the boxes in the lines and on the overlays; None for no boxes.
+        style: How the overlays are drawn; if left out, as `camrt.render.Style` says. Its boxes are in the lines too.
         maps: How the maps are written; None for not at all.
         cards: Whether what `page` needs is kept of each image.
         crf: How the maps are refined, as for `Explanation.refine`; None for not at all.
@@ -136,7 +137,7 @@ class Batch:
         precision: str | None = None,
         max_side: int | None = MAX_SIDE,
         max_pixels: int | None = None,
-        thresholds: Sequence[int] | None = None,
+        style: Style | None = None,
         maps: Literal["png", "npz"] | None = "png",
         cards: bool = False,
         crf: CRF | None = None,
@@ -149,7 +150,7 @@ class Batch:
         self.weights, self.preprocess = weights, preprocess
         self.providers, self.precision = providers, precision
         self.max_side, self.max_pixels = max_side, max_pixels
-        self.thresholds, self.maps, self.cards = thresholds, maps, cards
+        self._style, self.maps, self.cards = style, maps, cards
         self.crf, self.side = crf, side
         self.total = self.skipped = self.explained = 0
         self._lock: FileLock | None = None
@@ -157,6 +158,13 @@ class Batch:
         self._lines: dict[str, dict[str, Any]] = {}  # of the images, by path
         self._others: list[str] = []  # of Explanation.save
         self._owners: dict[str, str] = {}  # stem, without regard to case -> the image's path
+
+    @property
+    def style(self) -> Style:
+        """How the overlays are drawn."""
+        from camrt.render import STYLE  # loads NumPy
+
+        return self._style or STYLE
 
     def __enter__(self) -> Self:
         from converters.encoding import sweep
@@ -311,7 +319,7 @@ class Batch:
             "protocol": self.protocol,
             "top": self.top,
             **self._chosen(),
-            "boxes": list(self.thresholds) if self.thresholds else None,
+            "style": self.style.as_dict(),
             "maps": self.maps or "none",
             **({"crf": {**self.crf.as_dict(), "side": self.side}} if self.crf else {}),
         }
@@ -348,16 +356,22 @@ class Batch:
         stem = self._stem(image.path)
         # Encoding PNG takes longer than the network on a GPU.
         files = found.save_files(
-            self.folder, stem=stem, maps=self.maps, thresholds=self.thresholds, max_side=None, threads=threads
+            self.folder, stem=stem, maps=self.maps, style=self.style, max_side=None, threads=threads
         )
         if self.cards:
             from camrt.report import html_card
 
-            card = html_card(found, thresholds=self.thresholds)
+            card = html_card(found, style=self.style)
             results.write(self._card(stem), card.encode(errors="replace"))
         else:
             self._card(stem).unlink(missing_ok=True)  # of an earlier run
-        return {**image.key, **found.as_dict(self.thresholds), "stem": stem, "files": files, "settings": settings}
+        return {
+            **image.key,
+            **found.as_dict(self.style.boxes, self.style.thresholds),
+            "stem": stem,
+            "files": files,
+            "settings": settings,
+        }
 
     def _keep(self, record: dict[str, Any]) -> None:
         """Write the line of an image, whose files are there; and remove the files that only the earlier line names."""

@@ -115,18 +115,21 @@ def limits(heatmap: NDArray[np.floating], colormap: str = DEFAULT) -> tuple[floa
     return (max(lowest, 0.0), highest) if highest > 0 else (0.0, 0.0)
 
 
-def levels(heatmap: NDArray[np.floating], colormap: str = DEFAULT) -> NDArray[np.uint8]:
+def levels(
+    heatmap: NDArray[np.floating], colormap: str = DEFAULT, within: tuple[float, float] | None = None
+) -> NDArray[np.uint8]:
     """Normalize a heatmap to levels, as the module describes it.
 
     Args:
         heatmap: (h, w) floats. NaN, and every value of a map that is the same everywhere, has no strength.
         colormap: One of `COLORMAPS`.
+        within: The values of the weakest and the strongest level; those of `limits` if left out.
 
     Returns:
         (h, w) uint8.
     """
     # Halves, since the range of extreme values is not a number that float64 has.
-    low, high = (value / 2 for value in limits(heatmap, colormap))
+    low, high = (value / 2 for value in within or limits(heatmap, colormap))
     nothing = ZERO if is_diverging(colormap) else 0
     if not high > low:
         return np.full(heatmap.shape, nothing, np.uint8)

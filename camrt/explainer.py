@@ -331,6 +331,9 @@ class Explainer:
                 labels=tuple(str(k) if self.labels is None else self.labels[k] for k in classes[n].tolist()),
                 heatmaps=heatmaps[n].copy(),
                 all_scores=scores[n].copy(),
+                model=self.name,
+                method=self.method,
+                protocol=self.protocol,
                 provider=self.provider,
                 precision=self.precision,
             )

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from camrt import images, render, results
+from camrt import captions, images, render, results
 from camrt.errors import CamrtError
 from camrt.localize import THRESHOLDS
+from camrt.render import PLAIN, STYLE, Style
 from camrt.results import LINES
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 MAX_SIDE = 2048  # pixels: the longer side of the pictures that are written, where nothing else is said
 MAX_CRF_SIDE = 2048  # pixels; a square of them takes some 1.2 GB
 _MASK = 0.5
+# Boxes (M, 4) times these: x, y, width, height -> left, top, right, bottom, and back.
+_TO_CORNERS = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 1]])
+_TO_SIZES = np.array([[1, 0, -1, 0], [0, 1, 0, -1], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,7 +49,10 @@ class Explanation:
         heatmaps: (top, S, S) float32: their maps over the image, squeezed to a square; not normalized.
         all_scores: (K,) float32: the scores of all classes.
         original_size: Height and width in pixels of the image as it was decoded; boxes are in these pixels.
-        provider: What ran the network (``"CPUExecutionProvider"``); "" where nothing is known.
+        model: What the model calls itself; "" where nothing is known, as for the next four.
+        method: How the maps were computed.
+        protocol: What the network saw of the image.
+        provider: What ran the network (``"CPUExecutionProvider"``).
         precision: What it computed in (``"fp32"``).
     """
 
@@ -57,6 +64,9 @@ class Explanation:
     heatmaps: NDArray[np.float32]
     all_scores: NDArray[np.float32]
     original_size: tuple[int, int] = field(default=(0, 0), kw_only=True)
+    model: str = field(default="", kw_only=True)
+    method: str = field(default="", kw_only=True)
+    protocol: str = field(default="", kw_only=True)
     provider: str = field(default="", kw_only=True)
     precision: str = field(default="", kw_only=True)
 
@@ -197,74 +207,90 @@ class Explanation:
         Raises:
             CamrtError: There is no such class, or the thresholds do not rise.
         """
-        boxes = self._boxes(i, thresholds)
-        if self.original_size == self._size:
-            return boxes
-        corners = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
-        scale = np.array(self.original_size[::-1] * 2) / (self._size[::-1] * 2)
-        corners = np.rint(corners * scale).astype(np.int64)
-        return np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]])
+        return self._in_original(self._boxes(i, thresholds))
 
-    def overlay(
-        self,
-        i: int = 0,
-        *,
-        image_weight: float = render.IMAGE_WEIGHT,
-        map_weight: float = render.MAP_WEIGHT,
-        thresholds: Sequence[int] | None = None,
-    ) -> NDArray[np.uint8]:
-        """Lay the map of a class over the image: 0.2 of the image and 0.7 of the map's colors, as demo.m.
+    def best_box(self, i: int = 0) -> NDArray[np.int64]:
+        """Find a box around the best region of a class; see `camrt.localize.best_box`.
 
         Args:
             i: The class: 0 is the best.
-            image_weight: The image's share.
-            map_weight: The colors' share.
-            thresholds: Of the boxes that are drawn; None for no boxes.
 
         Returns:
-            (H, W, 3) uint8 RGB.
+            (1, 4) int64 of x, y, width, height in the original's pixels; (0, 4) where nothing stands out.
 
         Raises:
             CamrtError: There is no such class.
         """
-        drawn = render.demo_overlay(
-            self.image, self.resized(i, self._size), image_weight=image_weight, map_weight=map_weight
-        )
-        return drawn if thresholds is None else render.draw_boxes(drawn, self._boxes(i, thresholds))
+        return self._in_original(self._best_box(i))
 
-    def picture(self, *, square: bool = False, thresholds: Sequence[int] | None = None) -> NDArray[np.uint8]:
-        """Draw the picture of the demo: the image and an overlay for each class, side by side.
+    def overlay(self, i: int = 0, style: Style = PLAIN) -> NDArray[np.uint8]:
+        """Lay the map of a class over the image, so that what is not hot stays the photograph.
 
         Args:
-            square: Whether the image is squeezed to the square that the network sees, as demo.m shows it.
-            thresholds: Of the boxes that are drawn on the overlays; None for no boxes.
+            i: The class: 0 is the best.
+            style: Color map, opacity, boxes and caption; no boxes and no caption if left out.
 
         Returns:
-            (H, W + top * (W + 8), 3) uint8 RGB; square, with S for H and W.
-        """
-        shown = self._squared() if square else self
-        return render.row([shown.image, *(shown.overlay(i, thresholds=thresholds) for i in range(len(self)))])
+            (H, W, 3) uint8 RGB; higher by the caption, which is below the picture.
 
-    def as_dict(self, thresholds: Sequence[int] | None = None) -> dict[str, Any]:
+        Raises:
+            CamrtError: There is no such class, or the thresholds do not rise.
+        """
+        heatmap, limits = self._drawn_map(i)
+        drawn = render.overlay(self.image, heatmap, colormap=style.colormap, opacity=style.opacity, limits=limits)
+        boxes = self._boxes_of(i, style)
+        if boxes is not None:
+            drawn = render.draw_boxes(drawn, boxes)
+        return np.vstack([drawn, self._caption(i)]) if style.caption else drawn
+
+    def picture(self, style: Style = STYLE) -> NDArray[np.uint8]:
+        """Draw the image and an overlay for each class, side by side.
+
+        Args:
+            style: Color map, opacity, boxes and captions.
+
+        Returns:
+            (H, W + top * (W + 8), 3) uint8 RGB; higher by the captions.
+        """
+        image = self.image
+        if style.caption:
+            image = np.vstack([image, self._caption()])
+        return render.row([image, *(self.overlay(i, style) for i in range(len(self)))])
+
+    def demo_picture(self) -> NDArray[np.uint8]:
+        """Draw what demo.m shows: the image squeezed to a square, and each map over it in jet, at a fixed opacity.
+
+        Returns:
+            (S, S + top * (S + 8), 3) uint8 RGB.
+        """
+        shown = dataclasses.replace(self, image=images.prepare(self.image, self.heatmaps.shape[-1]))
+        maps = (shown.resized(i, shown._size) for i in range(len(self)))
+        return render.row([shown.image, *(render.demo_overlay(shown.image, heatmap) for heatmap in maps)])
+
+    def as_dict(
+        self, boxes: Literal["best", "all"] | None = None, thresholds: Sequence[int] = THRESHOLDS
+    ) -> dict[str, Any]:
         """Return a summary for JSON: source, size, and for each class its number, label, score and boxes.
 
         Args:
-            thresholds: Of the boxes; None for no boxes.
+            boxes: ``"best"``: those of `best_box`; ``"all"``: those of `boxes`; None for no boxes.
+            thresholds: Of ``"all"``.
 
         Returns:
             ``{"source", "width", "height", "top": [{"class", "label", "score", "boxes"}]}``, the boxes as lists of
-            x, y, width, height. A score that is not finite is None. ``"provider"`` and ``"precision"`` where they are
-            known.
+            x, y, width, height. Where they are known, ``"method"``, ``"protocol"``, ``"provider"`` and ``"precision"``.
+            A score that is not finite is None.
         """
         height, width = self.original_size
         top: list[dict[str, Any]] = []
         for i, (number, label, score) in enumerate(zip(self.classes, self.labels, self.scores, strict=True)):
             shortest = float(str(score)) if np.isfinite(score) else None
             top.append({"class": int(number), "label": label, "score": shortest})
-            if thresholds is not None:
-                top[-1]["boxes"] = self.boxes(i, thresholds).tolist()
-        ran = {"provider": self.provider, "precision": self.precision}
-        known = {name: value for name, value in ran.items() if value}
+            if boxes is not None:
+                found = self.best_box(i) if boxes == "best" else self.boxes(i, thresholds)
+                top[-1]["boxes"] = found.tolist()
+        facts = {name: getattr(self, name) for name in ("method", "protocol", "provider", "precision")}
+        known = {name: value for name, value in facts.items() if value}
         return {"source": self.source, "width": width, "height": height, "top": top, **known}
 
     def save(
@@ -274,8 +300,7 @@ class Explanation:
         stem: str | None = None,
         overlays: bool = True,
         maps: Literal["png", "npz"] | None = "png",
-        thresholds: Sequence[int] | None = THRESHOLDS,
-        draw_boxes: bool = False,
+        style: Style = STYLE,
         max_side: int | None = MAX_SIDE,
     ) -> dict[str, Any]:
         """Write the explanation to a folder.
@@ -288,8 +313,7 @@ class Explanation:
             stem: What the names of the files begin with; by default the source's name without its ending.
             overlays: Whether overlays are written.
             maps: How the maps are written; None for not at all.
-            thresholds: Of the boxes in the line; None for no boxes.
-            draw_boxes: Whether the boxes are drawn on the overlays too.
+            style: How the overlays are drawn. The boxes that are drawn are in the line too.
             max_side: The longer side in pixels of the largest pictures, as for `save_files`.
 
         Returns:
@@ -299,11 +323,8 @@ class Explanation:
             CamrtError: The folder cannot be written to, or an argument is wrong.
         """
         shown = self if max_side is None else self.fitted(max_side)
-        record = shown.as_dict(thresholds)
-        drawn = thresholds if draw_boxes else None
-        record["files"] = shown.save_files(
-            folder, stem=stem, overlays=overlays, maps=maps, thresholds=drawn, max_side=None
-        )
+        record = shown.as_dict(style.boxes, style.thresholds)
+        record["files"] = shown.save_files(folder, stem=stem, overlays=overlays, maps=maps, style=style, max_side=None)
         results.append(Path(folder) / LINES, record)
         return record
 
@@ -314,7 +335,7 @@ class Explanation:
         stem: str | None = None,
         overlays: bool = True,
         maps: Literal["png", "npz"] | None = "png",
-        thresholds: Sequence[int] | None = None,
+        style: Style = STYLE,
         max_side: int | None = MAX_SIDE,
         threads: Executor | None = None,
     ) -> list[str]:
@@ -329,7 +350,7 @@ class Explanation:
             stem: What the names of the files begin with; by default the source's name without its ending.
             overlays: Whether overlays are written.
             maps: How the maps are written; None for not at all.
-            thresholds: Of the boxes that are drawn on the overlays; None for no boxes.
+            style: How the overlays are drawn.
             max_side: The longer side in pixels of the largest pictures: those of a larger image are as large as
                 `fitted` makes them. None for pictures as large as the image.
             threads: Where the classes are drawn and encoded beside each other.
@@ -350,7 +371,7 @@ class Explanation:
         try:
             target.mkdir(parents=True, exist_ok=True)
             shown = self if max_side is None else self.fitted(max_side)
-            for name, content in shown._contents(stem, overlays, maps, thresholds, threads):
+            for name, content in shown._contents(stem, overlays, maps, style, threads):
                 results.write(target / name, content)
                 files.append(name)
         except OSError as error:
@@ -380,18 +401,57 @@ class Explanation:
                 f"found class {i}, expected 0 to {len(self) - 1}: {len(self)} are explained", file=self.source
             )
 
-    def _squared(self) -> Self:
-        square = images.prepare(self.image, self.heatmaps.shape[-1])
-        return dataclasses.replace(self, image=square, original_size=square.shape[:2])
+    def _drawn_map(self, i: int) -> tuple[NDArray[np.float32], tuple[float, float] | None]:
+        """The map of a class as overlays draw it, of any size, and the values of the first and the last color."""
+        self._check_class(i)
+        return self.heatmaps[i], None
+
+    def _best_box(self, i: int) -> NDArray[np.int64]:
+        """The best box in the pixels of ``image``."""
+        from camrt.localize import best_box
+
+        self._check_class(i)
+        corners = best_box(self.heatmaps[i]) @ _TO_CORNERS
+        sizes: NDArray[np.int64] = np.rint(corners * (self._size[::-1] * 2)).astype(np.int64) @ _TO_SIZES
+        return sizes
+
+    def _boxes_of(self, i: int, style: Style) -> NDArray[np.int64] | None:
+        """The boxes that are drawn, in the pixels of ``image``."""
+        if style.boxes is None:
+            return None
+        return self._best_box(i) if style.boxes == "best" else self._boxes(i, style.thresholds)
+
+    def _in_original(self, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Boxes in the pixels of ``image``, in those of the original."""
+        if self.original_size == self._size:
+            return boxes
+        scale = np.array(self.original_size[::-1] * 2) / (self._size[::-1] * 2)
+        sizes: NDArray[np.int64] = np.rint(boxes @ _TO_CORNERS * scale).astype(np.int64) @ _TO_SIZES
+        return sizes
+
+    def _caption(self, i: int | None = None) -> NDArray[np.uint8]:
+        """What stands below the picture of a class; None for the image."""
+        height, width = self.original_size
+        if i is None:
+            left, right = captions.drawable(Path(self.source).name, "image"), ""
+            note = f"{width} x {height}"
+        else:
+            left = captions.drawable(self.labels[i], f"class {self.classes[i]}")
+            right, note = captions.score_text(float(self.scores[i])), self._made()
+        return captions.caption(self._size[1], left, right, note, side=max(self._size))
+
+    def _made(self) -> str:
+        """How the maps were made, in a few words."""
+        return " · ".join(part for part in (self.method, self.protocol) if part)
 
     def _stem(self) -> str:
         return results.shortened(Path(self.source).stem.strip("<>") or "image")
 
     def _contents(
-        self, stem: str, overlays: bool, maps: str | None, thresholds: Sequence[int] | None, threads: Executor | None
+        self, stem: str, overlays: bool, maps: str | None, style: Style, threads: Executor | None
     ) -> Iterator[tuple[str, bytes]]:
         """The names of the files and what is in them."""
-        draw = functools.partial(self._pictures, stem=stem, overlays=overlays, maps=maps, thresholds=thresholds)
+        draw = functools.partial(self._pictures, stem=stem, overlays=overlays, maps=maps, style=style)
         for content in (threads.map if threads else map)(draw, range(len(self))):
             yield from content
         if maps == "npz":
@@ -400,13 +460,11 @@ class Explanation:
             np.savez_compressed(stream, **arrays)
             yield f"{stem}_maps.npz", stream.getvalue()
 
-    def _pictures(
-        self, i: int, stem: str, overlays: bool, maps: str | None, thresholds: Sequence[int] | None
-    ) -> list[tuple[str, bytes]]:
+    def _pictures(self, i: int, stem: str, overlays: bool, maps: str | None, style: Style) -> list[tuple[str, bytes]]:
         """The files of a class."""
         drawn = []
         if overlays:
-            drawn.append((f"{stem}_top{i + 1}.png", render.png(self.overlay(i, thresholds=thresholds))))
+            drawn.append((f"{stem}_top{i + 1}.png", render.png(self.overlay(i, style))))
         if maps == "png":
             gray = np.floor(self.heatmap(i).astype(np.float64) * 65535 + 0.5).astype(np.uint16)
             drawn.append((f"{stem}_map{i + 1}.png", render.png(gray)))
@@ -487,14 +545,29 @@ class Refined(Explanation):
         """
         return self.heatmap(i) > _MASK
 
-    def as_dict(self, thresholds: Sequence[int] | None = None) -> dict[str, Any]:
+    def as_dict(
+        self, boxes: Literal["best", "all"] | None = None, thresholds: Sequence[int] = THRESHOLDS
+    ) -> dict[str, Any]:
         """As `Explanation.as_dict`, and ``"crf"``: the settings, and the size at which the marginals were computed.
 
         Args:
-            thresholds: None for no boxes. Their values are not looked at.
+            boxes: ``"best"``, ``"all"`` or None.
+            thresholds: Are not looked at.
         """
         height, width = self.marginals.shape[1:]
-        return {**super().as_dict(thresholds), "crf": {**self.crf.as_dict(), "width": width, "height": height}}
+        crf = {**self.crf.as_dict(), "width": width, "height": height}
+        return {**super().as_dict(boxes, thresholds), "crf": crf}
+
+    def _drawn_map(self, i: int) -> tuple[NDArray[np.float32], tuple[float, float] | None]:
+        self._check_class(i)
+        return self.marginals[i], (0.0, 1.0)  # probabilities: where all are small, nothing stands out
+
+    def _best_box(self, i: int) -> NDArray[np.int64]:
+        """Around the largest part of the mask."""
+        return self._boxes(i, THRESHOLDS)[:1]
+
+    def _made(self) -> str:
+        return " · ".join(part for part in (super()._made(), "refined by a CRF") if part)
 
     def _boxes(self, i: int, thresholds: Sequence[int]) -> NDArray[np.int64]:
         """Boxes around the parts of the mask, which has one edge: thresholds do not count."""
@@ -502,12 +575,10 @@ class Refined(Explanation):
 
         return boxes_from_mask(self.mask(i))
 
-    def _pictures(
-        self, i: int, stem: str, overlays: bool, maps: str | None, thresholds: Sequence[int] | None
-    ) -> list[tuple[str, bytes]]:
+    def _pictures(self, i: int, stem: str, overlays: bool, maps: str | None, style: Style) -> list[tuple[str, bytes]]:
         mask = np.where(self.mask(i), np.uint8(255), np.uint8(0))
         return [
-            *super()._pictures(i, stem, overlays, maps, thresholds),
+            *super()._pictures(i, stem, overlays, maps, style),
             (f"{stem}_mask{i + 1}.png", render.png(mask)),
         ]
 

@@ -6,10 +6,12 @@ place, and nothing is computed here that is not drawn.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from camrt import colors
 from camrt.errors import CamrtError
 from camrt.images import fit as fit
+from camrt.localize import THRESHOLDS
 from camrt.matlab import BAR, gray2ind, im2uint8, jet, mat2gray
 
 Image = NDArray[np.uint8]
@@ -26,11 +29,57 @@ WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 _BLOCK = 1 << 15  # pixels
 
 
+@dataclass(frozen=True)
+class Style:
+    """How explanations are drawn. docs/drawing.md shows it.
+
+    Attributes:
+        colormap: One of `camrt.colors.COLORMAPS`. ``"bwr"`` shows values on both sides of zero.
+        opacity: Of the strongest pixels, 0..1.
+        boxes: ``"best"``: a box around the best region of each class; ``"all"``: the boxes of the original's
+            generate_bbox.m; None: no boxes.
+        thresholds: Three gray levels, 0 < first < second < third < 255, for the original's boxes.
+        caption: Whether class, score and method stand below the picture.
+
+    Raises:
+        CamrtError: A value is not one of these.
+    """
+
+    colormap: str = colors.DEFAULT
+    opacity: float = colors.OPACITY
+    boxes: Literal["best", "all"] | None = "best"
+    thresholds: tuple[int, int, int] = THRESHOLDS
+    caption: bool = True
+
+    def __post_init__(self) -> None:
+        colors.color_table(self.colormap)
+        colors.opacity_table(self.colormap, self.opacity)
+        if self.boxes not in ("best", "all", None):
+            raise CamrtError(f"found boxes={self.boxes!r}, expected 'best', 'all' or None")
+        object.__setattr__(self, "thresholds", tuple(self.thresholds))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings for JSON. Thresholds are left out where they do not count."""
+        settings = dataclasses.asdict(self) | {"thresholds": list(self.thresholds)}
+        if self.boxes != "all":
+            del settings["thresholds"]
+        return settings
+
+
+STYLE = Style()
+PLAIN = Style(boxes=None, caption=False)
+
+
 # ------------------------------------------------------------------------------------------------------------- drawing
 
 
 def overlay(
-    image: Image, heatmap: NDArray[Any], *, colormap: str = colors.DEFAULT, opacity: float = colors.OPACITY
+    image: Image,
+    heatmap: NDArray[Any],
+    *,
+    colormap: str = colors.DEFAULT,
+    opacity: float = colors.OPACITY,
+    limits: tuple[float, float] | None = None,
 ) -> Image:
     """Lay a heatmap over an image. The opacity follows the map: what is not hot stays the photograph.
 
@@ -42,6 +91,8 @@ def overlay(
         heatmap: (h, w) floats, of any size.
         colormap: One of `camrt.colors.COLORMAPS`. With ``"bwr"``, values below zero are blue and those above are red.
         opacity: Of the strongest pixels, 0..1.
+        limits: The values of the weakest and the strongest color; if left out, those of the heatmap itself, as
+            `camrt.colors.limits` says.
 
     Returns:
         (H, W, 3) uint8 RGB, a new array, within a gray level of ``(1 - opacity) * image + opacity * color``.
@@ -53,7 +104,7 @@ def overlay(
 
     share, rest = _mixing_tables(colormap, opacity)
     height, width = image.shape[:2]
-    level: NDArray[Any] = colors.levels(heatmap, colormap)
+    level: NDArray[Any] = colors.levels(heatmap, colormap, limits)
     if level.shape != (height, width):
         method = cv2.INTER_AREA if level.size > height * width else cv2.INTER_LINEAR
         level = cv2.resize(level, (width, height), interpolation=method)

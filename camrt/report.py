@@ -7,9 +7,10 @@ escaped by the templates; only what a template marks as ``safe`` is taken as HTM
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camrt.matlab import im2uint8, jet
-from camrt.render import draw_boxes, fit, jpeg, overlay, png
+from camrt.render import STYLE, Style, fit, jpeg, png
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -67,7 +68,7 @@ def html_page(
     title: str = "Class activation maps",
     note: str = "",
     side: int = 320,
-    thresholds: Sequence[int] | None = None,
+    style: Style = STYLE,
 ) -> str:
     """Make a page of explanations: each image, its heatmaps over it, the classes and their scores.
 
@@ -78,35 +79,33 @@ def html_page(
         title: Plain text.
         note: Plain text: a line under the title.
         side: The longer side of the pictures in pixels.
-        thresholds: Of the boxes that are drawn on the overlays; None for no boxes.
+        style: How the overlays are drawn; captions stand below them in any case.
 
     Returns:
         HTML.
     """
-    cards = (html_card(explanation, side=side, thresholds=thresholds) for explanation in explanations)
+    cards = (html_card(explanation, side=side, style=style) for explanation in explanations)
     return html_document(cards, title=title, note=note)
 
 
-def html_card(explanation: Explanation, *, side: int = 320, thresholds: Sequence[int] | None = None) -> str:
+def html_card(explanation: Explanation, *, side: int = 320, style: Style = STYLE) -> str:
     """Make the card of one image. `html_document` joins cards, also those of several runs, into one page.
 
     Args:
         explanation: What to show.
         side: The longer side of the pictures in pixels.
-        thresholds: Of the boxes that are drawn on the overlays; None for no boxes.
+        style: How the overlays are drawn; captions stand below them in any case.
 
     Returns:
         HTML of an ``<article>``.
     """
     height, width = explanation.original_size
-    image = fit(explanation.image, side, enlarge=True)
-    scale = np.array(image.shape[1::-1] * 2) / (width, height, width, height)
-    figures = [Figure(image, explanation.source, f"{width} × {height}")]
+    # Drawn at the size at which it is shown: lines keep their width, and large images take no longer.
+    shown = dataclasses.replace(explanation, image=fit(explanation.image, side, enlarge=True))
+    style = dataclasses.replace(style, caption=False)
+    figures = [Figure(shown.image, explanation.source, f"{width} × {height}")]
     for rank, (label, score) in enumerate(zip(explanation.labels, explanation.scores.tolist(), strict=True)):
-        # Drawn at the size at which it is shown: lines keep their width, and large images take no longer.
-        drawn = overlay(image, explanation.resized(rank, image.shape[:2]))
-        if thresholds is not None:
-            drawn = draw_boxes(drawn, np.rint(explanation.boxes(rank, thresholds) * scale))
+        drawn = shown.overlay(rank, style)
         percent = f"{score:.1%}" if math.isfinite(score) else "no number"
         share = min(max(score, 0.0), 1.0) if math.isfinite(score) else 0.0
         figures.append(Figure(drawn, f"{label}: {percent}", label, percent, share))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -127,7 +126,7 @@ def _network_demo(
     record = {"model": name, "image": found.source, "top": top}
     if found.heatmaps.shape[-1] < _SMALL:
         return record | {"boxes": found.boxes(0).tolist()}, _enlarged(found)
-    return record, found.picture(square=True)
+    return record, found.demo_picture()
 
 
 def _enlarged(found: Explanation) -> NDArray[np.uint8]:
@@ -139,9 +138,9 @@ def _enlarged(found: Explanation) -> NDArray[np.uint8]:
     height, width = found.image.shape[:2]
     times = max(1, round(_SHOWN / max(height, width)))
     large = images.resize(found.image, (times * height, times * width))
-    shown = dataclasses.replace(found, image=large)
+    drawn = render.demo_overlay(large, found.resized(0, large.shape[:2]))
     boxes = np.rint(found.boxes(0) * (len(large) / found.original_size[0]))
-    return render.row([large, render.draw_boxes(shown.overlay(0), boxes)])
+    return render.row([large, render.draw_boxes(drawn, boxes)])
 
 
 def _demo_image(name: str, image: Path | None, reference: Path) -> Any:

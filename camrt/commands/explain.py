@@ -19,7 +19,7 @@ from camrt.commands.options import (
     MaxSide,
     PresetName,
     RuntimeOptions,
-    Thresholds,
+    StyleOptions,
     Weights,
     check_model,
     expanded,
@@ -27,7 +27,6 @@ from camrt.commands.options import (
 )
 from camrt.commands.output import printable_path, reporting, show
 from camrt.errors import CamrtError
-from camrt.localize import THRESHOLDS
 from camrt.results import LINES, json_line
 from converters.errors import printable
 from converters.terminal import bar, echo, say
@@ -112,7 +111,9 @@ EXAMPLES = f"""Examples:
 
   camrt explain photos/ --out explained --html
 
-  camrt explain cat.jpg dog.jpg 'more/**/*.png' --model vgg16CAM --boxes
+  camrt explain cat.jpg dog.jpg 'more/**/*.png' --model vgg16CAM --boxes all
+
+  camrt explain photos/ --colormap inferno --opacity 0.6 --no-caption
 
   camrt explain photos/ --model explainer.onnx --provider cuda --batch 16
 
@@ -120,7 +121,7 @@ EXAMPLES = f"""Examples:
 
   camrt explain cat.jpg --model vgg16 --method smoothgrad --set samples=50
 
-  camrt explain photos/ --crf --boxes --crf-bilateral 50 13 10 --crf-gaussian 3 3 --crf-iterations 10
+  camrt explain photos/ --crf --crf-bilateral 50 13 10 --crf-gaussian 3 3 --crf-iterations 10
 
 It prints the best classes and the pictures of the first images; --json has all of them.
 In the folder --out: NAME_top1.png, ... (overlays), NAME_map1.png, ... (the maps, 16 bits) or NAME_maps.npz, with --crf
@@ -140,8 +141,7 @@ def explain(
     preprocess: PresetName = None,
     *,
     what: MapOptions,
-    boxes: Annotated[bool, typer.Option("--boxes", help="Boxes in the lines and on the overlays.")] = False,
-    thresholds: Thresholds = THRESHOLDS,
+    drawn: StyleOptions,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("explained"),
     maps: Annotated[Maps, typer.Option(help="How the maps are written.")] = Maps.PNG,
     max_side: MaxSide = MAX_SIDE,
@@ -169,7 +169,7 @@ def explain(
         **runtime.as_arguments(),
         weights=weights,
         preprocess=preprocess.value if preprocess else None,
-        thresholds=thresholds if boxes else None,
+        style=drawn.style(),
         maps=_MAPS[maps],
         max_side=max_side or None,
         max_pixels=max_pixels,

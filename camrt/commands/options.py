@@ -14,16 +14,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
 from camrt.errors import CamrtError
 from camrt.graph.methods import METHODS
 from camrt.loading import is_name, known_preprocess
+from camrt.localize import THRESHOLDS
 
 if TYPE_CHECKING:
     from camrt.preprocess import Preprocess
+    from camrt.render import Style
     from converters.zoo import NamedModel
 
 STATUS = "Exit status: 0, 1 (it failed, or an image did) or 2 (usage)."
@@ -44,6 +46,24 @@ class PrecisionName(StrEnum):
     TF32 = "tf32"
     BF16 = "bf16"
     FP16 = "fp16"
+
+
+class ColormapName(StrEnum):
+    """The colors of overlays: one of `camrt.colors.COLORMAPS`."""
+
+    TURBO = "turbo"
+    INFERNO = "inferno"
+    VIRIDIS = "viridis"
+    JET = "jet"
+    BWR = "bwr"
+
+
+class BoxesName(StrEnum):
+    """The boxes that are drawn."""
+
+    BEST = "best"
+    ALL = "all"
+    NONE = "none"
 
 
 class Preset(StrEnum):
@@ -266,6 +286,33 @@ def _three(text: str | None, flag: str) -> tuple[float, float, float] | None:
         raise typer.BadParameter(f"found {text!r}, expected a number, or three with commas between", param_hint=flag)
     first, second, third = numbers if len(numbers) == 3 else numbers * 3
     return first, second, third
+
+
+@dataclass(frozen=True)
+class StyleOptions:
+    """How overlays are drawn. The fields are those of `camrt.render.Style`."""
+
+    colormap: Annotated[
+        ColormapName, typer.Option(help="The colors of overlays; bwr shows values on both sides of zero.")
+    ] = ColormapName.TURBO
+    opacity: Annotated[float, typer.Option(min=0, max=1, help="The opacity of the strongest values.")] = 0.7
+    boxes: Annotated[
+        BoxesName,
+        typer.Option(help="A box around the best region of each class, all of the original's boxes, or none."),
+    ] = BoxesName.BEST
+    thresholds: Thresholds = THRESHOLDS
+    caption: Annotated[
+        bool, typer.Option("--caption/--no-caption", help="Class, score and method below the overlays.")
+    ] = True
+
+    def style(self) -> Style:
+        """Return them as one value."""
+        from camrt.render import Style
+
+        boxes: Literal["best", "all"] | None = None
+        if self.boxes is not BoxesName.NONE:
+            boxes = "best" if self.boxes is BoxesName.BEST else "all"
+        return Style(self.colormap.value, self.opacity, boxes, self.thresholds, self.caption)
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:

@@ -14,8 +14,9 @@ import onnx
 import pytest
 from PIL import Image
 
-from camrt import CamrtError, Explanation, images, results
+from camrt import CamrtError, Explanation, Style, images, results
 from camrt.batch import Batch, find_images
+from camrt.render import PLAIN
 from camrt.results import LINES
 from camrt.session import Session
 from converters import zoo
@@ -102,10 +103,10 @@ def test_whatever_happens_to_an_image_is_its_line(
             raise CamrtError("ONNX Runtime failed")
         return run(session, feeds)
 
-    def fail_to_draw(one: Explanation, i: int = 0, **options: Any) -> Any:
+    def fail_to_draw(one: Explanation, i: int = 0, *style: Style) -> Any:
         if "d.png" in one.source:
             raise MemoryError
-        return overlay(one, i, **options)
+        return overlay(one, i, *style)
 
     def fail_to_prepare(image: Any, size: int) -> Any:
         if image.shape == (31, 41, 3):
@@ -164,7 +165,7 @@ def test_odd_images_and_names_are_explained(size: tuple[int, int], model: str, t
         Image.fromarray(photo(30, 40)).save(folder / name)
     found, _ = find_images([str(folder)])
     for explained in (4, 0):
-        with Batch(tmp_path / "out", model, cards=True, thresholds=(20, 100, 110)) as batch:
+        with Batch(tmp_path / "out", model, cards=True, style=Style(boxes="all")) as batch:
             assert batch.explain(found) == []
             assert batch.explained == explained
         files = [name for line in batch.lines(found) for name in line["files"]]
@@ -194,7 +195,7 @@ def test_the_largest_side_is_an_option_that_counts(model: str, tmp_path: Path) -
     Image.fromarray(photo(60, 80)).save(tmp_path / "a.png")
     found, _ = find_images([str(tmp_path / "a.png")])
     for side, size in ((40, (40, 30)), (None, (80, 60)), (40, (40, 30))):
-        with Batch(tmp_path / "out", model, max_side=side) as batch:
+        with Batch(tmp_path / "out", model, max_side=side, style=PLAIN) as batch:
             batch.explain(found)
             assert batch.explained == 1
         assert Image.open(tmp_path / "out" / "a_top1.png").size == size

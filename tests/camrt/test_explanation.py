@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camrt import CamrtError, Explanation, explanation, render
-from camrt.explanation import LINES, THRESHOLDS
+from camrt import CamrtError, Explanation, Style, explanation, render
+from camrt.explanation import LINES
 from camrt.localize import boxes_from_heatmap
 from camrt.matlab import demo_result, imresize
+from camrt.render import PLAIN
 from tests.tiny_models import photo
 
 SIDE = 32
@@ -122,7 +123,7 @@ def test_the_square_picture_is_the_demos() -> None:
     image = photo(90, 140)
     one = example(image)
     expected = demo_result(imresize(image, (SIDE, SIDE)), MAPS)
-    np.testing.assert_array_equal(one.picture(square=True), expected)
+    np.testing.assert_array_equal(one.demo_picture(), expected)
 
 
 def test_the_demo_on_its_cached_features(reference: Path) -> None:
@@ -137,28 +138,76 @@ def test_the_demo_on_its_cached_features(reference: Path) -> None:
         heatmaps=expected["merged"],
         all_scores=expected["top5_score"],
     )
-    difference = np.abs(one.picture(square=True).astype(int) - expected["result"])
+    difference = np.abs(one.demo_picture().astype(int) - expected["result"])
     assert np.mean(difference <= 1) >= 0.999
-    np.testing.assert_array_equal(one.picture(), one.picture(square=True))  # img1.jpg has 256 x 256 pixels
 
 
 def test_pictures() -> None:
     one = example()
-    assert one.picture().shape == (90, 4 * 140 + 3 * 8, 3)
-    np.testing.assert_array_equal(one.picture()[:, :140], one.image)
-    np.testing.assert_array_equal(one.picture()[:, 148:288], one.overlay(0))
-    assert (one.picture()[:, 140:148] == 255).all()
-    boxed = one.picture(thresholds=THRESHOLDS)
+    plain = one.picture(PLAIN)
+    assert plain.shape == (90, 4 * 140 + 3 * 8, 3)
+    np.testing.assert_array_equal(plain[:, :140], one.image)
+    np.testing.assert_array_equal(plain[:, 148:288], one.overlay(0))
+    assert (plain[:, 140:148] == 255).all()
+    boxed = one.picture(Style(boxes="all", caption=False))
     np.testing.assert_array_equal(boxed[:, 148:288], render.draw_boxes(one.overlay(0), one.boxes(0)))
-    plain = one.overlay(1, image_weight=1, map_weight=0)
-    np.testing.assert_array_equal(plain, one.image)
+    captioned = one.picture()
+    assert captioned.shape[0] > 90
+    np.testing.assert_array_equal(captioned[:90, 148:288], one.overlay(0, Style(caption=False)))
+    np.testing.assert_array_equal(one.overlay(1, Style(opacity=0, boxes=None, caption=False)), one.image)
+
+
+def test_overlays_are_drawn_as_the_style_says() -> None:
+    one = example()
+    expected = render.overlay(one.image, MAPS[1], colormap="inferno", opacity=0.4)
+    style = Style("inferno", 0.4, None, caption=False)
+    np.testing.assert_array_equal(one.overlay(1, style), expected)
+    np.testing.assert_array_equal(one.overlay(1), render.overlay(one.image, MAPS[1]))
+    boxed = one.overlay(1, dataclasses.replace(style, boxes="best"))
+    np.testing.assert_array_equal(boxed, render.draw_boxes(expected, one.best_box(1)))
+    for wrong in ({"colormap": "rainbow"}, {"opacity": 2}, {"boxes": "some"}):
+        with pytest.raises(CamrtError, match="found"):
+            Style(**wrong)
+
+
+def test_the_best_box_is_around_the_largest_region_above_half() -> None:
+    """A Gaussian is above half of its height within 1.177 standard deviations."""
+    one = example()
+    (x, y, width, height) = one.best_box(0)[0]
+    radius = 4 * np.sqrt(2 * np.log(2))
+    expected = np.array([20 - radius, 10 - radius, 20 + radius, 10 + radius]) + 0.5
+    found = np.array([x / 140, y / 90, (x + width) / 140, (y + height) / 90]) * SIDE
+    np.testing.assert_allclose(found, expected, atol=1)
+    (x, y, width, height) = one.best_box(1)[0]
+    assert x / 140 * SIDE < 8 < (x + width) / 140 * SIDE, "of two regions, the larger one"
+    assert (x + width) / 140 * SIDE < 20
+    enlarged = dataclasses.replace(one, original_size=(900, 1400))
+    assert np.abs(enlarged.best_box(0) - 10 * one.best_box(0)).max() == 0
+    for value in (0, 1, -1, np.nan, np.inf):
+        assert example(maps=np.full((3, SIDE, SIDE), value, np.float32)).best_box(0).shape == (0, 4)
+
+
+def test_captions_say_class_score_and_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+
+    def keep(width: int, left: str, right: str = "", note: str = "", *, side: int) -> np.ndarray:
+        said.append((width, left, right, note, side))
+        return np.zeros((5, width, 3), np.uint8)
+
+    monkeypatch.setattr(explanation.captions, "caption", keep)
+    one = dataclasses.replace(example(), method="gradcam", protocol="center")
+    drawn = one.overlay(0, Style())
+    assert drawn.shape == (95, 140, 3)
+    np.testing.assert_array_equal(drawn[:90], one.overlay(0, Style(caption=False)))
+    one.picture()
+    assert said[:2] == [(140, "tabby, <cat>", "70.0%", "gradcam · center", 140), (140, "cat.jpg", "", "140 x 90", 140)]
 
 
 # -------------------------------------------------------------------------------------------------------------- saving
 
 
 def test_as_dict_is_json() -> None:
-    facts = example().as_dict((20, 100, 110))
+    facts = example().as_dict("all", (20, 100, 110))
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
     assert facts["source"] == "photos/cat.jpg"
     assert (facts["width"], facts["height"]) == (140, 90)
@@ -170,6 +219,9 @@ def test_as_dict_is_json() -> None:
         "boxes": example().boxes(0).tolist(),
     }
     assert "boxes" not in example().as_dict()["top"][0]
+    assert example().as_dict("best")["top"][1]["boxes"] == example().best_box(1).tolist()
+    known = dataclasses.replace(example(), method="cam", protocol="ten-crop").as_dict()
+    assert (known["method"], known["protocol"]) == ("cam", "ten-crop")
     broken = dataclasses.replace(example(), scores=np.array([np.nan, np.inf, 0.5], np.float32))
     assert [one["score"] for one in broken.as_dict()["top"]] == [None, None, 0.5]
 
@@ -181,19 +233,19 @@ def test_save(tmp_path: Path) -> None:
     names = [f"cat_{kind}{i}.png" for i in (1, 2, 3) for kind in ("top", "map")]
     assert facts["files"] == names
     assert sorted(file.name for file in folder.iterdir()) == sorted([*names, LINES])
-    np.testing.assert_array_equal(np.asarray(Image.open(folder / "cat_top2.png")), one.overlay(1))
+    np.testing.assert_array_equal(np.asarray(Image.open(folder / "cat_top2.png")), one.overlay(1, Style()))
     with Image.open(folder / "cat_map2.png") as image:
         grey = np.asarray(image)
     assert grey.max() == 65535
     np.testing.assert_allclose(grey / 65535, one.heatmap(1), atol=1e-5)
     assert [json.loads(line) for line in (folder / LINES).read_text(encoding="utf-8").splitlines()] == [facts]
-    assert facts["top"][1]["boxes"] == one.boxes(1).tolist()
+    assert facts["top"][1]["boxes"] == one.best_box(1).tolist()
     assert "Hüten" in (folder / LINES).read_text(encoding="utf-8")
 
 
 def test_save_what_is_wanted(tmp_path: Path) -> None:
     one = example()
-    facts = one.save(tmp_path, stem="n02", overlays=False, maps="npz", thresholds=None)
+    facts = one.save(tmp_path, stem="n02", overlays=False, maps="npz", style=PLAIN)
     assert facts["files"] == ["n02_maps.npz"]
     assert "boxes" not in facts["top"][0]
     with np.load(tmp_path / "n02_maps.npz") as saved:
@@ -205,10 +257,11 @@ def test_save_what_is_wanted(tmp_path: Path) -> None:
 
 def test_boxes_on_the_overlays_and_files_without_a_line(tmp_path: Path) -> None:
     one = example()
+    style = Style(boxes="all", caption=False)
     expected = [render.draw_boxes(one.overlay(i), one.boxes(i)) for i in range(3)]
-    one.save(tmp_path / "saved", maps=None, draw_boxes=True)
+    assert one.save(tmp_path / "saved", maps=None, style=style)["top"][0]["boxes"] == one.boxes(0).tolist()
     with ThreadPoolExecutor(2) as threads:
-        files = one.save_files(tmp_path / "files", maps=None, thresholds=THRESHOLDS, threads=threads)
+        files = one.save_files(tmp_path / "files", maps=None, style=style, threads=threads)
     assert files == ["cat_top1.png", "cat_top2.png", "cat_top3.png"]
     assert sorted(file.name for file in (tmp_path / "files").iterdir()) == files
     for folder in ("saved", "files"):
@@ -234,7 +287,7 @@ def test_save_refuses(tmp_path: Path) -> None:
         ({"maps": "jpg"}, "found maps='jpg'"),
         ({"stem": "a/b"}, "found the stem 'a/b'"),
         ({"stem": ""}, "found the stem ''"),
-        ({"thresholds": (5, 4, 3)}, "5, 4, 3"),
+        ({"style": Style(boxes="all", thresholds=(5, 4, 3))}, "5, 4, 3"),
     ):
         with pytest.raises(CamrtError, match=message):
             example().save(tmp_path / "out", **wrong)
@@ -301,13 +354,14 @@ def test_pictures_have_a_largest_side_and_boxes_the_images_pixels(tmp_path: Path
         np.testing.assert_array_equal(fitted.boxes(i), 3 * expected.boxes(i))
         ours, full = fitted.boxes(i)[0], large.boxes(i)[0]
         assert np.abs(ours - full).max() <= 15, "five of the smaller pixels: the generator's own margin"
-    facts = large.save(tmp_path / "small", max_side=300)
+    style = Style(boxes="all", caption=False)
+    facts = large.save(tmp_path / "small", max_side=300, style=style)
     assert (facts["width"], facts["height"]) == (600, 900)
     assert facts["top"][0]["boxes"] == fitted.boxes(0).tolist()
     for name in facts["files"]:
         assert Image.open(tmp_path / "small" / name).size == (200, 300)
-    assert Image.open(tmp_path / "small" / "cat_top1.png").tobytes() == expected.overlay(0).tobytes()
-    assert large.save(tmp_path / "large")["files"]
+    assert Image.open(tmp_path / "small" / "cat_top1.png").tobytes() == expected.overlay(0, style).tobytes()
+    assert large.save(tmp_path / "large", style=style)["files"]
     assert Image.open(tmp_path / "large" / "cat_top1.png").size == (600, 900)
     assert pickle.loads(pickle.dumps(fitted)).original_size == (900, 600)
 
@@ -315,14 +369,14 @@ def test_pictures_have_a_largest_side_and_boxes_the_images_pixels(tmp_path: Path
 def test_boxes_of_a_shrunk_image_are_drawn_where_they_were_found() -> None:
     fitted = example(photo(900, 600)).fitted(300)
     expected = render.draw_boxes(fitted.overlay(0), fitted.boxes(0) // 3)
-    np.testing.assert_array_equal(fitted.overlay(0, thresholds=THRESHOLDS), expected)
+    np.testing.assert_array_equal(fitted.overlay(0, Style(boxes="all", caption=False)), expected)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1_000_001), (1_000_001, 1)])
 def test_an_image_that_is_one_line_can_be_written(height: int, width: int, tmp_path: Path) -> None:
     """PNG takes a million pixels in a line."""
     line = np.zeros((height, width, 3), np.uint8)
-    files = example(line).save(tmp_path)["files"]
+    files = example(line).save(tmp_path, style=PLAIN)["files"]
     assert Image.open(tmp_path / files[0]).size in ((2048, 1), (1, 2048))
 
 

@@ -15,7 +15,7 @@ import camrt.train
 import converters
 
 PUBLIC = {
-    "CamrtError", "CamrtWarning", "Explainer", "Explanation", "METHODS", "Preprocess", "__version__", "differentiate",
+    "CamrtError", "CamrtWarning", "Explainer", "Explanation", "METHODS", "Preprocess", "Style", "__version__", "differentiate",
     "evaluate", "explain_graph", "graph", "localize", "train",
 }  # fmt: skip
 

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from camrt import CamrtError, Explanation, images, render, report
+from camrt import CamrtError, Explanation, Style, images, render, report
 from camrt.batch import Batch, find_images
 from camrt.cli import app
 from camrt.explanation import LINES, Refined
 from camrt.localize import boxes_from_mask
 from camrt.localize.crf import CRF, probability
+from camrt.render import PLAIN
 from tests.tiny_models import photo, tiny_explainer
 
 SIDE = 32
@@ -114,13 +115,15 @@ def test_what_the_maps_are() -> None:
     resized = np.clip(images.resize(found.marginals[0], (60, 90)), 0, 1)
     np.testing.assert_array_equal(heatmap, resized)  # not divided by its maximum
     np.testing.assert_array_equal(found.mask(), resized > 0.5)
-    np.testing.assert_array_equal(found.overlay(), render.overlay(found.image, resized))
+    np.testing.assert_array_equal(found.overlay(), render.overlay(found.image, found.marginals[0], limits=(0, 1)))
     assert found.heatmap(1).max() < 0.5
     np.testing.assert_array_equal(found.heatmaps, example().heatmaps)
-    picture = found.picture(thresholds=(20, 100, 110))
+    picture = found.picture(Style(boxes="all", caption=False))
     np.testing.assert_array_equal(picture[:, 98:188], render.draw_boxes(found.overlay(0), found.boxes(0)))
-    assert found.picture(square=True).shape == (SIDE, 3 * SIDE + 2 * 8, 3)
-    for method in (found.heatmap, found.mask, found.boxes, found.overlay):
+    np.testing.assert_array_equal(found.best_box(0), found.boxes(0)[:1])
+    np.testing.assert_array_equal(found.overlay(1), found.image, "nothing is probable, and nothing is shown")
+    assert found.demo_picture().shape == (SIDE, 3 * SIDE + 2 * 8, 3)
+    for method in (found.heatmap, found.mask, found.boxes, found.best_box, found.overlay):
         with pytest.raises(CamrtError, match=r"photos/disc\.png: found class 2, expected 0 to 1"):
             method(2)
 
@@ -179,7 +182,7 @@ def test_files(tmp_path: Path) -> None:
     np.testing.assert_allclose(grey / 65535, found.heatmap(), atol=1e-5)
     line = json.loads((tmp_path / LINES).read_text())
     assert line == facts
-    assert line["top"][0]["boxes"] == found.boxes().tolist()
+    assert line["top"][0]["boxes"] == found.best_box().tolist()
     expected = {"bilateral": [6, 20, 5], "gaussian": None, "iterations": 3, "width": 256, "height": 171}
     assert line["crf"] == expected
     assert found.save_files(tmp_path, maps="npz", overlays=False) == [
@@ -196,7 +199,7 @@ def test_page() -> None:
     one = example()
     found = one.refine(crf=QUICK)
     assert report.html_card(found) != report.html_card(one)
-    assert report.html_card(found, thresholds=(20, 100, 110)) != report.html_card(found)
+    assert report.html_card(found, style=PLAIN) != report.html_card(found)
 
 
 # ------------------------------------------------------------------------------------------------------- many images
@@ -221,7 +224,7 @@ def test_other_settings_are_another_run(photos: Path, model: str, tmp_path: Path
     out, (found, _) = tmp_path / "out", find_images([str(photos)])
 
     def explained(crf: CRF | None, side: int = 64) -> int:
-        with Batch(out, model, crf=crf, side=side, maps="npz", thresholds=(20, 100, 110)) as batch:
+        with Batch(out, model, crf=crf, side=side, maps="npz", style=Style(boxes="all")) as batch:
             assert batch.explain(found) == []
         return batch.explained
 
@@ -261,7 +264,7 @@ def test_an_image_that_cannot_be_refined(
 
 def test_command(photos: Path, model: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = ["explain", str(photos), "--model", model, "--out", str(out), "--crf", "--boxes", "--html"]
+    command = ["explain", str(photos), "--model", model, "--out", str(out), "--crf", "--boxes", "all", "--html"]
     command += ["--crf-side", "40", "--crf-iterations", "4", "--crf-gaussian", "3", "2"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output

@@ -18,7 +18,9 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from camrt import Explainer, Preprocess, matlab
+from camrt import Explainer, Preprocess, Style, colors, matlab
+from camrt.commands.options import ColormapName
+from camrt.render import STYLE
 from camrt.results import LINES
 from converters import zoo
 from tests import tiny_cam as tiny
@@ -207,13 +209,13 @@ def test_explain_writes_overlays_maps_and_lines(model: Path) -> None:
         assert [entry["class"] for entry in one["top"]] == explanation.classes.tolist()
         assert [entry["label"] for entry in one["top"]] == list(explanation.labels)
         assert [np.float32(entry["score"]) for entry in one["top"]] == explanation.scores.tolist()
-        assert all("boxes" not in entry for entry in one["top"])
+        assert [entry["boxes"] for entry in one["top"]] == [explanation.best_box(i).tolist() for i in range(2)]
         assert one["size"] == Path(one["source"]).stat().st_size
         stem = Path(one["source"]).stem
         assert one["files"] == [f"{stem}_{kind}{rank}.png" for rank in (1, 2) for kind in ("top", "map")]
         for rank in (0, 1):
             overlay = np.asarray(Image.open(f"out/{stem}_top{rank + 1}.png"))
-            assert (overlay == explanation.overlay(rank)).all()
+            assert (overlay == explanation.overlay(rank, STYLE)).all()
             grey = np.asarray(Image.open(f"out/{stem}_map{rank + 1}.png")).astype(np.float64) / 65535
             np.testing.assert_allclose(grey, explanation.heatmap(rank), atol=1 / 65535)
 
@@ -221,7 +223,7 @@ def test_explain_writes_overlays_maps_and_lines(model: Path) -> None:
 def test_explain_with_boxes_npz_and_page(model: Path) -> None:
     save_photos(Path(), "a <b>.png")
     status, out, err = run(
-        "explain", "a <b>.png", "--model", model, "--out", "out", "--boxes", "--maps", "npz", "--html", "--json"
+        "explain", "a <b>.png", "--model", model, "--out", "out", "--boxes", "all", "--maps", "npz", "--html", "--json"
     )
     assert status == 0, err
     facts = json.loads(out)
@@ -237,6 +239,18 @@ def test_explain_with_boxes_npz_and_page(model: Path) -> None:
     assert LABELS[explanation.classes[0]].replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") in page
     assert "http" not in page
     assert page.count("data:image/jpeg") == 3
+
+
+def test_explain_draws_as_it_is_told(model: Path) -> None:
+    save_photos(Path(), "a.png")
+    options = ["--colormap", "bwr", "--opacity", "0.4", "--boxes", "none", "--no-caption"]
+    assert run("explain", "a.png", "--model", model, *options)[0] == 0
+    expected = Explainer(str(model))("a.png").overlay(0, Style("bwr", 0.4, None, caption=False))
+    assert (np.asarray(Image.open("explained/a_top1.png")) == expected).all()
+    assert "boxes" not in lines(Path("explained"))[0]["top"][0]
+    for wrong in (["--colormap", "rainbow"], ["--opacity", "1.1"], ["--boxes"], ["--boxes", "some"]):
+        assert run("explain", "a.png", "--model", model, *wrong)[0] == 2
+    assert tuple(ColormapName) == colors.COLORMAPS
 
 
 def test_explain_takes_globs_folders_and_files_once(model: Path) -> None:
@@ -257,7 +271,7 @@ def test_images_of_one_name_do_not_overwrite_each_other(model: Path) -> None:
     assert [line["path"] for line in found] == [str(one.absolute()), str(other.absolute())]
     assert len({name.casefold() for line in found for name in line["files"]}) == 8
     overlay = np.asarray(Image.open(Path("out") / found[0]["files"][0]))
-    assert (overlay == Explainer(str(model))(one).overlay(0)).all()
+    assert (overlay == Explainer(str(model))(one).overlay(0, STYLE)).all()
 
 
 def test_broken_images_are_reported_and_the_rest_is_done(model: Path) -> None:
@@ -309,7 +323,7 @@ def test_what_changed_is_explained_again(model: Path, tmp_path: Path) -> None:
     assert json.loads(run(*options)[1])["explained"] == 1
     (Path("out") / "b_top1.png").unlink()  # a result
     assert json.loads(run(*options)[1])["explained"] == 1
-    assert json.loads(run(*options, "--boxes")[1])["explained"] == 2  # an option
+    assert json.loads(run(*options, "--boxes", "none")[1])["explained"] == 2  # an option
     onnx.save(tiny_explainer(top=1), model)  # the model
     assert json.loads(run(*options)[1])["explained"] == 2
     found = lines(Path("out"))
@@ -467,7 +481,7 @@ def test_explain_prints_the_classes_and_the_pictures(model: Path) -> None:
         facts = json.loads(run("explain", one, "--model", model, "--out", "out", "--json")[1])
         (image,) = facts["images"]
         assert image["source"] == "photos/a.png"
-        assert image["top"] == found.as_dict()["top"]
+        assert image["top"] == found.as_dict("best")["top"]
         assert image["files"][0] == "a_top1.png"
 
 
@@ -529,7 +543,7 @@ def test_wrong_options_leave_no_folder(options: list[str], model: Path) -> None:
 def test_the_largest_side_of_pictures(model: Path) -> None:
     save_photos(Path(), "a.png")
     for side, size in ((24, (24, 20)), (0, (48, 40)), (2048, (48, 40))):
-        assert run("explain", "a.png", "--model", model, "--max-side", side)[0] == 0
+        assert run("explain", "a.png", "--model", model, "--max-side", side, "--no-caption")[0] == 0
         assert Image.open("explained/a_top1.png").size == size
 
 
@@ -612,7 +626,7 @@ def test_a_preset_for_a_model_that_says_nothing(monkeypatch: pytest.MonkeyPatch)
         facts = json.loads(run("explain", "a.png", "--model", "plain.onnx", *options)[1])
         expected = Explainer("plain.onnx", preprocess=preprocess, top=1)("a.png")
         assert facts["explained"] == 1
-        assert facts["images"][0]["top"] == expected.as_dict()["top"]
+        assert facts["images"][0]["top"] == expected.as_dict("best")["top"]
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_without_arguments_a_picture_lies_on_disk(tmp_path: Path) -> None:
     assert drawn.shape == (400, 808, 3)
     assert (drawn[:, :400] == large).all()
     assert (drawn[:, 400:408] == 255).all()
-    overlay = render.overlay(large, images.resize(heatmap.astype(np.float32), (400, 400))).astype(int)
+    overlay = render.demo_overlay(large, images.resize(heatmap.astype(np.float32), (400, 400))).astype(int)
     difference = np.abs(drawn[:, 408:] - overlay)
     assert (difference <= 1).mean() > 0.9, "all but the lines of boxes"
     boxes = json.loads(run("--json")[1])["boxes"]
