@@ -56,6 +56,29 @@ def short(provider: str) -> str:
     return provider.casefold().removesuffix("executionprovider")
 
 
+def with_options(provider: Provider) -> tuple[str, dict[str, str]]:
+    """Return a provider's name and its options.
+
+    Args:
+        provider: A name; a name with options, ``"cuda:device_id=1,prefer_nhwc=1"``; or a pair of both.
+
+    Raises:
+        CamrtError: An option has another form than NAME=VALUE.
+    """
+    if not isinstance(provider, str):
+        return provider[0], {key: str(value) for key, value in provider[1].items()}
+    name, _, text = provider.partition(":")
+    options = {}
+    for entry in filter(None, text.split(",")):
+        key, equals, value = entry.partition("=")
+        if not (key and equals):
+            raise CamrtError(
+                f"found the option {entry!r} of the provider {name!r}, expected NAME=VALUE: cuda:device_id=1"
+            )
+        options[key] = value
+    return name, options
+
+
 def name_of(model: Model) -> str:
     """Return what a model is called in messages: its path, where it has one."""
     return os.fspath(model) if isinstance(model, (str, os.PathLike)) else "the model"

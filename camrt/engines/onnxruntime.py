@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camrt.engines.engine import FP32, TF32, name_of, run_error, short
-from camrt.errors import CamrtError
+from camrt.engines.binding import Bound
+from camrt.engines.engine import BF16, FP16, FP32, TF32, name_of, run_error, short, with_options
+from camrt.errors import CamrtError, CamrtWarning
 from converters.errors import RUNTIME_GPU, install
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 
     from camrt.engines.engine import Model, Providers, Shapes
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+GPU = (CUDA, TENSORRT)  # providers whose inputs and outputs are in CUDA's memory
 _MOST_WEIGHTS = 2**31 - 2**24  # bytes; Protocol Buffers' limit for a message, less what is not weights
 _SMALL = 1024  # bytes; smaller tensors (shapes, axes) stay inside a message that is too large
 
@@ -33,19 +36,24 @@ _SMALL = 1024  # bytes; smaller tensors (shapes, axes) stay inside a message tha
 _OPTIONS: Mapping[str, Mapping[str, str]] = {
     CUDA: {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"},
 }
-# Precision -> a provider's options for it. TF32 keeps 10 bits of the mantissa: heatmaps would differ from the CPU's in
-# the third digit, so it is off by default.
+# Precision -> a provider's options for it, the default first. TF32 keeps 10 bits of the mantissa: heatmaps would differ
+# from the CPU's in the third digit, so it is off by default. TensorRT uses it where the GPU has it, and ONNX Runtime
+# has no option against that.
 _PRECISIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
-    CUDA: {FP32: {"use_tf32": "0"}, TF32: {"use_tf32": "1"}},
+    CUDA: {FP32: {"use_tf32": "0"}, TF32: {"use_tf32": "1"}, FP16: {"use_tf32": "0"}},
+    TENSORRT: {TF32: {}, FP16: {"trt_fp16_enable": "1"}, BF16: {"trt_bf16_enable": "1"}},
 }
 _FP32_ALONE: Mapping[str, Mapping[str, str]] = {FP32: {}}
+_CAPTURES = ("enable_cuda_graph", "trt_cuda_graph_enable")  # options for CUDA graphs
 _INSTALL_GPU = f"uninstall onnxruntime, then {install(RUNTIME_GPU)}"
+_TENSORRT = f". TensorRT is a package of its own: {install('tensorrt-cu13>=10.13,<11')}"
 
 
 class OnnxRuntime:
     """A model on ONNX Runtime: a `camrt.engines.engine.Engine`, with the arguments of `camrt.session.Session`.
 
-    Options of a provider that are not given have this module's values.
+    Options of a provider that are not given have this module's values. At ``"fp16"`` on CUDA the model is
+    `camrt.engines.half.halved` first.
     """
 
     def __init__(
@@ -57,55 +65,62 @@ class OnnxRuntime:
         threads: int | None = None,
     ) -> None:
         runtime = _runtime()
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3  # errors: its warnings are about single nodes
-        options.intra_op_num_threads = threads or 0
-        source, self._weights = _source(model, options, runtime)
-        loading = _Loading(source, options, runtime, name_of(model), precision or FP32)
+        loading = _Loading(model, runtime, precision, threads)
         if providers is None:
             self._session, aside = loading.by_default()
         else:
             self._session, aside = loading.on(providers), ""
+        self._weights = loading.weights
         self.provider: str = self._session.get_providers()[0]
         found = self._session.get_provider_options().get(self.provider, {})
         # TF32 may also be asked for as the provider's own option.
-        self.precision: str = TF32 if found.get("use_tf32") == "1" else precision or FP32
+        self.precision: str = TF32 if found.get("use_tf32") == "1" else precision or _default_precision(self.provider)
         self.inputs = _shapes(self._session.get_inputs())
         self.outputs = _shapes(self._session.get_outputs())
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.metadata: Mapping[str, str] = MappingProxyType(dict(metadata))
-        self._device: tuple[str, int] | None = None  # where inputs and outputs are bound
-        if self.provider == CUDA:
-            self._device = "cuda", int(found.get("device_id", 0))
+        self._bound: Bound | None = None
+        if self.provider in GPU:
+            device = "cuda", int(found.get("device_id", 0))
+            self._bound = Bound(self._session, runtime, device, captures=loading.captures)
+            if loading.captures and not self._bound.is_sized:
+                warn(
+                    f"CUDA graphs are not used: {name_of(model)} has outputs whose size does not follow from its inputs"
+                )
         at = "" if self.precision == FP32 else f" at {self.precision}"
         self.started = f"ONNX Runtime {runtime.__version__} runs {name_of(model)} on {self.provider}{at}{aside}"
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Compute all outputs, as `camrt.session.Session.run`.
 
-        On CUDA inputs and outputs are bound on the device: the inputs go up once, the outputs come down once, and
-        nothing else crosses the bus.
+        On a GPU inputs and outputs have memory on the device that is used again (`camrt.engines.binding.Bound`).
+
+        Raises:
+            CamrtError: Also where float16 does not reach: an output is not finite.
         """
         try:
-            if self._device is not None:
-                return self._run_bound(feeds, *self._device)
-            return dict(zip(self.outputs, self._session.run(list(self.outputs), dict(feeds)), strict=True))
+            if self._bound is not None:
+                found = self._bound.run(feeds)
+            else:
+                found = dict(zip(self.outputs, self._session.run(list(self.outputs), dict(feeds)), strict=True))
         except Exception as error:  # its exceptions have no common base
             raise run_error("ONNX Runtime", self.provider, feeds, error) from error
+        if self.precision == FP16:
+            _check_finite(found)
+        return found
 
-    def _run_bound(self, feeds: Mapping[str, NDArray[Any]], device: str, number: int) -> dict[str, NDArray[Any]]:
-        binding = self._session.io_binding()
-        # Held until the outputs are down: the binding does not own its inputs.
-        uploaded = {
-            name: _runtime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, number)
-            for name, array in feeds.items()
-        }
-        for name, value in uploaded.items():
-            binding.bind_ortvalue_input(name, value)
-        for name in self.outputs:
-            binding.bind_output(name, device, number)
-        self._session.run_with_iobinding(binding)
-        return dict(zip(self.outputs, binding.copy_outputs_to_cpu(), strict=True))
+
+def _check_finite(outputs: Mapping[str, NDArray[Any]]) -> None:
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise CamrtError(
+                f"found values in {name!r} that are not finite: the network's activations are beyond the range of "
+                f"{FP16}. Run it at another precision (--precision {FP32} or {TF32})"
+            )
+
+
+def _default_precision(provider: str) -> str:
+    return next(iter(_PRECISIONS.get(provider, _FP32_ALONE)))
 
 
 def has_cuda() -> bool:
@@ -142,94 +157,162 @@ def _preload_cuda() -> None:
 # ----------------------------------------------------------------------------------------------------------- providers
 
 
-@dataclass(frozen=True)
 class _Loading:
     """A model on its way into a session.
 
-    Attributes:
-        source: What `InferenceSession` takes: a path, or the bytes of a model.
-        options: The session's options.
+    Args:
+        model: The model.
         runtime: The module onnxruntime.
-        name: What the model is called in messages.
-        precision: What it computes in.
+        precision: What it is to compute in; None for the provider's default.
+        threads: How many threads compute on the CPU.
+
+    Attributes:
+        weights: What must live as long as the session.
+        captures: Whether the session captures CUDA graphs.
     """
 
-    source: str | bytes
-    options: Any
-    runtime: ModuleType
-    name: str
-    precision: str
+    def __init__(self, model: Model, runtime: ModuleType, precision: str | None, threads: int | None) -> None:
+        self._model, self._runtime, self._precision, self._threads = model, runtime, precision, threads
+        self._name = name_of(model)
+        self.weights: list[Any] = []
+        self.captures = False
 
     def by_default(self) -> tuple[Any, str]:
         """A session on CUDA where that works, else on the CPU; and why not CUDA, where ONNX Runtime has it."""
-        if CUDA not in self.runtime.get_available_providers():
+        if CUDA not in self._runtime.get_available_providers():
             return self._created({CPU: {}}), ""
         try:
             session = self._created({CUDA: {}, CPU: {}})
             reason = "" if CUDA in session.get_providers() else "see ONNX Runtime's message"
         except CamrtError as error:
-            session, reason = self._created({CPU: {}}), str(error)
+            try:
+                session, reason = self._created({CPU: {}}), str(error)
+            except CamrtError:  # a precision that neither of them has
+                raise error from None
         return session, f" ({CUDA} is there and did not start: {reason})" if reason else ""
 
     def on(self, providers: Providers) -> Any:
         """A session on the providers that were asked for: all of them, or an error."""
-        available = self.runtime.get_available_providers()
-        wanted: dict[str, Mapping[str, Any]] = {}
+        available = self._runtime.get_available_providers()
+        wanted: dict[str, Mapping[str, str]] = {}
         for entry in [providers] if isinstance(providers, str) else providers:
-            asked, given = (entry, {}) if isinstance(entry, str) else entry
+            asked, given = with_options(entry)
             found = next((one for one in available if short(one) == short(asked)), None)
             if found is None:
-                hint = f". For NVIDIA GPUs: {_INSTALL_GPU}" if short(asked) == short(CUDA) else ""
+                hint = f". For NVIDIA GPUs: {_INSTALL_GPU}" if short(asked) in map(short, GPU) else ""
                 raise CamrtError(
-                    f"found the provider {asked!r}, expected one that ONNX Runtime {self.runtime.__version__} has "
+                    f"found the provider {asked!r}, expected one that ONNX Runtime {self._runtime.__version__} has "
                     f"here: {', '.join(available)}{hint}"
                 )
             wanted[found] = given
         if not wanted:
             raise CamrtError(f"found no providers, expected at least one of {', '.join(available)}")
+        if list(wanted) == [TENSORRT]:
+            # For the nodes that TensorRT leaves.
+            wanted[CUDA] = {key: value for key, value in wanted[TENSORRT].items() if key == "device_id"}
         session = self._created(wanted)
         missing = [one for one in wanted if one not in session.get_providers()]
         if missing:
             hint = f" Try nvidia-smi, and {_INSTALL_GPU}" if CUDA in missing else ""
+            hint += _TENSORRT if TENSORRT in missing else ""
             raise CamrtError(
                 f"{', '.join(missing)} did not start, expected to run there: ONNX Runtime would run on "
                 f"{', '.join(session.get_providers())}. Its message is on stderr.{hint}"
             )
         return session
 
-    def _created(self, providers: Mapping[str, Mapping[str, Any]]) -> Any:
+    def _created(self, providers: Mapping[str, Mapping[str, str]]) -> Any:
         best = next(iter(providers))
-        if self.precision not in (known := _PRECISIONS.get(best, _FP32_ALONE)):
+        precision = self._precision or _default_precision(best)
+        if precision not in (known := _PRECISIONS.get(best, _FP32_ALONE)):
             raise CamrtError(
-                f"found the precision {self.precision!r}, expected {' or '.join(known)}: ONNX Runtime computes "
+                f"found the precision {precision!r}, expected {' or '.join(known)}: ONNX Runtime computes "
                 f"no other on {best}"
             )
-        if CUDA in providers:
+        if not {CUDA, TENSORRT}.isdisjoint(providers):
             _preload_cuda()
-        chosen = [(one, self._complete(one, given)) for one, given in providers.items()]
+        if TENSORRT in providers:
+            with contextlib.suppress(ImportError):
+                importlib.import_module("tensorrt")  # it loads the libraries of its wheel, which nothing else finds
+        chosen = {one: _complete(one, given, precision) for one, given in providers.items()}
+        self.captures = any(_is_on(chosen[best], option) for option in _CAPTURES)
         try:
-            # Its own fallback prints and goes on with the CPU.
-            return self.runtime.InferenceSession(self.source, self.options, providers=chosen, enable_fallback=0)
+            return self._session(chosen, precision)
         except Exception as error:  # its exceptions have no common base
             where = ", ".join(providers)
-            raise CamrtError(f"ONNX Runtime cannot load it on {where}: {error}", file=self.name) from error
+            if self.captures and "graph capture" in str(error):
+                warn(f"CUDA graphs are not used: {error}")
+                without = {key: value for key, value in providers[best].items() if key not in _CAPTURES}
+                return self._created({**providers, best: without})
+            hint = _TENSORRT if TENSORRT in providers else ""
+            raise CamrtError(f"ONNX Runtime cannot load it on {where}: {error}{hint}", file=self._name) from error
 
-    def _complete(self, provider: str, given: Mapping[str, Any]) -> dict[str, str]:
-        """A provider's options: those given, this module's, and those of the precision."""
-        precision = _PRECISIONS.get(provider, {}).get(self.precision, {})
-        return {**_OPTIONS.get(provider, {}), **precision, **{key: str(value) for key, value in given.items()}}
+    def _session(self, providers: Mapping[str, Mapping[str, str]], precision: str) -> Any:
+        options = self._runtime.SessionOptions()
+        options.log_severity_level = 3  # errors: its warnings are about single nodes
+        options.intra_op_num_threads = self._threads or 0
+        model = self._model
+        if precision == FP16 and next(iter(providers)) == CUDA:
+            from camrt.engines.half import halved
+
+            model = halved(_read(model))
+        source, self.weights = _source(model, options, self._runtime)
+        # Its own fallback prints and goes on with the CPU.
+        return self._runtime.InferenceSession(source, options, providers=[*providers.items()], enable_fallback=0)
+
+
+def _complete(provider: str, given: Mapping[str, str], precision: str) -> dict[str, str]:
+    """A provider's options: those given, this module's, and those of the precision."""
+    ours = {**_OPTIONS.get(provider, {}), **_PRECISIONS.get(provider, {}).get(precision, {})}
+    if provider == TENSORRT:
+        from converters.zoo import cache_folder
+
+        folder = cache_folder() / "tensorrt"  # an engine takes minutes to build
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind in ("engine", "timing"):
+            ours |= {f"trt_{kind}_cache_enable": "1", f"trt_{kind}_cache_path": str(folder)}
+    return {**ours, **given}
+
+
+def _is_on(options: Mapping[str, str], name: str) -> bool:
+    return options.get(name, "0").casefold() in ("1", "true")
+
+
+def warn(message: str) -> None:
+    """Say aloud that something asked for is not used."""
+    warnings.warn(message, CamrtWarning, stacklevel=2)
 
 
 # --------------------------------------------------------------------------------------------------------------- model
 
 
+def _read(model: Model) -> onnx.ModelProto:
+    """A model as a message.
+
+    Raises:
+        CamrtError: There is no such file, or it is no ONNX model.
+    """
+    import onnx
+
+    if isinstance(model, onnx.ModelProto):
+        return model
+    _check_is_file(model)
+    try:
+        return onnx.load(model)
+    except Exception as error:  # what protobuf and onnx raise at a broken file has no common base
+        raise CamrtError(f"is no ONNX model that can be read ({error})", file=os.fspath(model)) from error
+
+
+def _check_is_file(path: str | os.PathLike[str]) -> None:
+    if not Path(path).is_file():
+        raise CamrtError("there is no such file, expected an ONNX model", file=os.fspath(path))
+
+
 def _source(model: Model, options: Any, runtime: ModuleType) -> tuple[str | bytes, list[Any]]:
     """What `InferenceSession` takes: a path, or the bytes of a model; and what must live as long as the session."""
     if isinstance(model, (str, os.PathLike)):
-        path = Path(model)
-        if not path.is_file():
-            raise CamrtError("there is no such file, expected an ONNX model", file=str(path))
-        return str(path), []
+        _check_is_file(model)
+        return os.fspath(model), []
     from converters.model import bytes_of
 
     if sum(map(bytes_of, model.graph.initializer)) > _MOST_WEIGHTS:

@@ -14,10 +14,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto
 
-from camrt import CamrtError
 from camrt.engines import onnxruntime as engine
-from camrt.engines.onnxruntime import CPU, CUDA
+from camrt.engines.onnxruntime import CPU, CUDA, TENSORRT
+from camrt.errors import CamrtError, CamrtWarning
 from camrt.session import Session
 from tests.tiny_models import CLASSES, photo, tiny_explainer
 
@@ -102,19 +103,6 @@ def test_threads(model: onnx.ModelProto) -> None:
         np.testing.assert_array_equal(heatmaps, expected[n % 3])
 
 
-def test_binding(model: onnx.ModelProto) -> None:
-    """The way to the device and back, with the CPU for a device."""
-    one = Session(model, providers="cpu")
-    expected = one.run({"image": IMAGES})
-    one._engine._device = "cpu", 0
-    for number in (3, 1, 2):
-        found = one.run({"image": IMAGES[:number]})
-        for name, array in expected.items():
-            np.testing.assert_array_equal(found[name], array[:number])
-    with pytest.raises(CamrtError, match=r"image \(3, 32, 32, 2\) uint8"):
-        one.run({"image": IMAGES[..., :2]})
-
-
 # --------------------------------------------------------------------------------------------------------------- errors
 
 
@@ -140,16 +128,18 @@ def test_no_silent_fallback_from_cuda(model: onnx.ModelProto) -> None:
 
 
 class FakeRuntime:
-    """ONNX Runtime as it is on a machine with onnxruntime-gpu whose GPU does not work."""
+    """ONNX Runtime with CUDA and TensorRT on a machine whose GPU does not work, or works but captures no graphs."""
 
     __version__ = "1.99"
     SessionOptions = SimpleNamespace
 
     def __init__(self, *, starts: bool = False, raises: bool = False) -> None:
-        self.starts, self.raises, self.asked = starts, raises, []
+        self.starts, self.raises = starts, raises
+        self.asked: list[Sequence[tuple[str, dict[str, str]]]] = []
+        self.sources: list[bytes] = []
 
     def get_available_providers(self) -> list[str]:
-        return [CUDA, CPU]
+        return [TENSORRT, CUDA, CPU]
 
     def preload_dlls(self) -> None:
         print("Failed to load libcudnn.so.9")
@@ -158,17 +148,20 @@ class FakeRuntime:
         self, source: Any, options: Any, providers: Sequence[tuple[str, dict[str, str]]], **_: Any
     ) -> SimpleNamespace:
         self.asked.append(providers)
+        self.sources.append(source)
         names = [name for name, _ in providers]
         if self.raises and CUDA in names:
             raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected")
-        active = [name for name in names if name != CUDA or self.starts]
+        if dict(providers).get(CUDA, {}).get("enable_cuda_graph") == "1":
+            raise RuntimeError("This session cannot use the graph capture feature: control flow")
+        active = [name for name in names if name == CPU or self.starts]
         active += [] if CPU in active else [CPU]
         return SimpleNamespace(
             get_providers=lambda: active,
             get_inputs=list,
             get_outputs=list,
             get_modelmeta=lambda: SimpleNamespace(custom_metadata_map={}),
-            get_provider_options=lambda: {name: {} for name in active},
+            get_provider_options=lambda: {name: dict(providers).get(name, {}) for name in active},
         )
 
 
@@ -207,6 +200,89 @@ def test_cuda_computes_in_full_precision(model: onnx.ModelProto, monkeypatch: py
     assert defaults["use_tf32"] == "0"
     assert (given["use_tf32"], given["device_id"]) == ("1", "1")
     assert given["cudnn_conv_algo_search"] == defaults["cudnn_conv_algo_search"]
+
+
+def test_options_in_the_name(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRuntime(starts=True)
+    use(fake, monkeypatch)
+    one = Session(model, providers="cuda:device_id=1,prefer_nhwc=1")
+    assert {"device_id": "1", "prefer_nhwc": "1", "use_tf32": "0"}.items() <= dict(fake.asked[0])[CUDA].items()
+    assert one._engine._bound is not None  # type: ignore[attr-defined]
+    assert one._engine._bound._device == ("cuda", 1)  # type: ignore[attr-defined]
+    for wrong in ("cuda:device_id", "cuda:=1"):
+        with pytest.raises(CamrtError, match=r"found the option .* of the provider 'cuda', expected NAME=VALUE"):
+            Session(model, providers=wrong)
+
+
+def test_precisions_on_cuda(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At fp16 the model itself changes, and only there; TF32 stays off."""
+    fake = FakeRuntime(starts=True)
+    use(fake, monkeypatch)
+    for precision, tf32, weights in (
+        ("fp32", "0", TensorProto.FLOAT), ("tf32", "1", TensorProto.FLOAT), ("fp16", "0", TensorProto.FLOAT16),
+    ):  # fmt: skip
+        one = Session(model, providers="cuda", precision=precision)
+        assert one.precision == precision
+        assert dict(fake.asked[-1])[CUDA]["use_tf32"] == tf32
+        graph = onnx.ModelProto.FromString(fake.sources[-1]).graph
+        conv = next(node for node in graph.node if node.op_type == "Conv")
+        assert next(tensor.data_type for tensor in graph.initializer if tensor.name == conv.input[1]) == weights
+    with pytest.raises(CamrtError, match="found the precision 'bf16', expected fp32 or tf32 or fp16"):
+        Session(model, providers="cuda", precision="bf16")
+
+
+def test_half_precision_of_a_file(model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(FakeRuntime(starts=True), monkeypatch)
+    onnx.save(model, tmp_path / "tiny.onnx")
+    assert Session(tmp_path / "tiny.onnx", providers="cuda", precision="fp16").precision == "fp16"
+    with pytest.raises(CamrtError, match=r"none\.onnx: there is no such file"):
+        Session(tmp_path / "none.onnx", providers="cuda", precision="fp16")
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    with pytest.raises(CamrtError, match=r"broken\.onnx: .*no ONNX model that can be read"):
+        Session(tmp_path / "broken.onnx", providers="cuda", precision="fp16")
+
+
+def test_beyond_the_range_of_half_precision(model: onnx.ModelProto) -> None:
+    """What float16 cannot hold becomes infinite, and that is an error."""
+    one = Session(model, providers="cpu")
+    one._engine.precision = "fp16"
+    one.run({"image": IMAGES})
+    one._engine._session = SimpleNamespace(run=lambda *_: [np.float32([0, np.inf]), np.int64([1]), np.float32([1])])  # type: ignore[attr-defined]
+    with pytest.raises(CamrtError, match=r"found values in 'scores' that are not finite.*--precision fp32 or tf32"):
+        one.run({"image": IMAGES})
+
+
+def test_without_cuda_graphs(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where ONNX Runtime refuses to capture, the session runs without, and says so."""
+    fake = FakeRuntime(starts=True)
+    use(fake, monkeypatch)
+    with pytest.warns(CamrtWarning, match="CUDA graphs are not used: .*control flow"):
+        one = Session(model, providers="cuda:enable_cuda_graph=1,prefer_nhwc=1")
+    assert one.provider == CUDA
+    assert ["enable_cuda_graph" in dict(asked)[CUDA] for asked in fake.asked] == [True, False]
+    assert dict(fake.asked[1])[CUDA]["prefer_nhwc"] == "1"
+
+
+def test_tensorrt(model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its engines are cached, and what it leaves runs on CUDA, on the same GPU."""
+    monkeypatch.setenv("CAMRT_HOME", str(tmp_path))
+    fake = FakeRuntime(starts=True)
+    use(fake, monkeypatch)
+    one = Session(model, providers="tensorrt:device_id=1")
+    assert (one.provider, one.precision) == (TENSORRT, "tf32")
+    asked = dict(fake.asked[0])
+    assert list(asked) == [TENSORRT, CUDA]
+    assert asked[CUDA]["device_id"] == asked[TENSORRT]["device_id"] == "1"
+    assert asked[TENSORRT]["trt_engine_cache_enable"] == "1"
+    assert Path(asked[TENSORRT]["trt_engine_cache_path"]) == tmp_path / "tensorrt"
+    assert (tmp_path / "tensorrt").is_dir()
+    assert Session(model, providers="tensorrt", precision="fp16").precision == "fp16"
+    assert dict(fake.asked[-1])[TENSORRT]["trt_fp16_enable"] == "1"
+    with pytest.raises(CamrtError, match="found the precision 'fp32', expected tf32 or fp16 or bf16"):
+        Session(model, providers="tensorrt", precision="fp32")
+    fake.starts = False
+    with pytest.raises(CamrtError, match=r"did not start.*pip install 'tensorrt-cu13>=10"):
+        Session(model, providers="tensorrt")
 
 
 def test_without_onnxruntime(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
