@@ -15,7 +15,7 @@ from camrt.errors import CamrtError
 from camrt.graph.batch import with_free_batch
 from camrt.graph.crops import merge, paste
 from camrt.graph.head import Head, find_head
-from camrt.graph.layers import FeatureMap, dependents, feature_map_of, last_features, named_tensor
+from camrt.graph.layers import FeatureMap, as_read, dependents, feature_map_of, last_features, named_tensor
 from camrt.graph.methods import METHODS, Method, find
 from camrt.graph.methods.context import Layer, MethodContext, Pass
 from camrt.graph.opening import ModelLike, check_model, naming, open_model
@@ -106,8 +106,10 @@ def explain_graph(
         protocol = protocol or metadata.get(keys.PROTOCOL) or entry.protocol
         wanted = preprocess_of(preprocess, metadata)
         asked = _Asked(
-            layers=tuple(named_tensor(opened, renamed.get(each, each)) for each in _names_of(layer, features)),
-            features=renamed.get(metadata.get(keys.FEATURES, ""), metadata.get(keys.FEATURES)),
+            layers=tuple(
+                as_read(opened, named_tensor(opened, renamed.get(each, each))) for each in _names_of(layer, features)
+            ),
+            features=_still_there(opened, renamed.get(metadata.get(keys.FEATURES, ""), metadata.get(keys.FEATURES))),
             classifier=renamed.get(classifier or "", classifier or metadata.get(keys.CLASSIFIER)),
             scores=renamed.get(scores or "", scores),
             is_sum=target == SUM,
@@ -226,6 +228,14 @@ def _labelled(metadata: dict[str, str], labels: Sequence[str] | None, scores: Sc
     elif len(known) != scores.classes:  # those of another output
         return {key: value for key, value in metadata.items() if key != keys.LABELS}
     return {**metadata, keys.LABELS: keys.labels_text(known)}
+
+
+def _still_there(view: GraphView, features: str | None) -> str | None:
+    """The features that the metadata name; None where a quantizer, say, has left the metadata but not the features."""
+    if features is None or features in view.producers:
+        return features and as_read(view, features)
+    _log.info("the metadata name the features %r, which the model does not have: they are looked for", features)
+    return None
 
 
 def _names_of(layer: str | Sequence[str] | None, features: str | None) -> tuple[str, ...]:

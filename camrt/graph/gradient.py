@@ -25,7 +25,7 @@ from camrt.graph.rules import modifiers, registry
 from camrt.graph.rules.registry import rule
 from camrt.graph.sizes import Sizes
 from camrt.graph.values import Value, shown, total, unbroadcast
-from camrt.graph.view import GraphView, attributes_of, captured
+from camrt.graph.view import GraphView, attributes_of, captured, operator_of
 
 __all__ = ["Value", "backpropagate", "differentiate", "rule"]
 
@@ -236,7 +236,8 @@ class _Between:
         view: The whole graph.
         sizes: The sizes of its tensors.
         nodes: The nodes, in the graph's order.
-        tensors: Floating-point tensors that depend on a wanted one, and that a differentiated one depends on.
+        tensors: Floating-point and quantized tensors that depend on a wanted one, and that a differentiated one depends
+            on.
     """
 
     view: GraphView
@@ -286,11 +287,13 @@ class _Between:
 
 
 def _downstream(nodes: Iterable[onnx.NodeProto], wrt: Iterable[str], sizes: Sizes) -> set[str]:
-    """The floating-point tensors that depend on some, by way of floating-point tensors."""
+    """The tensors that depend on some, by way of floating-point and quantized tensors."""
     active = set(wrt)
     for node in nodes:
         if not active.isdisjoint(_reads(node)):
-            active.update(name for name in node.output if name and sizes.is_float(name))
+            # What is quantized stands for numbers that have a gradient.
+            is_quantized = operator_of(node) == "QuantizeLinear"
+            active.update(name for name in node.output if name and (is_quantized or sizes.is_float(name)))
     return active
 
 

@@ -17,9 +17,19 @@ import numpy as np
 import onnx
 
 from camrt.errors import CamrtError
-from camrt.graph.view import GraphView, attributes_of, control_flow, described, operator_of, quoted
+from camrt.graph.view import (
+    QUANTIZING,
+    GraphView,
+    attributes_of,
+    control_flow,
+    dequantized,
+    described,
+    operator_of,
+    quoted,
+)
 
-# Operators between the scores and the linear layer, and between that and the pooling, that do not change the sum.
+# Operators between the scores and the linear layer, and between that and the pooling, that do not change the sum;
+# quantizing rounds it.
 _AFTER = {
     "Softmax",
     "LogSoftmax",
@@ -31,8 +41,10 @@ _AFTER = {
     "Squeeze",
     "Unsqueeze",
     "Cast",
+    *QUANTIZING,
 }
-_BETWEEN = {"Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast"}
+_BETWEEN = {"Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast", *QUANTIZING}
+_CONVOLUTIONS, _INTEGER = ("Conv", "ConvInteger"), ("MatMulInteger", "ConvInteger")
 _PROBABILITIES = {"Softmax", "Sigmoid"}
 _HINT = "name the features and the classifier yourself (--layer TENSOR --classifier NODE), or use --method gradcam"
 
@@ -129,21 +141,21 @@ def _convolution_then_pooling(
     view: GraphView, output: str, pooling: onnx.NodeProto, features: str | None, activation: str
 ) -> Head:
     """SqueezeNet and NIN: the last convolution already gives one map a class."""
-    _, node = _back(view, pooling.input[0], {"Relu", "Identity", "Dropout", "Clip"})
-    if node is None or operator_of(node) != "Conv":
+    _, node = _back(view, pooling.input[0], {"Relu", "Identity", "Dropout", "Clip", *QUANTIZING})
+    layer, kernel, source = _layer(view, node) if node is not None else (None, None, "")
+    if node is None or layer is None or layer.op_type not in _CONVOLUTIONS:
         raise _NoHead(
             f"before its pooling is {described(node) if node is not None else 'the input'}, not a convolution"
         )
-    kernel = view.constant(node.input[1])
     if (
         kernel is None
         or kernel.ndim < 3
         or any(size != 1 for size in kernel.shape[2:])
-        or attributes_of(node).get("group", 1) != 1
+        or attributes_of(layer).get("group", 1) != 1
     ):
-        raise _NoHead(f"its last convolution {described(node)} is not a 1x1 convolution of one group")
+        raise _NoHead(f"its last convolution {described(layer)} is not a 1x1 convolution of one group")
     weights = kernel.reshape(kernel.shape[:2]).astype(np.float32)
-    head = Head(features or node.input[0], weights, None, _name(node), output, pooling, activation)
+    head = Head(features or source, weights, None, _name(layer), output, pooling, activation)
     return _checked(view, head)
 
 
@@ -190,28 +202,65 @@ def _is_global_pooling(view: GraphView, node: onnx.NodeProto) -> bool:
 
 def _linear(view: GraphView, node: onnx.NodeProto) -> tuple[np.ndarray, str | None, str]:
     """The weights (K, C) of a linear layer, the initializer that holds them so, and the tensor that it reads."""
-    if operator_of(node) in ("Add", "Sub"):  # the bias of a MatMul
-        inner = [view.producers[name] for name in node.input if name in view.producers and view.constant(name) is None]
-        if len(inner) == 1 and operator_of(inner[0]) == "MatMul":
-            node = inner[0]
-    if operator_of(node) not in ("Gemm", "MatMul", "Conv"):
+    layer, values, source = _layer(view, node)
+    if layer is None:
         raise _NoHead(
             f"it ends in {described(node)}, expected a linear layer (Gemm, MatMul, 1x1 Conv) or a global pooling"
         )
-    values = view.constant(node.input[1])
     if values is None:
-        raise _NoHead(f"the weights of {described(node)} are computed, expected constants")
-    attributes = attributes_of(node)
-    is_rows = node.op_type == "Conv" or bool(attributes.get("transB", 0))
-    if node.op_type == "Conv":
+        raise _NoHead(f"the weights of {described(layer)} are computed, expected constants")
+    attributes = attributes_of(layer)
+    is_rows = layer.op_type in _CONVOLUTIONS or bool(attributes.get("transB", 0))
+    if layer.op_type in _CONVOLUTIONS:
         if values.ndim < 3 or any(size != 1 for size in values.shape[2:]) or attributes.get("group", 1) != 1:
-            raise _NoHead(f"{described(node)} is not a 1x1 convolution of one group")
+            raise _NoHead(f"{described(layer)} is not a 1x1 convolution of one group")
         values = values.reshape(values.shape[:2])
     if values.ndim != 2:
-        raise _NoHead(f"the weights of {described(node)} have {values.ndim} axes, expected 2")
-    initializer = node.input[1] if is_rows and node.op_type == "Gemm" and node.input[1] in view.initializers else None
+        raise _NoHead(f"the weights of {described(layer)} have {values.ndim} axes, expected 2")
+    initializer = (
+        layer.input[1] if is_rows and layer.op_type == "Gemm" and layer.input[1] in view.initializers else None
+    )
     weights = (values if is_rows else values.T).astype(np.float32, copy=False)
-    return weights, initializer if values.dtype == np.float32 else None, node.input[0]
+    return weights, initializer if values.dtype == np.float32 else None, source
+
+
+def _layer(view: GraphView, node: onnx.NodeProto) -> tuple[onnx.NodeProto | None, np.ndarray | None, str]:
+    """The node of a linear layer or convolution that ends in a node, its weights, and the tensor that it reads."""
+    if operator_of(node) in ("Add", "Sub"):  # the bias
+        found = [_back(view, name, QUANTIZING)[1] for name in node.input if not _is_bias(view, name)]
+        inner = [one for one in found if one is not None]
+        if len(inner) == 1 and operator_of(inner[0]) in ("MatMul", "Mul"):
+            node = inner[0]
+    if operator_of(node) in ("Gemm", "MatMul", "Conv"):
+        return node, view.constant(node.input[1]), node.input[0]
+    if operator_of(node) == "Mul":
+        return _integer_layer(view, node)
+    return None, None, ""
+
+
+def _is_bias(view: GraphView, tensor: str) -> bool:
+    node = view.producers.get(tensor)
+    return view.is_constant(tensor) or (
+        node is not None and operator_of(node) == "Reshape" and view.is_constant(node.input[0])
+    )
+
+
+def _integer_layer(view: GraphView, node: onnx.NodeProto) -> tuple[onnx.NodeProto | None, np.ndarray | None, str]:
+    """A layer that quantizes its input for each batch: the product of integers, times the scales of both."""
+    for product, scales in (node.input, list(node.input)[::-1]):
+        layer, factors = _back(view, product, {"Cast"})[1], view.producers.get(scales)
+        if layer is None or operator_of(layer) not in _INTEGER or factors is None or operator_of(factors) != "Mul":
+            continue
+        quantizer = view.producers.get(layer.input[0])
+        scale = [view.constant(name) for name in factors.input if quantizer is None or name not in quantizer.output]
+        if quantizer is None or operator_of(quantizer) != "DynamicQuantizeLinear" or len(scale) != 1:
+            continue
+        values, zero_point = (view.constant(name) if name else None for name in [*layer.input[1:], "", ""][:3:2])
+        if values is not None and scale[0] is not None:
+            axis = 0 if layer.op_type in _CONVOLUTIONS else 1
+            values = dequantized(values, scale[0].reshape(-1), zero_point, axis=axis)
+        return layer, values, quantizer.input[0]
+    return None, None, ""
 
 
 def _is_named(view: GraphView, node: onnx.NodeProto, name: str) -> bool:

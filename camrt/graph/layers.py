@@ -7,18 +7,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import onnx
+
 from camrt.classes import alike
 from camrt.errors import CamrtError
 from camrt.graph.layout import channels_of
 from camrt.graph.scores import FLOATS, check_tensor, few, shown
 from camrt.graph.sizes import Sizes
 from camrt.graph.values import Value
-from camrt.graph.view import GraphView, Shape, captured, control_flow, operator_of, quoted
+from camrt.graph.view import QUANTIZING, GraphView, Shape, captured, control_flow, operator_of, quoted
 
 # Methods take the features before the last pooling. They are finer, and "the last convolutional layer" of Selvaraju et
 # al. (2017, section 3).
 _POOLING = {"MaxPool", "AveragePool", "LpPool", "Dropout", "Identity"}
 _ATTENTION = {"Softmax", "Attention"}
+_TO_INTEGERS = ("QuantizeLinear", "DynamicQuantizeLinear")
 # Tokens before those of the image: none, a class token, DeiT's two, DINOv2's with registers.
 _PREFIX_TOKENS = (0, 1, 2, 5)
 
@@ -154,12 +157,13 @@ def last_features(view: GraphView, image: str, logits: str) -> FeatureMap:
     """
     shapes = _Shapes(view)
     for tensor, passed in _bottlenecks(view, image, logits):
-        found = None if tensor in (logits, image) else _feature_map(view, tensor, shapes)
+        is_value = tensor not in (logits, image) and view.types.get(tensor) in FLOATS
+        found = _feature_map(view, tensor, shapes) if is_value else None
         if found is None or (found.num_prefix_tokens and not passed & _ATTENTION):
             continue
-        while (
-            found.num_prefix_tokens is None and (node := view.producers.get(tensor)) and operator_of(node) in _POOLING
-        ):
+        while found.num_prefix_tokens is None and (node := _before_quantizing(view, tensor)) is not None:
+            if operator_of(node) not in _POOLING:
+                break
             tensor = node.input[0]
             found = _feature_map(view, tensor, shapes) or found
         normalized = [node.output[0] for node in view.consumers[tensor] if operator_of(node) == "LayerNormalization"]
@@ -227,9 +231,35 @@ def _bottlenecks(view: GraphView, image: str, logits: str) -> Iterator[tuple[str
         live.difference_update(node.output)
         passed.add(operator_of(node))
         read = (*node.input, *captured(node))
-        live.update(name for name in read if name in depends and view.types.get(name) in FLOATS)
+        live.update(name for name in read if name in depends and _carries(view, name))
     if len(live) == 1:
         yield next(iter(live)), passed
+
+
+def as_read(view: GraphView, tensor: str) -> str:
+    """The tensor itself; where it is only read to be quantized, what the network computes with: the dequantized tensor.
+
+    Quantizers let the bounds of QuantizeLinear stand for a ReLU, so that the tensor before it has negative values.
+    """
+    readers = view.consumers.get(tensor, [])
+    if len(readers) == 1 and operator_of(readers[0]) == "QuantizeLinear":
+        readers = view.consumers.get(readers[0].output[0], [])
+        if len(readers) == 1 and operator_of(readers[0]) == "DequantizeLinear":
+            return str(readers[0].output[0])
+    return tensor
+
+
+def _before_quantizing(view: GraphView, tensor: str) -> onnx.NodeProto | None:
+    """The node that makes a tensor; where it is quantized and dequantized, the node before that."""
+    while (node := view.producers.get(tensor)) is not None and operator_of(node) in QUANTIZING:
+        tensor = node.input[0]
+    return node
+
+
+def _carries(view: GraphView, tensor: str) -> bool:
+    """Whether a tensor holds features: floating-point numbers, or such numbers quantized."""
+    maker = view.producers.get(tensor)
+    return view.types.get(tensor) in FLOATS or (maker is not None and operator_of(maker) in _TO_INTEGERS)
 
 
 def dependents(view: GraphView, tensor: str) -> set[str]:

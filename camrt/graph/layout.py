@@ -20,18 +20,19 @@ _FAR = 400  # tensors that are looked at for an answer
 
 # Operators of images and sequences: the channels of their first input and output are on axis 1.
 _CHANNELS_FIRST = {
-    "Conv", "ConvTranspose", "DeformConv", "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool",
-    "GlobalLpPool", "BatchNormalization", "InstanceNormalization", "GroupNormalization", "LRN", "DepthToSpace",
-    "SpaceToDepth", "Upsample",
+    "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool",
+    "GlobalMaxPool", "GlobalLpPool", "BatchNormalization", "InstanceNormalization", "GroupNormalization", "LRN",
+    "DepthToSpace", "SpaceToDepth", "Upsample",
 }  # fmt: skip
 _LAST_AXIS = {"LayerNormalization", "RMSNormalization"}
 # Operators whose output has the axes of each input that has as many.
 _KEEPING = {
-    "Abs", "Add", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Concat", "CumSum", "Div", "Dropout", "Elu", "Erf", "Exp",
-    "Expand", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log", "LogSoftmax",
-    "LpNormalization", "Max", "Mean", "Min", "Mish", "Mul", "Neg", "PRelu", "Pad", "Pow", "Reciprocal", "Relu",
-    "Resize", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Slice", "Softmax", "Softplus", "Softsign", "Split", "Sqrt",
-    "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu", "Tile", "Where",
+    "Abs", "Add", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Concat", "CumSum", "DequantizeLinear", "Div",
+    "DynamicQuantizeLinear", "Dropout", "Elu", "Erf", "Exp", "Expand", "Floor", "Gelu", "HardSigmoid", "HardSwish",
+    "Identity", "LeakyRelu", "Log", "LogSoftmax", "LpNormalization", "Max", "Mean", "Min", "Mish", "Mul", "Neg",
+    "PRelu", "Pad", "Pow", "QuantizeLinear", "Reciprocal", "Relu", "Resize", "Round", "Selu", "Shrink", "Sigmoid",
+    "Sign", "Slice", "Softmax", "Softplus", "Softsign", "Split", "Sqrt", "Sub", "Sum", "Swish", "Tanh",
+    "ThresholdedRelu", "Tile", "Where",
 }  # fmt: skip
 _RESHAPING = {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}
 _POOLING_REDUCTIONS = {"ReduceMean", "ReduceMax", "ReduceL2", "ReduceSum"}
@@ -114,7 +115,7 @@ def _told(view: GraphView, node: onnx.NodeProto, tensor: str, shape_of: ShapeOf)
         return 1
     if kind in _LAST_AXIS:
         return last if attributes_of(node).get("axis", -1) in (-1, last) else None
-    if kind == "MatMul" and len(node.input) == 2 and view.is_constant(node.input[1]):
+    if kind in ("MatMul", "MatMulInteger") and len(node.input) >= 2 and view.is_constant(node.input[1]):
         weights = shape_of(node.input[1])
         return last if weights is not None and len(weights) == 2 else None
     if kind in _POOLING_REDUCTIONS and (tensor == node.input[0] or attributes_of(node).get("keepdims", 1)):

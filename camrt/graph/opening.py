@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from camrt.errors import CamrtError
+from camrt.graph import quantized
 from camrt.graph.rewrite import check_functions, clashes, inlined, rename_tensors, sort_nodes, tensor_names, upgraded
 from camrt.graph.view import GraphView, bodies, check_values, described, metadata_of, shortened, skeleton
 from converters.model import bytes_of
@@ -28,7 +29,8 @@ _OLDEST_IR = 4  # before it, initializers had to be inputs as well
 def open_model(model: ModelLike, reserved: Collection[str] = ()) -> GraphView:
     """Open a model for everything else in `camrt.graph`.
 
-    Its nodes are sorted, its functions inlined, and its operator set is raised to 17 where it is below 13.
+    Its nodes are sorted, its functions inlined, its operator set is raised to 17 where it is below 13, and operators on
+    quantized numbers become floating-point ones between QuantizeLinear and DequantizeLinear.
 
     Args:
         model: A model or the path of one. Not changed.
@@ -134,6 +136,7 @@ def _ready(model: onnx.ModelProto, reserved: Collection[str]) -> GraphView:
         sort_nodes(light.graph)
     newer = upgraded(light)
     light, changed = newer, changed or newer is not light
+    changed = quantized.rewritten(light) or changed
     renamed = clashes(light, reserved)
     if not (changed or renamed):
         return GraphView(model)

@@ -9,10 +9,10 @@ from onnx import TensorProto
 
 from camrt.classes import alike
 from camrt.errors import CamrtError
-from camrt.graph.view import GraphView, Shape, attributes_of, control_flow, operator_of, quoted, type_name
+from camrt.graph.view import QUANTIZING, GraphView, Shape, attributes_of, control_flow, operator_of, quoted, type_name
 
 # Operators between the last activation and the output that change neither the scores nor their order.
-_SHAPING = {"Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast"}
+_SHAPING = {"Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast", *QUANTIZING}
 _ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 

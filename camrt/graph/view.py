@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,8 @@ Shape = tuple[int | str | None, ...]
 _LONGEST = 600  # characters of a foreign error that become part of ours: onnx prints whole nodes
 _LONG = 100_000  # numbers of a vector whose values onnx's shape inference would follow
 _STANDARD = ("", "ai.onnx")
+QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
+_CONSTANT = ("Identity", "Transpose", *QUANTIZING)  # operators whose output is constant where their inputs are
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -211,9 +213,9 @@ class GraphView:
 
     def is_constant(self, tensor: str) -> bool:
         """Whether `constant` gives a tensor's value, without reading it."""
-        while (node := self.producers.get(tensor)) is not None and operator_of(node) in ("Identity", "Transpose"):
-            tensor = node.input[0]
-        return tensor in self.initializers or (node is not None and operator_of(node) == "Constant")
+        nodes, source = self._constant_way(tensor)
+        stored = [source, *(name for node in nodes for name in node.input[1:] if name)]
+        return all(self._is_stored(name) for name in stored)
 
     def axes_of(self, node: onnx.NodeProto) -> list[int] | None:
         """The axes of a reduction: an attribute in older operator sets, an input since then; None if computed."""
@@ -223,30 +225,41 @@ class GraphView:
         return None if axes is None else [int(axis) for axis in np.reshape(axes, -1)]
 
     def constant(self, tensor: str) -> np.ndarray | None:
-        """A tensor's value where it does not depend on the input: an initializer, a Constant, or one transposed.
+        """A tensor's value where it does not depend on the input.
+
+        It is that of an initializer or a Constant, perhaps transposed, quantized or dequantized.
 
         Raises:
             CamrtError: The values do not fit the shape.
         """
-        turned: list[Any] = []  # the Transpose nodes that were passed
-        while (node := self.producers.get(tensor)) is not None and operator_of(node) in ("Identity", "Transpose"):
-            if node.op_type == "Transpose":
-                turned.append(attributes_of(node).get("perm"))
-            tensor = node.input[0]
-        if tensor in self.initializers:
-            value = array_of(self.initializers[tensor], tensor)
-        elif node is not None and operator_of(node) == "Constant":
-            found = _value_of(node)
-            if found is None:
+        nodes, source = self._constant_way(tensor)
+        value = self._stored(source)
+        for node in reversed(nodes):
+            parameters = [self._stored(name) if name else None for name in node.input[1:]]
+            if value is None or any(one is None for one, name in zip(parameters, node.input[1:], strict=True) if name):
                 return None
-            value = found
-        else:
-            return None
-        for perm in reversed(turned):
-            if perm is not None and sorted(perm) != list(range(value.ndim)):
-                return None
-            value = np.transpose(value, perm)
+            value = _computed(node, value, parameters)
         return value
+
+    def _constant_way(self, tensor: str) -> tuple[list[onnx.NodeProto], str]:
+        """The nodes between a tensor and the weights that it may be made of, the last first; and those weights."""
+        nodes = []
+        while (node := self.producers.get(tensor)) is not None and operator_of(node) in _CONSTANT:
+            nodes.append(node)
+            tensor = node.input[0]
+        return nodes, tensor
+
+    def _is_stored(self, tensor: str) -> bool:
+        node = self.producers.get(tensor)
+        return tensor in self.initializers or (node is not None and operator_of(node) == "Constant")
+
+    def _stored(self, tensor: str) -> np.ndarray | None:
+        """The value of an initializer or a Constant."""
+        if not self._is_stored(tensor):
+            return None
+        if tensor in self.initializers:
+            return array_of(self.initializers[tensor], tensor)
+        return _value_of(self.producers[tensor])
 
     def needed_for(self, outputs: Iterable[str]) -> list[onnx.NodeProto]:
         """The nodes that tensors depend on, in the graph's order."""
@@ -275,6 +288,82 @@ def _value_of(node: onnx.NodeProto) -> np.ndarray | None:
         if name in ("value_int", "value_ints"):
             return np.asarray(value, np.int64)
     return None
+
+
+def _computed(node: onnx.NodeProto, value: np.ndarray, parameters: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """What one of the nodes of `GraphView.constant` makes of a value; None where it cannot be told."""
+    kind, attributes = operator_of(node), attributes_of(node)
+    if kind == "Transpose":
+        perm = attributes.get("perm")
+        return np.transpose(value, perm) if perm is None or sorted(perm) == list(range(value.ndim)) else None
+    scale, zero_point = [*parameters, None, None][:2]
+    if kind == "Identity" or scale is None:
+        return value
+    try:
+        if kind == "QuantizeLinear":
+            return quantized(value, scale, zero_point, **attributes)
+        return dequantized(value, scale, zero_point, **attributes)
+    except ValueError:  # scales that do not fit the shape
+        return None
+
+
+def dequantized(
+    x: np.ndarray,
+    scale: np.ndarray,
+    zero_point: np.ndarray | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    **_: Any,
+) -> np.ndarray:
+    """What DequantizeLinear gives: (x - zero_point) * scale.
+
+    Args:
+        x: The quantized numbers.
+        scale: One number; one for each place on ``axis``; or one for each block along it.
+        zero_point: Likewise, of the type of ``x``; 0 by default.
+        axis: The axis of the scales.
+        block_size: How many numbers share a scale, where the scales have as many axes as ``x``.
+
+    Raises:
+        ValueError: The scales do not fit the shape.
+    """
+    shifted = x.astype(np.float64)
+    if zero_point is not None:
+        shifted -= _spread(zero_point.astype(np.float64), x.shape, axis, block_size)
+    return np.asarray(shifted * _spread(scale, x.shape, axis, block_size), scale.dtype)
+
+
+def quantized(
+    x: np.ndarray,
+    scale: np.ndarray,
+    zero_point: np.ndarray | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    **_: Any,
+) -> np.ndarray | None:
+    """What QuantizeLinear gives: round(x / scale) + zero_point, cut off at the bounds; arguments as in `dequantized`.
+
+    Returns:
+        None for types that are no integers of 8 or 16 bits.
+    """
+    kind = np.dtype(np.uint8) if zero_point is None else zero_point.dtype
+    if kind.kind not in "iu":
+        return None
+    found = np.rint(x / _spread(scale, x.shape, axis, block_size))
+    if zero_point is not None:
+        found = found + _spread(zero_point.astype(np.float64), x.shape, axis, block_size)
+    return np.asarray(found.clip(np.iinfo(kind).min, np.iinfo(kind).max), kind)
+
+
+def _spread(values: np.ndarray, shape: tuple[int, ...], axis: int, block_size: int) -> np.ndarray:
+    """Scales or zero points, in a shape that broadcasts to ``shape``."""
+    if values.size == 1:
+        return values.reshape(())
+    if block_size:
+        return np.repeat(values, block_size, axis)[tuple(map(slice, shape))]
+    return values.reshape([-1 if each == axis % len(shape) else 1 for each in range(len(shape))])
 
 
 def check_values(tensor: TensorProto) -> None:

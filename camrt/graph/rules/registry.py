@@ -26,7 +26,7 @@ Rule = Callable[..., Cotangents]
 
 FAMILIES = (
     "convolution", "pooling", "activation", "elementwise", "linear", "normalization", "shaping", "resampling",
-    "reduction",
+    "reduction", "quantization",
 )  # fmt: skip
 _STANDARD = ("", "ai.onnx")
 
