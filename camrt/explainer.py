@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from camrt import images
+from camrt import images, tuning
 from camrt.classes import class_number
 from camrt.engines.onnxruntime import CUDA
 from camrt.errors import CamrtError, CamrtWarning
 from camrt.explanation import Explanation
 from camrt.loading import Request, explainer_graph
-from camrt.session import Session
 from converters import metadata
 
 if TYPE_CHECKING:
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from camrt.engines.engine import Providers
     from camrt.images import ImageLike, Loaded
     from camrt.preprocess import Preprocess
+    from camrt.session import Session
+    from camrt.tuning import AutoSession
 
 _INPUT, _TARGET, _OUTPUTS = "image", "target", ("scores", "classes", "heatmaps")
 _GIVEN, _ANY = "input", "any"  # what the metadata of graphs say that take classes with each image
@@ -96,7 +97,9 @@ class Explainer:
         max_side: The longer side in pixels of the image that an explanation keeps: overlays, maps and pictures are made
             at that size, and memory follows it. None for the image as it is. Boxes are in its pixels either way.
         max_pixels: The largest height times width of an image file that is decoded.
-        precision: What it computes in, as for `camrt.session.Session`; by default ``"fp32"``, which is exact.
+        precision: What it computes in, as for `camrt.session.Session`; by default ``"fp32"``, which is exact. Or
+            ``"auto"``: the fastest way whose maps correlate with fp32 at 0.999 or more on the first images
+            (`camrt.tuning.AutoSession`).
 
     Raises:
         CamrtError: The model, or an argument, is not what is expected; ONNX Runtime or the provider is not there.
@@ -110,8 +113,6 @@ class Explainer:
         target: What is explained: ``"top"``, ``"input"``, ``"any"``, ``"sum"``, or the numbers of classes.
         size: The side in pixels of the square that images are resized to; the heatmaps' too.
         labels: The names of all classes, or None.
-        provider: The provider that runs the graph, by the engine's name for it.
-        precision: What it computes in.
 
     Example:
         >>> explainer = camrt.Explainer("googlenetCAM")  # doctest: +SKIP
@@ -146,7 +147,7 @@ class Explainer:
             None if weights is None else Path(weights),
         )  # fmt: skip
         graph = explainer_graph(model, request)
-        self._session = Session(graph, providers=providers, precision=precision, threads=threads)
+        self._session = tuning.session(graph, providers=providers, precision=precision, threads=threads)
         del graph
         file = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
         try:
@@ -162,11 +163,20 @@ class Explainer:
         except CamrtError as error:
             raise (error.in_file(file) if file else error) from error.__cause__
         self.name = self._session.metadata.get(metadata.NAME, "")
-        self.provider, self.precision = self._session.provider, self._session.precision
         self._max_side, self._max_pixels = max_side, max_pixels
 
     @property
-    def session(self) -> Session:
+    def provider(self) -> str:
+        """Return the provider that runs the graph, by the engine's name for it."""
+        return self._session.provider
+
+    @property
+    def precision(self) -> str:
+        """Return what the graph is computed in; of ``"auto"``, what was chosen once an image was explained."""
+        return self._session.precision
+
+    @property
+    def session(self) -> Session | AutoSession:
         """Return the session that runs the graph, for arrays that are the graph's inputs already."""
         return self._session
 
@@ -349,7 +359,7 @@ class Explainer:
             is_over = False
             while under_way or not is_over:
                 while not is_over and len(under_way) < 2:
-                    entries = _next_batch(decoded, batch)
+                    entries = _next_batch(decoded, max(batch, self._session.first_batch))
                     is_over = not entries
                     if entries:
                         good = [entry for entry in entries if isinstance(entry, Prepared)]
@@ -455,7 +465,7 @@ def _report(source: str, error: CamrtError, on_error: OnError) -> None:
 # ----------------------------------------------------------------------------------------------------------- the model
 
 
-def _properties(session: Session) -> dict[str, Any]:
+def _properties(session: Session | AutoSession) -> dict[str, Any]:
     """Read and check the metadata of an explainer graph."""
     anew = "Make the explainer anew: camrt export"
     if set(session.inputs) - {_TARGET} != {_INPUT} or not set(_OUTPUTS) <= set(session.outputs):
@@ -480,7 +490,7 @@ def _properties(session: Session) -> dict[str, Any]:
     return properties
 
 
-def _labels(session: Session, given: Sequence[str] | None) -> tuple[str, ...] | None:
+def _labels(session: Session | AutoSession, given: Sequence[str] | None) -> tuple[str, ...] | None:
     """Return the names of all classes: those that were given, else the model's."""
     classes = session.outputs["scores"][1]
     if given is not None:

@@ -43,6 +43,8 @@ class Session:
         metadata: The model's metadata_props.
     """
 
+    first_batch = 1  # images that the first run should have; `camrt.tuning.AutoSession` has more
+
     def __init__(
         self,
         model: Model,

@@ -46,6 +46,7 @@ class PrecisionName(StrEnum):
     TF32 = "tf32"
     BF16 = "bf16"
     FP16 = "fp16"
+    AUTO = "auto"
 
 
 class ColormapName(StrEnum):
@@ -110,7 +111,10 @@ Provider = Annotated[
     ),
 ]
 Precision = Annotated[
-    PrecisionName | None, typer.Option(help="What the network computes in; by default fp32, which is exact.")
+    PrecisionName | None,
+    typer.Option(
+        help="What the network computes in; by default fp32, which is exact. auto: the fastest whose maps agree."
+    ),
 ]
 Thresholds = Annotated[
     tuple[int, int, int], typer.Option(metavar="A B C", help="The three gray levels of the box generator.")

@@ -123,9 +123,14 @@ def _default_precision(provider: str) -> str:
     return next(iter(_PRECISIONS.get(provider, _FP32_ALONE)))
 
 
+def has(provider: str) -> bool:
+    """Return whether this ONNX Runtime was built with a provider, whether or not there is a device for it."""
+    return any(short(provider) == short(one) for one in _runtime().get_available_providers())
+
+
 def has_cuda() -> bool:
     """Return whether this ONNX Runtime can run on NVIDIA GPUs, be there one or not."""
-    return CUDA in _runtime().get_available_providers()
+    return has(CUDA)
 
 
 def _shapes(values: Sequence[Any]) -> Shapes:

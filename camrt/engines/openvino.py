@@ -6,7 +6,7 @@ import functools
 import os
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ from converters import metadata
 from converters.errors import install
 
 if TYPE_CHECKING:
+    import onnx
+
     from camrt.engines.engine import Model, Provider, Providers, Shapes
 
 OPENVINO = "OpenVINO"
@@ -54,16 +56,22 @@ class OpenVino:
         core = runtime.Core()
         _check_precision(core, device, self.precision)
         name = name_of(model)
+        proto = _proto(model, name)
+        _check_operators(proto, name)
+        self.metadata: Mapping[str, str] = MappingProxyType(metadata.of_model(proto))
+        weights = {tensor.name for tensor in proto.graph.initializer}
+        inputs = [value.name for value in proto.graph.input if value.name not in weights]
+        del proto
         read = _read(core, model, name)
         _separate_transposed(runtime, read)
-        self.metadata: Mapping[str, str] = MappingProxyType(_metadata(model))
         compiled = _compiled(core, read, device, name, {**_own(self.precision, threads), **options})
         self._check(compiled, runtime, threads)
-        self.inputs: Shapes = MappingProxyType({_name(port): _shape(port) for port in read.inputs})
+        parameters = _named_parameters(read, inputs)
+        self.inputs: Shapes = MappingProxyType({each: _shape(one.output(0)) for each, one in parameters.items()})
         self.outputs: Shapes = MappingProxyType(
-            {_name_of_result(result): _shape(result.output(0)) for result in read.get_results()}
+            {_name_of_result(one): _shape(one.output(0)) for one in read.get_results()}
         )
-        self._dtypes = {_name(port): np.dtype(port.get_element_type().to_dtype()) for port in read.inputs}
+        self._dtypes = {each: np.dtype(one.get_element_type().to_dtype()) for each, one in parameters.items()}
         self._request = compiled.create_infer_request()
         self._turn = threading.Lock()
         version = runtime.__version__.partition("-")[0]
@@ -75,7 +83,7 @@ class OpenVino:
         try:
             self._check_feeds(feeds)
             with self._turn:
-                found = self._request.infer(dict(feeds), share_inputs=True)
+                found = self._request.infer([feeds[name] for name in self.inputs], share_inputs=True)
                 return {name: found[number] for number, name in enumerate(self.outputs)}
         except Exception as error:  # a RuntimeError, whatever it is about
             raise run_error("OpenVINO", self.provider, feeds, _reason(error)) from error
@@ -117,12 +125,22 @@ def is_openvino(providers: Providers | None) -> bool:
     return any(_named(entry)[0].casefold() == "openvino" for entry in _listed(providers))
 
 
+def check(precision: str) -> None:
+    """Check that OpenVINO is installed and the CPU computes in a precision by itself.
+
+    Raises:
+        CamrtError: It is not, or it does not.
+    """
+    _check_precision(_runtime().Core(), "CPU", precision)
+
+
 def can(precision: str) -> bool:
-    """Return whether OpenVINO is installed and the CPU computes in a precision by itself."""
+    """Return whether `check` finds nothing."""
     try:
-        return _TYPES.get(precision) is not None and _has(_runtime().Core(), "CPU", precision)
+        check(precision)
     except CamrtError:
         return False
+    return True
 
 
 @functools.cache
@@ -194,14 +212,60 @@ def _has(core: Any, device: str, precision: str) -> bool:
 # --------------------------------------------------------------------------------------------------------------- model
 
 
+def _proto(model: Model, name: str) -> onnx.ModelProto:
+    """The model as ONNX has it; weights in external data are not read."""
+    if not isinstance(model, (str, os.PathLike)):
+        return model
+    if not Path(model).is_file():
+        raise CamrtError("there is no such file, expected an ONNX model", file=name)
+    import onnx
+
+    try:
+        return onnx.load(model, load_external_data=False)
+    except Exception as error:  # protobuf's and onnx's have no common base
+        raise CamrtError(f"OpenVINO cannot read it: {error}", file=name) from error
+
+
+def _check_operators(model: onnx.ModelProto, name: str) -> None:
+    """Refuse forms of operators that OpenVINO (2026.4) reads without an error and computes wrongly.
+
+    Raises:
+        CamrtError: The model has one.
+    """
+    import onnx
+
+    opset = max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0)
+    for node in model.graph.node:
+        given = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        if found := _miscomputed(node.op_type, given, opset):
+            raise CamrtError(
+                f"found the node {node.name or node.output[0]!r}, {node.op_type} with {found}, which OpenVINO computes "
+                "wrongly. Leave the provider and the precision out",
+                file=name,
+            )
+
+
+def _miscomputed(operator: str, given: Mapping[str, Any], opset: int) -> str:
+    """Return what OpenVINO computes wrongly of a node; "" where nothing is known."""
+    if operator == "ConvTranspose" and (given.get("output_shape") or given.get("auto_pad", b"").startswith(b"SAME")):
+        return "output_shape or auto_pad"
+    if operator == "AveragePool" and given.get("ceil_mode") and given.get("count_include_pad"):
+        return "ceil_mode and count_include_pad"
+    if operator == "Resize":
+        wrong = ("antialias", "exclude_outside")
+        policy = given.get("keep_aspect_ratio_policy", b"stretch") != b"stretch"
+        return ", ".join([*(each for each in wrong if given.get(each)), *(["keep_aspect_ratio_policy"] * policy)])
+    if operator in ("ReduceL1", "ReduceLogSum", "ReduceLogSumExp") and opset < 18 and "axes" in given:
+        return f"the attribute axes (opset {opset})"
+    return ""
+
+
 def _read(core: Any, model: Model, name: str) -> Any:
     """OpenVINO's form of a model."""
     from converters.model import bytes_of, save
 
     try:
         if isinstance(model, (str, os.PathLike)):
-            if not Path(model).is_file():
-                raise CamrtError("there is no such file, expected an ONNX model", file=name)
             return core.read_model(Path(model))
         if sum(map(bytes_of, model.graph.initializer)) <= _MOST_BYTES:
             return core.read_model(model.SerializeToString())
@@ -248,15 +312,15 @@ def _compiled(core: Any, read: Any, device: str, name: str, options: Mapping[str
         raise CamrtError(f"OpenVINO cannot load it on {device}: {_reason(error)}", file=name) from error
 
 
-def _metadata(model: Model) -> dict[str, str]:
-    if isinstance(model, (str, os.PathLike)):
-        return metadata.of_file(Path(model))
-    return metadata.of_model(model)
+def _named_parameters(read: Any, inputs: Sequence[str]) -> dict[str, Any]:
+    """The parameters by the names that the inputs have in ONNX.
 
-
-def _name(port: Any) -> str:
-    name: str = port.get_any_name()
-    return name
+    An input that a node passes on unchanged may have lost its own name; one that nothing needs may be gone.
+    """
+    parameters = read.get_parameters()
+    if len(parameters) == len(inputs):
+        return dict(zip(inputs, parameters, strict=True))
+    return {min(one.output(0).get_names()): one for one in parameters}
 
 
 def _name_of_result(result: Any) -> str:

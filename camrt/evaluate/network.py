@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camrt import loading
+from camrt import loading, tuning
 from camrt.engines.engine import FP32
 from camrt.errors import CamrtError
 from camrt.graph.batch import with_free_batch
@@ -19,7 +19,6 @@ from camrt.graph.opening import open_model
 from camrt.graph.scores import find_scores
 from camrt.graph.view import labels_of
 from camrt.preprocess import Preprocess, crops_of, network_input, preprocess_of
-from camrt.session import Session
 from converters import metadata
 
 if TYPE_CHECKING:
@@ -208,7 +207,7 @@ class Classifier:
         self._crop = crops_of("center", self.size, side)[0]
         self._input, self._output, self._activation = view.inputs[0].name, scores.output, scores.activation
         network = with_free_batch(view, self._input, (3, side, side), scores.output)
-        self._session = Session(network, providers=providers, precision=precision)
+        self._session = tuning.session(network, providers=providers, precision=precision)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Compute the class probabilities.

@@ -21,6 +21,8 @@ from camrt.graph.methods import METHODS
 from camrt.preprocess import Preprocess
 from camrt.session import Session
 from tests.camrt.classifiers import HEADS, SIDE, WITH_HEAD, classifier
+from tests.camrt.graph.gradients import run, with_gradients
+from tests.camrt.graph.rule_cases import CASES, Case
 from tests.tiny_models import CLASSES, photo, tiny_classifier, tiny_explainer
 
 pytest.importorskip("openvino", reason="needs the extra openvino", exc_type=ImportError)
@@ -106,6 +108,51 @@ def test_bf16(model: onnx.ModelProto) -> None:
     np.testing.assert_array_equal(found["classes"][:, 0], expected["classes"][:, 0])
     best = [np.corrcoef(found["heatmaps"][n, 0].ravel(), expected["heatmaps"][n, 0].ravel())[0, 1] for n in range(3)]
     assert min(best) > 0.999
+
+
+RULES = [
+    pytest.param(case, opset, id=f"{case}, opset {opset}")
+    for case in CASES
+    for opset in (17, 22)
+    if case.opsets[0] <= opset <= case.opsets[1]
+]
+
+
+@pytest.mark.parametrize(("case", "opset"), RULES)
+@pytest.mark.slow
+def test_operators(case: Case, opset: int) -> None:
+    """Every operator that has a gradient, and its gradient: computed as by ONNX Runtime, or refused."""
+    model = case.model(opset, np.float32)
+    names = {value.name for value in model.graph.input}
+    values = {name: array for name, array in case.values(dtype=np.float32).items() if name in names}
+    real = [name for name, array in values.items() if array.dtype.kind == "f"]
+    if not real:
+        pytest.skip("all is constant")
+    outputs = run(model, values, case.results)
+    generator = np.random.default_rng(7)
+    seeds = {
+        f"seed/{name}": generator.uniform(-1, 1, each.shape) for name, each in zip(case.results, outputs, strict=True)
+    }
+    feeds = values | {name: array.astype(np.float32) for name, array in seeds.items()}
+    both = with_gradients(model, case.results, real)
+    expected = dict(
+        zip(
+            (each.name for each in both.graph.output),
+            run(both, feeds, [each.name for each in both.graph.output]),
+            strict=True,
+        )
+    )
+    try:
+        session = Session(both, providers="openvino")
+    except CamrtError as error:
+        if any(each in str(error) for each in ("computes wrongly", "cannot read it", "cannot load it")):
+            return  # refused aloud
+        raise
+    found = session.run({name: array for name, array in feeds.items() if name in session.inputs})
+    for name, array in expected.items():
+        assert found[name].shape == array.shape
+        largest = np.abs(array[np.isfinite(array)], dtype=np.float64).max(initial=1e-6)
+        np.testing.assert_allclose(found[name], array, rtol=1e-3, atol=1e-4 * largest)
 
 
 # --------------------------------------------------------------------------------------------------------- the models
