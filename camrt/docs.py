@@ -50,7 +50,7 @@ def write(folder: Path) -> None:
 
 
 def _table(entries: Iterable[Method]) -> str:
-    rows = ["| method | needs | classes by default | crops by default | settings |", "|---|---|---|---|---|"]
+    rows = ["| method | needs | classes by default | settings |", "|---|---|---|---|"]
     seen: list[str] = []
     for entry in entries:
         anchor = _anchor(entry)
@@ -59,7 +59,7 @@ def _table(entries: Iterable[Method]) -> str:
         settings = ", ".join(f"`{name}={default}`" for name, default in entry.settings.items())
         top = f"the best {entry.top}" if entry.top > 1 else "the best"
         link = f"[`{entry.name}`](#{anchor}{repeats})"
-        rows.append(f"| {link} | {_needs(entry)} | {top} | {entry.protocol} | {settings} |")
+        rows.append(f"| {link} | {_needs(entry)} | {top} | {settings} |")
     return "\n".join(rows) + "\n"
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from camrt.builder import Builder
 
 KEY = metadata.PREPROCESS
+WHOLE = "whole"  # the default protocol
 _ADVICE = (
     "name a preset (--preprocess caffe or torchvision; in Python preprocess=), or set each value with camrt export "
     "--crop, --mean, --scale and --channels (camrt.Preprocess)"
@@ -61,6 +62,15 @@ class Preprocess:
         """Return the same for a network of another input size."""
         size = self.size if crop <= self.size else crop
         return replace(self, crop=crop, size=size, mean_image=self.mean_image if size == self.size else None)
+
+    def seeing(self, protocol: str) -> Preprocess:
+        """Return the same for a protocol: for ``"whole"``, images are resized to the network's input at once.
+
+        A mean image of another size is then replaced with the mean.
+        """
+        if protocol != WHOLE or self.size == self.crop:
+            return self
+        return replace(self, size=self.crop, mean_image=None)
 
     def as_json(self) -> str:
         """Return it as the metadata say it (`converters.metadata.PREPROCESS`), without the numbers of a mean image."""
@@ -138,10 +148,11 @@ def crops_of(protocol: str, size: int, side: int) -> list[Crop]:
     """List the crops of a protocol.
 
     Args:
-        protocol: ``"ten-crop"``: corners and center, then the same mirrored, in the order of the original's
-            prepare_image.m; ``"center"``: the center; ``"full"``: the whole image and its mirror image.
+        protocol: ``"whole"``: the whole image; ``"ten-crop"``: corners and center, then the same mirrored, in the order
+            of the original's prepare_image.m; ``"center"``: the center; ``"full"``: the whole image and its mirror
+            image.
         size: The image's side in pixels.
-        side: A crop's side in pixels; for ``"full"`` the image's.
+        side: A crop's side in pixels; for ``"whole"`` and ``"full"`` the image's.
 
     Raises:
         CamrtError: No such protocol.
@@ -150,10 +161,10 @@ def crops_of(protocol: str, size: int, side: int) -> list[Crop]:
     # The original keeps images width first, so its outer loop runs over columns.
     corners = [(y, x) for x in (0, last) for y in (0, last)]
     center = ((last + 1) // 2, (last + 1) // 2)  # as floor(indices(2) / 2) + 1 gives it, which counts from one
-    squares = {"ten-crop": [*corners, center], "center": [center], "full": [(0, 0)]}
+    squares = {WHOLE: [(0, 0)], "ten-crop": [*corners, center], "center": [center], "full": [(0, 0)]}
     if protocol not in squares:
         raise CamrtError(f"found the protocol {protocol!r}, expected one of {', '.join(squares)}")
-    mirrored = (False,) if protocol == "center" else (False, True)
+    mirrored = (False,) if protocol in (WHOLE, "center") else (False, True)
     return [Crop(y, x, side, mirror) for mirror in mirrored for y, x in squares[protocol]]
 
 

@@ -121,7 +121,7 @@ class NamedModel:
         licence: The license of its weights, as given by the source.
         features: The blob that its global pooling reads, if it was made for class activation maps.
         classifier: The linear layer after that pooling.
-        protocol: The views of an image for `camrt.explain_graph`, if they are not the ten crops.
+        protocol: The views of an image for `camrt.explain_graph`, if they are not the whole image in one pass.
     """
 
     name: str

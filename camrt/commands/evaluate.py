@@ -17,6 +17,7 @@ from camrt.commands.options import (
     Method,
     PresetName,
     Protocol,
+    ProtocolName,
     RuntimeOptions,
     Thresholds,
     Weights,
@@ -98,15 +99,6 @@ class Encoding(StrEnum):
 
     JPEG = "jpeg"
     PNG = "png"
-
-
-class WsolProtocolName(StrEnum):
-    """The protocols of `camrt explain`, and wsolevaluation's."""
-
-    WHOLE = "whole"
-    TEN_CROP = "ten-crop"
-    CENTER = "center"
-    FULL = "full"
 
 
 @dataclass(frozen=True)
@@ -436,8 +428,8 @@ def wsol(
     runtime: RuntimeOptions,
     methods: Annotated[str, typer.Option(metavar="A,B,...", help=f"Of {', '.join(METHODS)}.")] = "cam",
     protocol: Annotated[
-        WsolProtocolName, typer.Option(help="What the network sees of an image; whole: all of it, resized.")
-    ] = WsolProtocolName.WHOLE,
+        ProtocolName, typer.Option(help="What the network sees of an image; whole: all of it, resized.")
+    ] = ProtocolName.WHOLE,
     measuring: MeasureOptions,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the results.")] = Path("wsol"),
     running: RunOptions,

@@ -32,8 +32,9 @@ STATUS = "Exit status: 0, 1 (it failed, or an image did) or 2 (usage)."
 
 
 class ProtocolName(StrEnum):
-    """What the network sees of an image."""
+    """What the network sees of an image: a protocol of `camrt.preprocess.crops_of`."""
 
+    WHOLE = "whole"
     TEN_CROP = "ten-crop"
     CENTER = "center"
     FULL = "full"
@@ -137,7 +138,7 @@ Method = Annotated[
 ]
 Protocol = Annotated[
     ProtocolName | None,
-    typer.Option(help="What the network sees of an image; by default what the model or the method says."),
+    typer.Option(help="What the network sees of an image; by default what the model states, else all of it, once."),
 ]
 Top = Annotated[
     int | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from camrt.graph.batch import with_free_batch
 from camrt.graph.opening import open_model
 from camrt.graph.scores import find_scores
 from camrt.graph.view import labels_of
-from camrt.preprocess import Preprocess, crops_of, network_input, preprocess_of
+from camrt.preprocess import WHOLE, Preprocess, crops_of, network_input, preprocess_of
 from converters import metadata
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from camrt.engines.engine import Providers
     from camrt.explainer import Explainer
 
-WHOLE = "whole"  # one pass over the whole image, resized to the network's input
-
 
 @dataclass(frozen=True)
 class Network:
@@ -36,9 +34,8 @@ class Network:
 
     Attributes:
         name: A named model, or the path of an ONNX model, as for `camrt.Explainer`.
-        protocol: What the network sees of an image: as for `camrt.explain_graph`, or ``"whole"``: the image resized to
-            the network's input, in one pass, as in wsolevaluation. None for what suits the model; an explainer graph
-            has its own protocol.
+        protocol: What the network sees of an image, as for `camrt.explain_graph`; ``"whole"`` is as in wsolevaluation.
+            None for what suits the model; an explainer graph has its own protocol.
         providers: Where the network runs.
         batch: The number of images per run of the session; None for the explainer's default.
         preprocess: What the network expects of an image: a `Preprocess` or the name of a preset; None for what the
@@ -91,13 +88,9 @@ class Network:
             CamrtError: The explainer cannot be made or loaded, or takes no class with an image.
             ConversionError: There is no model of that name, or its weights are not available.
         """
-        protocol, preprocess = self.protocol, self.preprocess
-        if protocol == WHOLE and self._is_explainer():
-            protocol = None
-        elif protocol == WHOLE:
-            protocol, known = "center", self._known_preprocess()
-            preprocess = None if known is None else resized_for(known, WHOLE)
-        found = self._explainer(method, protocol, 1, preprocess, target="input")
+        # The default of `camrt evaluate wsol` is no demand on an explainer graph, which has its own protocol.
+        protocol = None if self.protocol == WHOLE and self._is_explainer() else self.protocol
+        found = self._explainer(method, protocol, 1, self.preprocess, target="input")
         if found.target != "input":
             raise CamrtError(
                 f"found an explainer graph of the target {found.target!r}, expected one of the class that comes with "
@@ -117,7 +110,7 @@ class Network:
         try:
             known = self._known_preprocess()
             return Classifier(
-                model, self.protocol or "center", preprocess=known, providers=self.providers, precision=self.precision
+                model, self.protocol or WHOLE, preprocess=known, providers=self.providers, precision=self.precision
             )
         except CamrtError as error:
             raise error.in_file(self.name) from error.__cause__
@@ -198,7 +191,7 @@ class Classifier:
         properties = metadata.of_model(model)
         if metadata.EXPLAINER in properties:
             raise CamrtError("found an explainer graph, expected the classifier that it was made of: it is run alone")
-        self._expected = resized_for(preprocess_of(preprocess, properties), protocol)
+        self._expected = preprocess_of(preprocess, properties).seeing(protocol)
         self.size = self._expected.size
         side = self.size if protocol == "full" else self._expected.crop
         view = open_model(model)
@@ -253,16 +246,6 @@ class Classifier:
         """
         crop = self._crop
         return planes[..., crop.y : crop.y + crop.side, crop.x : crop.x + crop.side]
-
-
-def resized_for(preprocess: Preprocess, protocol: str | None) -> Preprocess:
-    """Return the preprocessing for a protocol: for ``"whole"``, images are resized to the crop's size.
-
-    A mean image of another size is replaced with the mean pixel.
-    """
-    if protocol != WHOLE or preprocess.size == preprocess.crop:
-        return preprocess
-    return replace(preprocess, size=preprocess.crop, mean_image=None)
 
 
 def load_classifier(name: str, weights: Path | None = None) -> onnx.ModelProto:

@@ -23,7 +23,7 @@ from camrt.graph.rewrite import repeated, tensor_names
 from camrt.graph.scores import Scores, find_scores
 from camrt.graph.targets import SUM, Target, Targets, targets_of
 from camrt.graph.view import GraphView, captured, control_flow, labels_of, metadata_of, needed_for, shape_of
-from camrt.preprocess import Preprocess, add_network_input, crops_of, preprocess_of
+from camrt.preprocess import WHOLE, Preprocess, add_network_input, crops_of, preprocess_of
 from converters import metadata as keys
 
 IMAGE, TARGET, SCORES, CLASSES, HEATMAPS = "image", "target", "scores", "classes", "heatmaps"
@@ -61,9 +61,11 @@ def explain_graph(
         model: A classifier or the path of one: one image input (N, 3, h, w) float32, scores (N, K). Not changed.
         method: One of `camrt.graph.methods.METHODS`; ``"cam"`` needs global average pooling and one linear layer at the
             end, the others any classifier.
-        protocol: ``"ten-crop"``, as the original: the scores of ten crops are averaged, and their maps added;
-            ``"center"``: one crop; ``"full"``: the whole image and its mirror image, for networks that take images of
-            any size. By default, the method's own.
+        protocol: What the network sees of an image. ``"whole"``: the image, resized to the network's input, in one
+            pass; ``"ten-crop"``, as the original: the scores of ten crops are averaged, and their maps added;
+            ``"center"``: one crop; ``"full"``: the whole image and its mirror image at ``preprocess.size``, for
+            networks that take images of any size. By default, what the model's metadata state, else ``"whole"``.
+            Methods that take many passes see the whole image where the metadata state ten crops.
         top: How many classes to explain, the best first. By default 5; 1 for eigencam and for the methods of pixels,
             which run back through the whole network for each class.
         features: Another name for ``layer``.
@@ -84,7 +86,8 @@ def explain_graph(
         preprocess: How images are prepared for the network; by default, as the model's metadata say.
 
     Returns:
-        A model with the input ``image`` (N, S, S, 3) uint8 RGB and the outputs ``scores`` (N, K) float32 probabilities,
+        A model with the input ``image`` (N, S, S, 3) uint8 RGB (S is ``preprocess.size``; of ``"whole"``,
+        ``preprocess.crop``) and the outputs ``scores`` (N, K) float32 probabilities,
         ``classes`` (N, top) int64 and ``heatmaps`` (N, top, S, S) float32, not normalized. It has standard operators
         only, and N is free.
 
@@ -103,8 +106,8 @@ def explain_graph(
         renamed, metadata = opened.renamed, opened.metadata
         if keys.EXPLAINER in metadata:
             raise CamrtError("the model is an explainer already, expected a classifier")
-        protocol = protocol or metadata.get(keys.PROTOCOL) or entry.protocol
-        wanted = preprocess_of(preprocess, metadata)
+        protocol = protocol or _default_protocol(metadata.get(keys.PROTOCOL), entry)
+        wanted = preprocess_of(preprocess, metadata).seeing(protocol)
         asked = _Asked(
             layers=tuple(
                 as_read(opened, named_tensor(opened, renamed.get(each, each))) for each in _names_of(layer, features)
@@ -236,6 +239,11 @@ def _still_there(view: GraphView, features: str | None) -> str | None:
         return features and as_read(view, features)
     _log.info("the metadata name the features %r, which the model does not have: they are looked for", features)
     return None
+
+
+def _default_protocol(stated: str | None, entry: Method) -> str:
+    """The protocol where none is asked for: what the metadata state, if one image does not take too long that way."""
+    return stated if stated and (entry.takes_crops or stated == "center") else WHOLE
 
 
 def _names_of(layer: str | Sequence[str] | None, features: str | None) -> tuple[str, ...]:

@@ -269,10 +269,10 @@ def test_a_classifier_becomes_an_explainer(tmp_path: Path, caplog: pytest.LogCap
         assert (one.method, one.protocol, one.top, one.size, one.labels) == ("cam", "center", 3, 32, LABELS)
         assert one(image).heatmaps.shape == (3, 32, 32)
         np.testing.assert_array_equal(one(image).heatmaps, found[0](image).heatmaps)
-    ten = Explainer(tiny_classifier())
-    assert (ten.protocol, ten.top) == ("ten-crop", 5)
-    graph = camrt.explain_graph(tiny_classifier())
-    np.testing.assert_array_equal(Explainer(graph)(image).heatmaps, ten(image).heatmaps)
+    whole = Explainer(tiny_classifier(24))
+    assert (whole.protocol, whole.size, whole.top) == ("whole", 24, 5)
+    graph = camrt.explain_graph(tiny_classifier(24))
+    np.testing.assert_array_equal(Explainer(graph)(image).heatmaps, whole(image).heatmaps)
 
 
 def test_an_explainer_on_disk_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

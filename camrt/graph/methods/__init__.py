@@ -59,7 +59,6 @@ class Method:
         again: Whether it runs the network again, on other images.
         gradients: Whether the network is differentiated.
         top: How many classes it explains by default.
-        protocol: The crops by default.
     """
 
     name: str
@@ -71,7 +70,11 @@ class Method:
     again: bool
     gradients: bool
     top: int
-    protocol: str
+
+    @property
+    def takes_crops(self) -> bool:
+        """Whether several crops of each image may be its default: not where a map takes many passes."""
+        return self.kind != "pixels" and not self.again
 
     @property
     def source(self) -> str:
@@ -121,7 +124,6 @@ def method(
     again: bool = False,
     gradients: bool = True,
     top: int = 5,
-    protocol: str = "ten-crop",
 ) -> Callable[[_Maps], _Maps]:
     """Register the decorated function as a method; see `Method` for the arguments.
 
@@ -140,7 +142,7 @@ def method(
     """
 
     def register(maps: _Maps) -> _Maps:
-        entry = Method(name, maps, kind, title, rectified, layered, again, gradients, top, protocol)
+        entry = Method(name, maps, kind, title, rectified, layered, again, gradients, top)
         _methods.add([name], entry, maps)
         return maps
 

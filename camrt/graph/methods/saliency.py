@@ -24,7 +24,6 @@ _SHIFT = 7919  # numbers that a sample's noise is further on in the row of all; 
     rectified=False,
     layered=False,
     top=1,
-    protocol="center",
 )
 def guided_backprop(context: MethodContext) -> Value:
     """The derivative with respect to the image, where only positive values pass back through a ReLU.
@@ -42,7 +41,7 @@ def guided_backprop(context: MethodContext) -> Value:
     return context.magnitude(context.pixels(context.first, "guided"))
 
 
-@method("guided-gradcam", kind="pixels", title="Guided Grad-CAM", rectified=False, top=1, protocol="center")
+@method("guided-gradcam", kind="pixels", title="Guided Grad-CAM", rectified=False, top=1)
 def guided_gradcam(context: MethodContext) -> Value:
     """Guided backpropagation times Grad-CAM.
 
@@ -59,7 +58,7 @@ def guided_gradcam(context: MethodContext) -> Value:
     return context.magnitude(context.pixels(context.first, "guided") * coarse.unsqueeze(2))
 
 
-@method("input-gradient", kind="pixels", title="Gradient", rectified=False, layered=False, top=1, protocol="center")
+@method("input-gradient", kind="pixels", title="Gradient", rectified=False, layered=False, top=1)
 def input_gradient(context: MethodContext) -> Value:
     """The derivative with respect to the image: M(i, j) = max over the channels of |dy_c/dX(i, j)|.
 
@@ -81,7 +80,6 @@ def input_gradient(context: MethodContext) -> Value:
     layered=False,
     again=True,
     top=1,
-    protocol="center",
 )
 def smoothgrad(context: MethodContext, *, samples: int = 25, sigma: float = 0.15) -> Value:
     """The mean of the derivative over noisy images: M = 1/n sum of dy_c/dX(X + noise), noise of deviation sigma.
@@ -126,7 +124,6 @@ def smoothgrad(context: MethodContext, *, samples: int = 25, sigma: float = 0.15
     layered=False,
     again=True,
     top=1,
-    protocol="center",
 )
 def integrated_gradients(context: MethodContext, *, steps: int = 32, baseline: str = "black") -> Value:
     """The derivative along the line from a baseline B to the image X, times X - B: what each pixel adds to the score.

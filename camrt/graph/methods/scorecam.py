@@ -14,7 +14,7 @@ _TOGETHER = 16  # images that one run of the network gets, at most, for each ima
 _LEAST = 1e-8
 
 
-@method("scorecam", kind="features", title="Score-CAM", gradients=False, again=True, protocol="center")
+@method("scorecam", kind="features", title="Score-CAM", gradients=False, again=True)
 def scorecam(layer: Layer, *, channels: int = 0) -> Value:
     """The score of the class when the network sees the image through one map alone.
 

@@ -7,8 +7,8 @@ import onnx
 import pytest
 
 from camrt import CamrtError, Explainer, explain_graph
-from camrt.evaluate.network import Classifier, load_classifier, resized_for
-from camrt.preprocess import PRESETS, Preprocess
+from camrt.evaluate.network import Classifier, load_classifier
+from camrt.preprocess import Preprocess
 from tests.camrt.classifiers import CLASSES, SIDE, classifier
 from tests.tiny_models import tiny_classifier
 
@@ -48,10 +48,6 @@ def test_the_whole_image_is_squeezed_to_the_networks_input() -> None:
     network = Classifier(tiny_classifier(28), "whole")
     assert network.size == 28
     assert network.prepare(squares(28, 1)[0]).shape == (3, 28, 28)
-    mean = np.zeros((3, 256, 256), np.float32)
-    squeezed = resized_for(Preprocess(256, 224, (1.0, 2.0, 3.0), mean_image=mean), "whole")
-    assert (squeezed.size, squeezed.crop, squeezed.mean, squeezed.mean_image) == (224, 224, (1, 2, 3), None)
-    assert resized_for(PRESETS["caffe"], "center") is PRESETS["caffe"]
 
 
 def test_full_sees_the_square() -> None:

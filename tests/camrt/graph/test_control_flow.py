@@ -65,7 +65,9 @@ def test_control_flow_at_the_end(kind: str, method: str) -> None:
 def test_eigencam_works_all_the_same(kind: str) -> None:
     """And by default with the same features as without control flow."""
     maps = [
-        run(explain_graph(model, "eigencam", preprocess=PREPROCESS, target=1), {"image": images(1)})[2]
+        run(
+            explain_graph(model, "eigencam", preprocess=PREPROCESS, target=1, protocol="ten-crop"), {"image": images(1)}
+        )[2]
         for model in (MODELS[kind][0]("logits"), classifier("gemm", softmax=False))
     ]
     np.testing.assert_allclose(maps[0], maps[1], rtol=1e-6)
@@ -77,7 +79,10 @@ def test_scores_before_it_work_with_every_method(kind: str) -> None:
     """As the error advises."""
     for method in ("gradcam", "scorecam", "input-gradient"):
         found, wanted = (
-            run(explain_graph(model, method, preprocess=PREPROCESS, scores="logits", top=1), {"image": images(1)})
+            run(
+                explain_graph(model, method, preprocess=PREPROCESS, scores="logits", top=1, protocol="center"),
+                {"image": images(1)},
+            )
             for model in (MODELS[kind][0]("logits"), classifier("gemm", softmax=False))
         )
         for one, other in zip(found, wanted, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -31,11 +32,12 @@ def expected(
     for image in batch:
         planes = image[:, :, ::-1] if preprocess.channels == "BGR" else image
         planes = (planes.astype(np.float32) - preprocess.mean) * preprocess.scale
-        side = size if protocol == "full" else preprocess.crop
+        side = size if protocol in ("full", "whole") else preprocess.crop
         last = size - side
         squares = {"ten-crop": [(0, 0), (last, 0), (0, last), (last, last), ((last + 1) // 2, (last + 1) // 2)]}
         places = squares.get(protocol, [((last + 1) // 2, (last + 1) // 2)])
-        views = [(y, x, mirror) for mirror in (False, True) for y, x in places if not (mirror and protocol == "center")]
+        mirrored = (False,) if protocol in ("center", "whole") else (False, True)
+        views = [(y, x, mirror) for mirror in mirrored for y, x in places]
         cuts = [planes[y : y + side, x : x + side][:, :: -1 if m else 1] for y, x, m in views]
         maps, logits = [], []
         for cut in cuts:
@@ -57,12 +59,14 @@ def expected(
     return np.array(scores), np.array(classes), np.array(heatmaps)
 
 
-@pytest.mark.parametrize("protocol", ["ten-crop", "center", "full"])
+@pytest.mark.parametrize("protocol", ["whole", "ten-crop", "center", "full"])
 @pytest.mark.parametrize("head", WITH_HEAD)
 def test_maps_of_every_head(head: str, protocol: str) -> None:
-    model, batch = classifier(head), images(2)
+    model, batch, wants = classifier(head), images(2), PREPROCESS
+    if protocol == "whole":
+        batch, wants = batch[:, :SIDE, :SIDE], dataclasses.replace(PREPROCESS, size=SIDE)
     reference = classifier(head, side=SIZE) if protocol == "full" else model
-    scores, classes, heatmaps = expected(reference, batch, PREPROCESS, protocol, top=3)
+    scores, classes, heatmaps = expected(reference, batch, wants, protocol, top=3)
     explainer = explain_graph(model, protocol=protocol, top=3, preprocess=PREPROCESS)
     found = run(explainer, {"image": batch})
     np.testing.assert_allclose(found[0], scores, rtol=1e-5, atol=1e-6)
@@ -77,7 +81,7 @@ def test_merged_maps_are_those_of_the_original() -> None:
     preprocess = Preprocess(size=256, crop=SIDE, mean=(104.0, 117.0, 123.0))
     with pytest.raises(CamrtError, match="expected a crop"):
         Preprocess(size=8, crop=SIDE, mean=(0.0, 0.0, 0.0))
-    explainer = with_output(explain_graph(model, top=2, preprocess=preprocess), "features")
+    explainer = with_output(explain_graph(model, top=2, preprocess=preprocess, protocol="ten-crop"), "features")
     _, classes, heatmaps, features = run(explainer, {"image": batch})
     cams = matlab.return_cam_map(features, find_head(GraphView(model)).weights[classes[0]])
     for rank in range(2):
@@ -92,7 +96,7 @@ def test_merged_maps_are_those_of_the_original() -> None:
 def test_any_number_of_images(head: str) -> None:
     """Each image of a batch is answered as it is alone, also where the exporter froze a batch of 1."""
     model, batch = classifier(head, batch=1), images(3)
-    explainer = explain_graph(model, top=2, preprocess=PREPROCESS)
+    explainer = explain_graph(model, top=2, preprocess=PREPROCESS, protocol="ten-crop")
     together = run(explainer, {"image": batch})
     for index in range(3):
         alone = run(explainer, {"image": batch[index : index + 1]})
@@ -102,7 +106,8 @@ def test_any_number_of_images(head: str) -> None:
 
 def test_logits_become_probabilities() -> None:
     scores, *_ = run(
-        explain_graph(classifier("gemm", softmax=False), top=2, preprocess=PREPROCESS), {"image": images(2)}
+        explain_graph(classifier("gemm", softmax=False), top=2, preprocess=PREPROCESS, protocol="ten-crop"),
+        {"image": images(2)},
     )
     np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-5)
 
@@ -110,8 +115,10 @@ def test_logits_become_probabilities() -> None:
 @pytest.mark.parametrize("opset", [13, 17, 18, 21])
 def test_opsets(opset: int) -> None:
     model = classifier("gemm", opset=opset)
-    older = run(explain_graph(classifier("gemm"), top=2, preprocess=PREPROCESS), {"image": images(1)})
-    explainer = explain_graph(model, top=2, preprocess=PREPROCESS)
+    older = run(
+        explain_graph(classifier("gemm"), top=2, preprocess=PREPROCESS, protocol="ten-crop"), {"image": images(1)}
+    )
+    explainer = explain_graph(model, top=2, preprocess=PREPROCESS, protocol="ten-crop")
     assert explainer.opset_import[0].version == opset
     for one, other in zip(run(explainer, {"image": images(1)}), older, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
@@ -119,9 +126,11 @@ def test_opsets(opset: int) -> None:
 
 def test_old_opset_is_upgraded() -> None:
     model, old = classifier("gemm", softmax=False), classifier("gemm", softmax=False, opset=11)
-    found = run(explain_graph(old, top=2, preprocess=PREPROCESS), {"image": images(1)})
+    found = run(explain_graph(old, top=2, preprocess=PREPROCESS, protocol="ten-crop"), {"image": images(1)})
     for one, other in zip(
-        found, run(explain_graph(model, top=2, preprocess=PREPROCESS), {"image": images(1)}), strict=True
+        found,
+        run(explain_graph(model, top=2, preprocess=PREPROCESS, protocol="ten-crop"), {"image": images(1)}),
+        strict=True,
     ):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
@@ -131,7 +140,7 @@ def test_interface_and_metadata() -> None:
         "gemm", metadata={"camrt.labels": '["a", "b", "c", "d"]', "camrt.preprocess": PREPROCESS.as_json()}
     )
     before = model.SerializeToString()
-    explainer = explain_graph(model, top=2)
+    explainer = explain_graph(model, top=2, protocol="ten-crop")
     assert model.SerializeToString() == before, "the classifier is not changed"
     shapes = {
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
@@ -152,10 +161,26 @@ def test_interface_and_metadata() -> None:
     assert json.loads(properties["camrt.labels"]) == ["a", "b", "c", "d"]
 
 
+def test_the_protocol_is_the_models_else_the_whole_image() -> None:
+    def facts(method: str, stated: str | None) -> tuple[str, int]:
+        model = classifier("gemm", metadata={} if stated is None else {"camrt.protocol": stated})
+        explainer = explain_graph(model, method, top=1, preprocess=PREPROCESS)
+        found = json.loads({entry.key: entry.value for entry in explainer.metadata_props}["camrt.explainer"])
+        assert run(explainer, {"image": images(1, found["size"])})[2].shape == (1, 1, *[found["size"]] * 2)
+        return found["protocol"], found["size"]
+
+    for method in ("cam", "gradcam"):
+        assert facts(method, None) == ("whole", SIDE)
+        assert facts(method, "ten-crop") == ("ten-crop", SIZE)
+    for method in ("scorecam", "input-gradient"):  # which would take ten times as long
+        assert facts(method, "ten-crop") == ("whole", SIDE)
+        assert facts(method, "center") == ("center", SIZE)
+
+
 def test_names_of_the_network_step_aside() -> None:
     """A network that calls its own tensors image, scores, classes, heatmaps."""
     model = classifier("gemm")
-    plain = run(explain_graph(model, top=2, preprocess=PREPROCESS), {"image": images(2)})
+    plain = run(explain_graph(model, top=2, preprocess=PREPROCESS, protocol="ten-crop"), {"image": images(2)})
     for old, new in (("data", "image"), ("prob", "scores"), ("features", "heatmaps"), ("flat", "classes")):
         for value in (*model.graph.input, *model.graph.output):
             value.name = new if value.name == old else value.name
@@ -163,7 +188,7 @@ def test_names_of_the_network_step_aside() -> None:
             node.input[:] = [new if name == old else name for name in node.input]
             node.output[:] = [new if name == old else name for name in node.output]
     for features in (None, "heatmaps"):
-        explainer = explain_graph(model, top=2, preprocess=PREPROCESS, features=features)
+        explainer = explain_graph(model, top=2, preprocess=PREPROCESS, features=features, protocol="ten-crop")
         for one, other in zip(run(explainer, {"image": images(2)}), plain, strict=True):
             np.testing.assert_array_equal(one, other)
 
@@ -171,14 +196,18 @@ def test_names_of_the_network_step_aside() -> None:
 def test_mean_image_takes_the_place_of_the_mean() -> None:
     mean = np.broadcast_to(np.reshape(PREPROCESS.mean, (3, 1, 1)), (3, SIZE, SIZE)).astype(np.float32)
     model = classifier("gemm")
-    flat = run(explain_graph(model, top=2, preprocess=PREPROCESS), {"image": images(1)})
+    flat = run(explain_graph(model, top=2, preprocess=PREPROCESS, protocol="ten-crop"), {"image": images(1)})
     same = Preprocess(SIZE, SIDE, (0.0, 0.0, 0.0), mean_image=mean)
-    for one, other in zip(run(explain_graph(model, top=2, preprocess=same), {"image": images(1)}), flat, strict=True):
+    for one, other in zip(
+        run(explain_graph(model, top=2, preprocess=same, protocol="ten-crop"), {"image": images(1)}), flat, strict=True
+    ):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
     ramp = mean + np.linspace(0, 50, SIZE, dtype=np.float32)
     other = Preprocess(SIZE, SIDE, (0.0, 0.0, 0.0), mean_image=ramp)
     assert not np.allclose(
-        run(explain_graph(model, top=2, preprocess=other), {"image": images(1)})[2], flat[2], rtol=1e-3
+        run(explain_graph(model, top=2, preprocess=other, protocol="ten-crop"), {"image": images(1)})[2],
+        flat[2],
+        rtol=1e-3,
     )
 
 
@@ -205,7 +234,7 @@ def test_torchvision_preset_is_what_torchvision_does() -> None:
     ("change", "words"),
     [
         ({"method": "nonsense"}, "found the method 'nonsense'"),
-        ({"protocol": "nine-crop"}, "expected one of ten-crop, center, full"),
+        ({"protocol": "nine-crop"}, "expected one of whole, ten-crop, center, full"),
         ({"top": 0}, "expected 1 to 4"),
         ({"top": 5}, "expected 1 to 4"),
         ({"features": "missing"}, "found the layer 'missing', expected a tensor of the model"),
@@ -269,6 +298,6 @@ def test_ten_crops_cover_corners_and_centre() -> None:
 def test_repository_has_no_custom_operators(tmp_path: Path) -> None:
     """A file of the explainer runs in plain ONNX Runtime."""
     path = tmp_path / "explainer.onnx"
-    onnx.save(explain_graph(classifier("gemm"), top=2, preprocess=PREPROCESS), path)
+    onnx.save(explain_graph(classifier("gemm"), top=2, preprocess=PREPROCESS, protocol="ten-crop"), path)
     outputs = onnxruntime.InferenceSession(path).run(None, {"image": images(1)})
     assert [output.shape for output in outputs] == [(1, CLASSES), (1, 2), (1, 2, SIZE, SIZE)]

@@ -73,7 +73,7 @@ def test_the_last_features_with_places(nodes: list[Any], layer: str) -> None:
 def test_of_every_head(head: str, caplog: pytest.LogCaptureFixture) -> None:
     """Also of those that class activation maps cannot be made of; and it is said."""
     with caplog.at_level(logging.INFO, "camrt"):
-        explainer = explain_graph(classifier(head), "gradcam", preprocess=PREPROCESS)
+        explainer = explain_graph(classifier(head), "gradcam", preprocess=PREPROCESS, protocol="ten-crop")
     layer = "dropped" if head == "convolution_before" else "features"
     assert describe(explainer)["layer"] == [layer]
     assert f"no layer was named; the last with positions is taken: layer {layer!r} (6 maps of 8 x 8)" in caplog.text
@@ -120,8 +120,8 @@ def test_what_is_only_a_part_is_not_taken() -> None:
 @pytest.mark.parametrize("name", ["relu", "features"])
 @pytest.mark.parametrize("method", ["cam", *OTHERS])
 def test_by_the_name_of_a_node_or_a_tensor(method: str, name: str) -> None:
-    named = explain_graph(classifier("gemm"), method, preprocess=PREPROCESS, layer=name)
-    found = explain_graph(classifier("gemm"), method, preprocess=PREPROCESS)
+    named = explain_graph(classifier("gemm"), method, preprocess=PREPROCESS, layer=name, protocol="center")
+    found = explain_graph(classifier("gemm"), method, preprocess=PREPROCESS, protocol="center")
     for one, other in zip(run(named, {"image": images(1)}), run(found, {"image": images(1)}), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -235,7 +235,9 @@ def test_control_flow_that_would_be_run_twice(method: str) -> None:
 
 def test_control_flow_where_nothing_is_differentiated() -> None:
     """Eigen-CAM and CAM only look at features."""
-    explainer = explain_graph(with_control_flow(), "eigencam", preprocess=PREPROCESS, layer="features")
+    explainer = explain_graph(
+        with_control_flow(), "eigencam", preprocess=PREPROCESS, layer="features", protocol="ten-crop"
+    )
     assert run(explainer, {"image": images(1)})[2].max() > 0
 
 
@@ -287,8 +289,8 @@ def test_no_features_at_all() -> None:
     graph.node.append(helper.make_node("Gemm", ["flat", "mlp.weight"], ["logits"], transB=1))
     graph.node.append(helper.make_node("Softmax", ["logits"], ["prob"]))
     with pytest.raises(CamrtError, match="no features with positions"):
-        explain_graph(model, "gradcam", preprocess=PREPROCESS)
-    explainer = explain_graph(model, "input-gradient", preprocess=PREPROCESS)
+        explain_graph(model, "gradcam", preprocess=PREPROCESS, protocol="ten-crop")
+    explainer = explain_graph(model, "input-gradient", preprocess=PREPROCESS, protocol="center")
     assert run(explainer, {"image": images(1)})[2].max() > 0
 
 

@@ -252,7 +252,12 @@ def test_every_run_answers_the_same(name: str) -> None:
 
 def test_metadata_say_method_layer_and_target() -> None:
     explainer = explain_graph(
-        classifier("gemm"), "smoothgrad", preprocess=PREPROCESS, target=[2, 0], settings={"samples": "3"}
+        classifier("gemm"),
+        "smoothgrad",
+        preprocess=PREPROCESS,
+        target=[2, 0],
+        settings={"samples": "3"},
+        protocol="center",
     )
     facts = json.loads({entry.key: entry.value for entry in explainer.metadata_props}["camrt.explainer"])
     assert facts == {
@@ -261,7 +266,7 @@ def test_metadata_say_method_layer_and_target() -> None:
     }  # fmt: skip
     explainer = explain_graph(classifier("flattened"), "layercam", preprocess=PREPROCESS)
     facts = json.loads({entry.key: entry.value for entry in explainer.metadata_props}["camrt.explainer"])
-    assert (facts["layer"], facts["target"], facts["top"], facts["protocol"]) == (["features"], "top", 4, "ten-crop")
+    assert (facts["layer"], facts["target"], facts["top"], facts["protocol"]) == (["features"], "top", 4, "whole")
 
 
 # ------------------------------------------------------------------------------------------------------- the registry
@@ -329,13 +334,13 @@ def test_wrong_settings(options: dict[str, Any], words: str) -> None:
 def test_constants_are_not_copied_for_a_second_run() -> None:
     """Weights in Constant nodes, as some exporters write them."""
     model = classifier("gemm")
-    plain = run(explain_graph(model, "smoothgrad", preprocess=PREPROCESS), {"image": images(1)})[2]
+    plain = run(explain_graph(model, "smoothgrad", preprocess=PREPROCESS, protocol="center"), {"image": images(1)})[2]
     weights = list(model.graph.initializer)
     del model.graph.initializer[:]
     nodes = [onnx.helper.make_node("Constant", [], [tensor.name], tensor.name, value=tensor) for tensor in weights]
     for node in reversed(nodes):
         model.graph.node.insert(0, node)
-    explainer = explain_graph(model, "smoothgrad", preprocess=PREPROCESS)
+    explainer = explain_graph(model, "smoothgrad", preprocess=PREPROCESS, protocol="center")
     assert explainer.SerializeToString().count(numpy_helper.to_array(weights[0]).tobytes()) == 1
     np.testing.assert_array_equal(run(explainer, {"image": images(1)})[2], plain)
 
@@ -361,5 +366,8 @@ def test_functions_of_the_model_are_looked_into() -> None:
 @pytest.mark.parametrize("name", ["gradcam", "smoothgrad", "scorecam"])
 def test_an_old_opset(name: str) -> None:
     old, new = (classifier("gemm", softmax=False, opset=opset) for opset in (11, 17))
-    found, wanted = (run(explain_graph(each, name, preprocess=PREPROCESS), {"image": images(1)}) for each in (old, new))
+    found, wanted = (
+        run(explain_graph(each, name, preprocess=PREPROCESS, protocol="center"), {"image": images(1)})
+        for each in (old, new)
+    )
     np.testing.assert_allclose(found[2], wanted[2], rtol=1e-4, atol=1e-5 * wanted[2].max())

@@ -81,7 +81,9 @@ def test_nodes_are_sorted() -> None:
     del shuffled.graph.node[:]
     shuffled.graph.node.extend(nodes[::-1])
     for method in ("cam", "gradcam"):
-        one, other = (explain_graph(each, method, preprocess=PREPROCESS) for each in (model, shuffled))
+        one, other = (
+            explain_graph(each, method, preprocess=PREPROCESS, protocol="center") for each in (model, shuffled)
+        )
         for found, wanted in zip(run(one, {"image": images(1)}), run(other, {"image": images(1)}), strict=True):
             np.testing.assert_array_equal(found, wanted)
     assert [node.output[0] for node in shuffled.graph.node] == [node.output[0] for node in nodes[::-1]], "not changed"
@@ -159,7 +161,10 @@ def test_a_path(tmp_path: Path) -> None:
         onnx.save(classifier("gemm"), path, save_as_external_data=external, size_threshold=0)
         for given in (path, str(path)):
             for one, other in (
-                (explain_graph(given, preprocess=PREPROCESS), explain_graph(model, preprocess=PREPROCESS)),
+                (
+                    explain_graph(given, preprocess=PREPROCESS, protocol="ten-crop"),
+                    explain_graph(model, preprocess=PREPROCESS, protocol="ten-crop"),
+                ),
                 (differentiate(given, "logits", "data"), differentiate(model, "logits", "data")),
             ):
                 feeds = {"image": images(1)} if one.graph.input[0].name == "image" else {"data": pixels}
@@ -270,9 +275,11 @@ def test_operators_of_other_domains_are_not_taken_for_standard_ones() -> None:
 def test_old_files_with_weights_among_the_inputs() -> None:
     """Before IR version 4, initializers had to be inputs as well: so are the networks of the ONNX Model Zoo."""
     model = classifier("gemm", opset=13)
-    wanted = run(explain_graph(model, preprocess=PREPROCESS), {"image": images(1)})
+    wanted = run(explain_graph(model, preprocess=PREPROCESS, protocol="ten-crop"), {"image": images(1)})
     model.ir_version = 3
     for tensor in model.graph.initializer:
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    for one, other in zip(run(explain_graph(model, preprocess=PREPROCESS), {"image": images(1)}), wanted, strict=True):
+    for one, other in zip(
+        run(explain_graph(model, preprocess=PREPROCESS, protocol="ten-crop"), {"image": images(1)}), wanted, strict=True
+    ):
         np.testing.assert_array_equal(one, other)

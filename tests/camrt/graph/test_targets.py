@@ -79,10 +79,10 @@ def test_a_class_out_of_range_is_no_empty_map(name: str, wrong: int) -> None:
 
 @pytest.mark.parametrize("target", [2, "cup", [2], ["cup"], np.int64(2)])
 def test_given_classes(target: Any) -> None:
-    explainer = explain_graph(named(), "gradcam", target=target)
+    explainer = explain_graph(named(), "gradcam", target=target, protocol="ten-crop")
     _, classes, heatmaps = run(explainer, {"image": images(2)})
     assert classes.tolist() == [[2], [2]]
-    _, best, maps = run(explain_graph(named(), "gradcam", top=CLASSES), {"image": images(2)})
+    _, best, maps = run(explain_graph(named(), "gradcam", top=CLASSES, protocol="ten-crop"), {"image": images(2)})
     for n in range(2):
         np.testing.assert_allclose(heatmaps[n, 0], maps[n, best[n].tolist().index(2)], atol=1e-5 * maps.max())
     assert facts(explainer)["target"] == [2]
@@ -176,7 +176,9 @@ def test_the_sum_of_any_tensor(protocol: str) -> None:
 
 @pytest.mark.parametrize("name", ["gradcam", "scorecam", "eigencam", "input-gradient", "smoothgrad"])
 def test_every_kind_of_method_takes_a_sum(name: str) -> None:
-    explainer = explain_graph(two_outputs(), name, target="sum", scores="boxes", preprocess=PREPROCESS)
+    explainer = explain_graph(
+        two_outputs(), name, target="sum", scores="boxes", preprocess=PREPROCESS, protocol="center"
+    )
     assert run(explainer, {"image": images(2)})[2].max() > 0
 
 
