@@ -167,6 +167,7 @@ def named(folder: Path) -> NamedModel:
         licence="",
         features=FEATURES,
         classifier=CLASSIFIER,
+        protocol="ten-crop",
     )
 
 

@@ -28,6 +28,7 @@ from camrt.commands.reference import ReferenceDir, categories, hint_of_download,
 from camrt.errors import CamrtError
 from camrt.loading import LENET, is_name
 from camrt.results import json_line
+from converters import metadata
 from converters.terminal import echo, say
 
 if TYPE_CHECKING:
@@ -112,7 +113,19 @@ def _explained(name: str, image: ImageLike, *, max_pixels: int | None, **argumen
     from camrt.explainer import Explainer
     from camrt.images import MAX_PIXELS
 
-    return Explainer(name, max_side=MAX_SIDE, max_pixels=max_pixels or MAX_PIXELS, **arguments)(image)
+    arguments |= {"protocol": _protocol(name), "max_side": MAX_SIDE, "max_pixels": max_pixels or MAX_PIXELS}
+    return Explainer(name, **arguments)(image)
+
+
+def _protocol(name: str) -> str | None:
+    """The original's ten crops; None where the model states what it wants."""
+    if is_name(name):
+        return named(name).protocol or "ten-crop"
+    try:
+        stated = metadata.of_file(Path(name))
+    except (OSError, ValueError):
+        return None  # loading the file reports the error
+    return None if {metadata.PROTOCOL, metadata.EXPLAINER} & stated.keys() else "ten-crop"
 
 
 def _network_demo(

@@ -13,7 +13,7 @@ from PIL import Image
 from camrt import docs
 from camrt.graph import explain_graph, methods
 from camrt.graph.methods import METHODS
-from tests.camrt.classifiers import classifier
+from tests.camrt.classifiers import SIDE, classifier
 from tests.camrt.graph.explainers import PREPROCESS, images, run
 
 
@@ -51,4 +51,4 @@ def test_example_of_a_method_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert code
     exec(code.group(1), {})
     explainer = explain_graph(classifier("gemm"), "mean-activation", preprocess=PREPROCESS)
-    assert run(explainer, {"image": images(1)})[2].max() > 0
+    assert run(explainer, {"image": images(1, SIDE)})[2].max() > 0

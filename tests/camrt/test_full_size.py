@@ -27,8 +27,9 @@ def test_graph_gives_caffes_maps(name: str, reference: Path, tmp_path: Path) -> 
     crop = facts.preprocessing.crop
     preprocess = Preprocess(256, crop, (104.0, 117.0, 123.0), mean_image=mean.transpose(2, 1, 0).copy())
     explainer = explain_graph(
-        seeded(name, reference, tmp_path), features=facts.features, classifier=facts.classifier, preprocess=preprocess
-    )
+        seeded(name, reference, tmp_path), protocol="ten-crop", features=facts.features, classifier=facts.classifier,
+        preprocess=preprocess,
+    )  # fmt: skip
     explainer.graph.output.append(onnx.ValueInfoProto(name=MAPS))
     image = np.asarray(Image.open(reference / "matlab_demo" / "img1.jpg").convert("RGB"))
     image = matlab.imresize(image, (256, 256))

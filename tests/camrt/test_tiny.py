@@ -17,7 +17,7 @@ from tests.tiny_cam import opencv
 @pytest.fixture(scope="module")
 def explained() -> dict[str, np.ndarray]:
     """The explainer's answers on the sample image."""
-    session = onnxruntime.InferenceSession(explain_graph(tiny.convert()).SerializeToString())
+    session = onnxruntime.InferenceSession(explain_graph(tiny.convert(), protocol="ten-crop").SerializeToString())
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, {"image": tiny.sample_image()[None]}), strict=True))
 

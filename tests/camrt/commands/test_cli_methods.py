@@ -17,9 +17,9 @@ from PIL import Image
 from camrt import Explainer
 from camrt.graph.explain import describe
 from camrt.graph.methods import METHODS
-from tests.camrt.classifiers import CLASSES, classifier
+from tests.camrt.classifiers import CLASSES, SIDE, classifier
 from tests.camrt.commands.command_line import lines, run
-from tests.camrt.graph.explainers import PREPROCESS, SIZE
+from tests.camrt.graph.explainers import PREPROCESS
 from tests.tiny_models import photo
 
 NAMES = ("cat", "catfish", "cup", "dog")
@@ -40,10 +40,10 @@ def test_export_says_what_is_explained() -> None:
     status, out, err = run("export", "net.onnx", "--method", "gradcam", "-o", "a.onnx")
     assert status == 0, err
     assert "features" in out
-    assert "gradcam, ten-crop, the best 4" in " ".join(out.split())
+    assert "gradcam, whole, the best 4" in " ".join(out.split())
     assert "no layer was named; the last with positions is taken: layer 'features'" in err
-    outputs = onnxruntime.InferenceSession("a.onnx").run(None, {"image": np.zeros((2, SIZE, SIZE, 3), np.uint8)})
-    assert [output.shape for output in outputs] == [(2, CLASSES), (2, 4), (2, 4, SIZE, SIZE)]
+    outputs = onnxruntime.InferenceSession("a.onnx").run(None, {"image": np.zeros((2, SIDE, SIDE, 3), np.uint8)})
+    assert [output.shape for output in outputs] == [(2, CLASSES), (2, 4), (2, 4, SIDE, SIDE)]
     status, out, err = run(
         "export", "net.onnx", "--method", "layercam", "--layer", "conv", "--layer", "relu", "--target", "cup",
         "--target", "0", "--protocol", "center", "--json", "-o", "b.onnx",
@@ -55,7 +55,7 @@ def test_export_says_what_is_explained() -> None:
     status, out, err = run("export", "net.onnx", "--method", "smoothgrad", "--set", "samples=3", "--target", "input")
     assert status == 0, err
     words = " ".join(out.split())
-    assert "smoothgrad, center, 1 that come with each image, samples 3, sigma 0.15" in words
+    assert "smoothgrad, whole, 1 that come with each image, samples 3, sigma 0.15" in words
     assert "target (N x 1) int64" in words
     status, out, err = run("export", "net.onnx", "--method", "gradcam", "--scores", "hidden", "--target", "sum")
     assert status == 0, err

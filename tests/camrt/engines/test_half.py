@@ -94,7 +94,7 @@ def test_maps_of_caffe(name: str, reference: Path, tmp_path: Path) -> None:
 
 
 def test_what_stays_in_float32() -> None:
-    model = halved(explain_graph(classifier("gemm"), "gradcam", preprocess=PREPROCESS))
+    model = halved(explain_graph(classifier("gemm"), "gradcam", "ten-crop", preprocess=PREPROCESS))
     kinds, seen = types(model), set[str]()
     products = {"Conv", "Gemm"}
     sums = {"Softmax", "GlobalAveragePool", "ReduceMean", "ReduceSum", "ScatterElements"}

@@ -57,14 +57,14 @@ def test_heads_and_protocols(head: str, protocol: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_methods(method: str) -> None:
     """SmoothGrad draws its noise by the constants of the graph, so that both draw the same."""
-    explainer = explain_graph(tiny_classifier(), method, top=2)
+    explainer = explain_graph(tiny_classifier(), method, "center", top=2)
     for number in (3, 1):
         compare(explainer, IMAGES[:number])
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))
 def test_gradients_of_each_head(head: str) -> None:
-    compare(explain_graph(classifier(head), "gradcam", top=2, preprocess=PREPROCESS), photo(20, 20)[None])
+    compare(explain_graph(classifier(head), "gradcam", "ten-crop", top=2, preprocess=PREPROCESS), photo(20, 20)[None])
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

@@ -447,7 +447,7 @@ def test_usage(shapes: Shapes, tiny: Path) -> None:
         (["--images", "a", "--boxes", "round"], "'round' is not one of 'dt', 'threshold'"),
         (["--images", "a", "--encoding", "gif"], "'gif' is not one of 'jpeg', 'png'"),
         (["--images", "a", "--heatmaps", "a/b/../c"], "maps would mix with images"),
-        (["--images", "a", "--protocol", "eleven-crop"], "'eleven-crop' is not one of 'ten-crop'"),
+        (["--images", "a", "--protocol", "eleven-crop"], "'eleven-crop' is not one of 'whole'"),
         (["--images", "a", "--model", "nonsense"], "nonsense"),
     ):
         code, _, stderr = run(*files, *options)
