@@ -280,11 +280,13 @@ class Batch:
         Raises:
             CamrtError: It cannot be written.
         """
-        from camrt.report import html_document
+        from camrt.report import facts_of, html_document
 
-        cards = [self._card(line["stem"]) for line in self.lines(images)]
-        note = " · ".join([self.model, *([self.protocol] if self.protocol else [])])
-        page = html_document((card.read_text(encoding="utf-8") for card in cards if card.exists()), note=note)
+        lines = self.lines(images)
+        facts = facts_of(lines[-1], model=self.model) if lines else {}
+        cards = [self._card(line["stem"]) for line in lines]
+        texts = (card.read_text(encoding="utf-8") for card in cards if card.exists())
+        page = html_document(texts, facts=facts, style=self.style)
         results.write(self.folder / PAGE, page.encode())
         return self.folder / PAGE
 

@@ -21,12 +21,16 @@ from camrt.errors import CamrtError
 from camrt.localize import THRESHOLDS
 from camrt.render import PLAIN, STYLE, Style
 from camrt.results import LINES
+from converters.errors import printable
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from camrt.images import ImageLike
     from camrt.localize.crf import CRF
 
 MAX_SIDE = 2048  # pixels: the longer side of the pictures that are written, where nothing else is said
+_NOTEBOOK_SIDE = 256  # pixels: the longer side of the pictures in a notebook
 MAX_CRF_SIDE = 2048  # pixels; a square of them takes some 1.2 GB
 _MASK = 0.5
 # Boxes (M, 4) times these: x, y, width, height -> left, top, right, bottom, and back.
@@ -223,6 +227,22 @@ class Explanation:
         """
         return self._in_original(self._best_box(i))
 
+    def map_and_limits(self, i: int = 0) -> tuple[NDArray[np.float32], tuple[float, float] | None]:
+        """Return the map of a class as overlays draw it, at its own size.
+
+        Args:
+            i: The class: 0 is the best.
+
+        Returns:
+            (h, w) float32 over the whole image; and the values of the first and the last color, or None where they are
+            those of the map itself (`camrt.colors.limits`).
+
+        Raises:
+            CamrtError: There is no such class.
+        """
+        self._check_class(i)
+        return self.heatmaps[i], None
+
     def overlay(self, i: int = 0, style: Style = PLAIN) -> NDArray[np.uint8]:
         """Lay the map of a class over the image, so that what is not hot stays the photograph.
 
@@ -236,7 +256,7 @@ class Explanation:
         Raises:
             CamrtError: There is no such class, or the thresholds do not rise.
         """
-        heatmap, limits = self._drawn_map(i)
+        heatmap, limits = self.map_and_limits(i)
         drawn = render.overlay(self.image, heatmap, colormap=style.colormap, opacity=style.opacity, limits=limits)
         boxes = self._boxes_of(i, style)
         if boxes is not None:
@@ -256,6 +276,46 @@ class Explanation:
         if style.caption:
             image = np.vstack([image, self._caption()])
         return render.row([image, *(self.overlay(i, style) for i in range(len(self)))])
+
+    def figure(self, style: Style = STYLE) -> Figure:
+        """Draw the image and the maps in a row, with captions and a color bar, for a paper or a notebook.
+
+        Text and boxes stay vectors in a PDF or SVG. Needs matplotlib: ``pip install 'camrt[figures]'``.
+
+        Args:
+            style: Color map, opacity and boxes, and whether there are captions.
+
+        Returns:
+            A matplotlib figure, which is not registered with pyplot.
+
+        Raises:
+            CamrtError: matplotlib is not installed.
+
+        Example:
+            >>> explanation.figure().savefig("figure.pdf", bbox_inches="tight")  # doctest: +SKIP
+        """
+        from camrt.figure import Panel, figure
+
+        panels = []
+        for i, (label, score) in enumerate(zip(self.labels, self.scores.tolist(), strict=True)):
+            boxes = self._boxes_of(i, style)
+            found = np.zeros((0, 4)) if boxes is None else boxes
+            panels.append(Panel(printable(label), captions.score_text(score), *self.map_and_limits(i), found))
+        return figure(self.image, printable(Path(self.source).name), panels, style, note=self._made())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the image and the overlays, with captions."""
+        shown = self.fitted(_NOTEBOOK_SIDE)
+        height, width = self.original_size
+        tiles = [(shown.image, Path(self.source).name, f"{width} × {height}")]
+        style = dataclasses.replace(STYLE, caption=False)
+        for i, (label, score) in enumerate(zip(self.labels, self.scores.tolist(), strict=True)):
+            tiles.append((shown.overlay(i, style), label, captions.score_text(score)))
+        return render.html_tiles(tiles, note=self._made())
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows where it cannot show HTML."""
+        return render.png(self.fitted(_NOTEBOOK_SIDE).picture())
 
     def demo_picture(self) -> NDArray[np.uint8]:
         """Draw what demo.m shows: the image squeezed to a square, and each map over it in jet, at a fixed opacity.
@@ -400,11 +460,6 @@ class Explanation:
             raise CamrtError(
                 f"found class {i}, expected 0 to {len(self) - 1}: {len(self)} are explained", file=self.source
             )
-
-    def _drawn_map(self, i: int) -> tuple[NDArray[np.float32], tuple[float, float] | None]:
-        """The map of a class as overlays draw it, of any size, and the values of the first and the last color."""
-        self._check_class(i)
-        return self.heatmaps[i], None
 
     def _best_box(self, i: int) -> NDArray[np.int64]:
         """The best box in the pixels of ``image``."""
@@ -558,9 +613,10 @@ class Refined(Explanation):
         crf = {**self.crf.as_dict(), "width": width, "height": height}
         return {**super().as_dict(boxes, thresholds), "crf": crf}
 
-    def _drawn_map(self, i: int) -> tuple[NDArray[np.float32], tuple[float, float] | None]:
+    def map_and_limits(self, i: int = 0) -> tuple[NDArray[np.float32], tuple[float, float] | None]:
+        """Return the marginals of a class, and 0 and 1: where all are small, nothing stands out."""
         self._check_class(i)
-        return self.marginals[i], (0.0, 1.0)  # probabilities: where all are small, nothing stands out
+        return self.marginals[i], (0.0, 1.0)
 
     def _best_box(self, i: int) -> NDArray[np.int64]:
         """Around the largest part of the mask."""

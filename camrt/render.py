@@ -6,8 +6,10 @@ place, and nothing is computed here that is not drawn.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import functools
+import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from camrt.errors import CamrtError
 from camrt.images import fit as fit
 from camrt.localize import THRESHOLDS
 from camrt.matlab import BAR, gray2ind, im2uint8, jet, mat2gray
+from converters.errors import printable
 
 Image = NDArray[np.uint8]
 
@@ -274,6 +277,31 @@ def jpeg(image: Image, quality: int = 85) -> bytes:
     stream = io.BytesIO()
     Pillow.fromarray(np.ascontiguousarray(image)).save(stream, "JPEG", quality=quality)
     return stream.getvalue()
+
+
+def html_tiles(tiles: Sequence[tuple[Image, str, str]], *, note: str = "") -> str:
+    """Make HTML of pictures side by side, without scripts and style sheets, as notebooks show it.
+
+    Args:
+        tiles: The picture, the left part of its caption, and the right part.
+        note: A line below them.
+
+    Returns:
+        HTML of a ``<div>``.
+    """
+    parts = ['<div style="display:flex;flex-wrap:wrap;gap:8px;align-items:flex-start">']
+    for picture, left, right in tiles:
+        left, right = html.escape(printable(left)), html.escape(printable(right))
+        source = f"data:image/jpeg;base64,{base64.b64encode(jpeg(picture)).decode('ascii')}"
+        height, width = picture.shape[:2]
+        parts += [
+            f'<figure style="margin:0;width:{width}px">',
+            f'<img width="{width}" height="{height}" alt="{left} {right}" src="{source}" style="margin:0">',
+            '<figcaption style="display:flex;justify-content:space-between;gap:8px;font-size:12px;line-height:1.4">',
+            f'<span>{left}</span><span style="opacity:.7;white-space:nowrap">{right}</span></figcaption></figure>',
+        ]
+    parts.append(f'</div><div style="font-size:12px;opacity:.7">{html.escape(printable(note))}</div>')
+    return "".join(parts)
 
 
 def _outline(image: Image, corners: tuple[int, int, int, int], width: int, color: Sequence[int]) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import pickle
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camrt import CamrtError, Explanation, Style, explanation, render
+from camrt import CamrtError, Explanation, Style, colors, explanation, render
 from camrt.explanation import LINES
 from camrt.localize import boxes_from_heatmap
 from camrt.matlab import demo_result, imresize
@@ -387,3 +389,64 @@ def test_a_name_that_leaves_no_room_for_endings_is_shortened(tmp_path: Path) -> 
     for name in (name for one in files for name in one):
         assert (tmp_path / name).exists()
         assert name.startswith("üüüü")
+
+
+# ------------------------------------------------------------------------------------------------ figures, notebooks
+
+
+def test_figure(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="figures are drawn with matplotlib, which is not here")
+    one = dataclasses.replace(example(), method="gradcam", labels=("tabby, <cat>", "costs $5 and $6", "2"))
+    drawn = one.figure()
+    axes = drawn.axes
+    assert len(axes) == 5, "the image, three maps, and the color bar"
+    assert [axis.get_title() for axis in axes[:4]] == [
+        "cat.jpg\ngradcam",
+        "tabby, <cat>\n70.0%",
+        "costs $5 and $6\n10.0%",
+        "2\n5.0%",
+    ]
+    assert axes[4].get_ylabel() == "share of the largest"
+    x, y, width, height = one.best_box(0)[0]
+    outline = axes[1].patches[-1]
+    assert (*outline.get_xy(), outline.get_width(), outline.get_height()) == (x, y, width, height)
+    np.testing.assert_array_equal(axes[0].images[0].get_array(), one.image)
+    layer = axes[1].images[1].get_array()
+    level = colors.levels(MAPS[0])
+    np.testing.assert_array_equal(layer[:, :, :3], colors.color_table("turbo")[level])
+    np.testing.assert_allclose(layer[:, :, 3] / 255, colors.opacity_table()[level], atol=0.002)
+    for ending in ("png", "pdf", "svg"):
+        drawn.savefig(tmp_path / f"figure.{ending}")
+        assert (tmp_path / f"figure.{ending}").stat().st_size > 3000
+    plain = one.figure(dataclasses.replace(PLAIN, colormap="bwr"))
+    assert not plain.axes[1].patches
+    assert plain.axes[0].get_title() == ""
+    assert plain.axes[4].get_ylim() == (-1, 1)
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.cm", None)
+    with pytest.raises(CamrtError, match=r"pip install 'camrt\[figures\]'"):
+        example().figure()
+
+
+def test_a_notebook_shows_an_explanation() -> None:
+    one = dataclasses.replace(example(photo(900, 600)), method="gradcam")
+    shown = one._repr_html_()
+    assert shown.count("<img ") == 4
+    assert "tabby, &lt;cat&gt;" in shown
+    assert "<cat>" not in shown
+    assert "gradcam" in shown
+    assert "script" not in shown
+    assert len(shown) < 200_000
+    shown.encode()
+    dataclasses.replace(one, source=os.fsdecode(b"\xff.jpg"), labels=("\ud800", "a", "b"))._repr_html_().encode()
+    picture = np.asarray(Image.open(io.BytesIO(one._repr_png_())))
+    np.testing.assert_array_equal(picture, one.fitted(256).picture())
+
+
+def test_notebooks_run(tmp_path: Path) -> None:
+    """IPython finds both forms."""
+    formatters = pytest.importorskip("IPython.core.formatters", reason="notebooks need IPython, which is not here")
+    data, _ = formatters.DisplayFormatter().format(example())
+    assert {"text/html", "image/png", "text/plain"} <= set(data)

@@ -236,8 +236,9 @@ def test_explain_with_boxes_npz_and_page(model: Path) -> None:
     page = Path(facts["page"]).read_text(encoding="utf-8")
     assert "a &lt;b&gt;.png" in page
     assert "<b>" not in page
+    assert "<dt>method</dt><dd>cam</dd>" in page
     assert LABELS[explanation.classes[0]].replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") in page
-    assert "http" not in page
+    assert "://" not in page.replace("http://www.w3.org/2000/svg", "")
     assert page.count("data:image/jpeg") == 3
 
 
