@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _Key: TypeAlias = tuple[tuple[str, tuple[int, ...], str], ...]  # of each input: name, shape, dtype
-_MOST_SHAPES = 8  # whose memory is kept: a batch size in use, and that of the rest at the end of a folder
+MOST_SHAPES = 8  # whose memory is kept: a batch size in use, and that of the rest at the end of a folder
 _DTYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names; the others are NumPy's
 _NO_GRAPH = -1  # ONNX Runtime's number for a run that is not captured
 
@@ -61,12 +61,6 @@ class Bound:
         self._graphs = 0  # how many numbers were given away: one is never used again, for other memory
         self._lock, self._running = threading.Lock(), threading.Lock()
 
-    @property
-    def is_sized(self) -> bool:
-        """Whether the sizes of all outputs follow from those of the inputs, so that their memory can be kept."""
-        free = {size for shape in self._inputs.values() for size in shape if isinstance(size, str)}
-        return all(isinstance(size, int) or size in free for shape, _ in self._outputs.values() for size in shape)
-
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Compute all outputs: output -> array, new at each call."""
         key = tuple(sorted((name, array.shape, array.dtype.str) for name, array in feeds.items()))
@@ -103,7 +97,7 @@ class Bound:
         with self._lock:
             self._free.setdefault(key, []).append(buffers)
             self._free.move_to_end(key)
-            for old in [one for one in self._free if one not in self._captured][:-_MOST_SHAPES]:
+            for old in [one for one in self._free if one not in self._captured][:-MOST_SHAPES]:
                 del self._free[old]  # what a CUDA graph was captured with stays: it knows the addresses
 
     def _allocated(self, key: _Key, feeds: Mapping[str, NDArray[Any]]) -> _Buffers:
@@ -113,7 +107,7 @@ class Bound:
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         outputs = {}
-        sizes = self._sizes(feeds)
+        sizes = self.sizes(feeds)
         for name, (declared, kind) in self._outputs.items():
             shape = [sizes.get(size, size) if isinstance(size, str) else size for size in declared]
             is_known = kind.startswith("tensor(") and all(isinstance(size, int) for size in shape)
@@ -122,13 +116,13 @@ class Bound:
                 binding.bind_ortvalue_output(name, outputs[name])
             else:
                 binding.bind_output(name, *self._device)  # here and at each run: the outputs keep their order
-        if not self._captures or None in outputs.values() or self._graphs == _MOST_SHAPES:
+        if not self._captures or None in outputs.values() or self._graphs == MOST_SHAPES:
             return _Buffers(inputs, outputs, binding)
         self._graphs += 1
         self._captured.add(key)
         return _Buffers(inputs, outputs, binding, self._graphs)
 
-    def _sizes(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    def sizes(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, int]:
         """Name of a free size -> its value, as the inputs have it."""
         sizes: dict[str, int] = {}
         for name, array in feeds.items():

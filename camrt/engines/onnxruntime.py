@@ -7,6 +7,7 @@ import functools
 import importlib
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camrt.engines.binding import Bound
+from camrt.engines.binding import MOST_SHAPES, Bound
 from camrt.engines.engine import BF16, FP16, FP32, TF32, name_of, run_error, short, with_options
 from camrt.errors import CamrtError, CamrtWarning
 from converters.errors import RUNTIME_GPU, install
@@ -79,14 +80,12 @@ class OnnxRuntime:
         self.outputs = _shapes(self._session.get_outputs())
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.metadata: Mapping[str, str] = MappingProxyType(dict(metadata))
-        self._bound: Bound | None = None
+        self._bound: Bound | CudaGraphs | None = None
         if self.provider in GPU:
             device = "cuda", int(found.get("device_id", 0))
-            self._bound = Bound(self._session, runtime, device, captures=loading.captures)
-            if loading.captures and not self._bound.is_sized:
-                warn(
-                    f"CUDA graphs are not used: {name_of(model)} has outputs whose size does not follow from its inputs"
-                )
+            self._bound = Bound(self._session, runtime, device)
+            if loading.captures:
+                self._bound = CudaGraphs(loading, self._bound, runtime, device)
         at = "" if self.precision == FP32 else f" at {self.precision}"
         self.started = f"ONNX Runtime {runtime.__version__} runs {name_of(model)} on {self.provider}{at}{aside}"
 
@@ -108,6 +107,38 @@ class OnnxRuntime:
         if self.precision == FP16:
             _check_finite(found)
         return found
+
+
+class CudaGraphs:
+    """CUDA graphs: a session of fixed sizes for each of the first batch sizes. It is thread-safe.
+
+    A graph is captured with fixed sizes anyway, and a session that knows them computes shapes, and what follows from
+    them, when it is made: what is left runs on the GPU, as capturing asks for.
+
+    Args:
+        loading: Makes the sessions.
+        free: The session of free sizes, for more batch sizes, and for a model that cannot be captured.
+        runtime: The module onnxruntime.
+        device: Where inputs and outputs are.
+    """
+
+    def __init__(self, loading: _Loading, free: Bound, runtime: ModuleType, device: tuple[str, int]) -> None:
+        self._loading, self._free, self._runtime, self._device = loading, free, runtime, device
+        self._bound: dict[tuple[tuple[str, int], ...], Bound] = {}
+        self._lock = threading.Lock()
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Compute all outputs: output -> array, new at each call."""
+        return self._fixed(self._free.sizes(feeds)).run(feeds)
+
+    def _fixed(self, sizes: Mapping[str, int]) -> Bound:
+        key = tuple(sorted(sizes.items()))
+        with self._lock:
+            if self._loading.captures and key not in self._bound and len(self._bound) < MOST_SHAPES:
+                session = self._loading.fixed(sizes)
+                if session is not None:
+                    self._bound[key] = Bound(session, self._runtime, self._device, captures=True)
+            return self._bound.get(key, self._free)
 
 
 def _check_finite(outputs: Mapping[str, NDArray[Any]]) -> None:
@@ -172,13 +203,15 @@ class _Loading:
         threads: How many threads compute on the CPU.
 
     Attributes:
-        weights: What must live as long as the session.
-        captures: Whether the session captures CUDA graphs.
+        weights: What must live as long as the sessions.
+        captures: Whether CUDA graphs are asked for, and nothing spoke against them yet.
     """
 
     def __init__(self, model: Model, runtime: ModuleType, precision: str | None, threads: int | None) -> None:
         self._model, self._runtime, self._precision, self._threads = model, runtime, precision, threads
         self._name = name_of(model)
+        self._is_half = False
+        self._capturing: Mapping[str, Mapping[str, str]] = {}
         self.weights: list[Any] = []
         self.captures = False
 
@@ -240,28 +273,43 @@ class _Loading:
             with contextlib.suppress(ImportError):
                 importlib.import_module("tensorrt")  # it loads the libraries of its wheel, which nothing else finds
         chosen = {one: _complete(one, given, precision) for one, given in providers.items()}
-        self.captures = any(_is_on(chosen[best], option) for option in _CAPTURES)
+        self._capturing, self.captures = chosen, any(_is_on(chosen[best], option) for option in _CAPTURES)
+        without = {key: value for key, value in chosen[best].items() if key not in _CAPTURES}
         try:
-            return self._session(chosen, precision)
+            return self._session({**chosen, best: without}, precision)
         except Exception as error:  # its exceptions have no common base
             where = ", ".join(providers)
-            if self.captures and "graph capture" in str(error):
-                warn(f"CUDA graphs are not used: {error}")
-                without = {key: value for key, value in providers[best].items() if key not in _CAPTURES}
-                return self._created({**providers, best: without})
             hint = _TENSORRT if TENSORRT in providers else ""
             raise CamrtError(f"ONNX Runtime cannot load it on {where}: {error}{hint}", file=self._name) from error
 
-    def _session(self, providers: Mapping[str, Mapping[str, str]], precision: str) -> Any:
+    def fixed(self, sizes: Mapping[str, int]) -> Any:
+        """A session that captures CUDA graphs, for inputs of these sizes; None, aloud, where it cannot.
+
+        Args:
+            sizes: Name of a free size -> its value.
+        """
+        precision = self._precision or _default_precision(next(iter(self._capturing)))
+        try:
+            return self._session(self._capturing, precision, sizes)
+        except Exception as error:  # its exceptions have no common base
+            self.captures = False
+            warn(f"CUDA graphs are not used: {error}")
+            return None
+
+    def _session(
+        self, providers: Mapping[str, Mapping[str, str]], precision: str, sizes: Mapping[str, int] | None = None
+    ) -> Any:
         options = self._runtime.SessionOptions()
         options.log_severity_level = 3  # errors: its warnings are about single nodes
         options.intra_op_num_threads = self._threads or 0
-        model = self._model
-        if precision == FP16 and next(iter(providers)) == CUDA:
+        for name, size in (sizes or {}).items():
+            options.add_free_dimension_override_by_name(name, size)
+        if precision == FP16 and next(iter(providers)) == CUDA and not self._is_half:
             from camrt.engines.half import halved
 
-            model = halved(_read(model))
-        source, self.weights = _source(model, options, self._runtime)
+            self._model, self._is_half = halved(_read(self._model)), True
+        source, weights = _source(self._model, options, self._runtime)
+        self.weights += weights
         # Its own fallback prints and goes on with the CPU.
         return self._runtime.InferenceSession(source, options, providers=[*providers.items()], enable_fallback=0)
 

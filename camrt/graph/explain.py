@@ -392,7 +392,8 @@ def _heatmaps(context: MethodContext, entry: Method, settings: Mapping[str, Any]
             )
         )  # fmt: skip
     if len(merged) > 1:
-        builder.node("Mean", merged, HEATMAPS)
+        # Mean has no kernel on CUDA.
+        builder.node("Mul", [builder.node("Sum", merged), builder.constant(1 / len(merged))], HEATMAPS)
     return None
 
 

@@ -42,14 +42,14 @@ def scorecam(layer: Layer, *, channels: int = 0) -> Value:
     masks = (features - least) / (features.max(-1, keepdims=True) - least + _LEAST)
     images = context.images.unsqueeze(2)  # (N, crops, 1, 3, side, side)
     together = max(size for size in range(1, max(1, _TOGETHER // crops) + 1) if tried % size == 0)
+    masks = masks.reshape(-1, crops, tried // together, together, layer.positions)
     # (N, crops * together, count): which scores are read, of each run
     wanted = context.classes.lead_to(1).unsqueeze(1).expand(1, crops * together, 1)
 
     def scored(number: Value) -> Value:
         """The scores of the image behind some of the maps: (N, crops, count, together)."""
-        begin = (number * together).reshape(1)
-        bounds = (begin.name, (begin + together).name, context.builder.shape(2))
-        some = masks.op("Slice", *bounds, shape=(*masks.shape[:2], together, masks.shape[3]))
+        # Gather reads the number where it is. A Slice would wait for it on the CPU.
+        some = masks.op("Gather", number, shape=(*masks.shape[:2], *masks.shape[3:]), axis=2)
         planes = some.reshape(-1, together, grid.height, grid.width)
         scales = np.array([1, 1, side / grid.height, side / grid.width])
         large = planes.op("Resize", "", scales, mode="linear", coordinate_transformation_mode="half_pixel")

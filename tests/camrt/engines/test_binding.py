@@ -100,7 +100,7 @@ def test_threads(session: OnCpu, expected: dict[str, np.ndarray], captures: bool
 
 def test_memory_is_bounded(session: OnCpu, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the shapes used last some are kept; a CUDA graph's never goes, and there are as many graphs at most."""
-    monkeypatch.setattr(binding, "_MOST_SHAPES", 2)
+    monkeypatch.setattr(binding, "MOST_SHAPES", 2)
     for captures, allocated in ((False, [1, 2, 3, 1]), (True, [1, 2, 3])):
         runtime = Counting()
         bound = Bound(session, runtime, ("cpu", 0), captures=captures)  # type: ignore[arg-type]
@@ -135,13 +135,8 @@ def test_outputs_of_unknown_size() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     runtime = Counting()
     bound = Bound(OnCpu(model), runtime, ("cpu", 0), captures=True)  # type: ignore[arg-type]
-    assert not bound.is_sized
     for x in ([1.0, 0, 2], [0.0, 0, 3], [4.0, 5, 6]):
         found = bound.run({"x": np.array(x, np.float32)})
         np.testing.assert_array_equal(found["y"], np.nonzero(x))
         np.testing.assert_array_equal(found["z"], -np.array(x, np.float32))
     assert runtime.graphs == [-1, -1, -1]
-
-
-def test_sizes_follow_from_the_inputs(session: OnCpu) -> None:
-    assert Bound(session, onnxruntime, ("cpu", 0)).is_sized

@@ -131,7 +131,9 @@ class FakeRuntime:
     """ONNX Runtime with CUDA and TensorRT on a machine whose GPU does not work, or works but captures no graphs."""
 
     __version__ = "1.99"
-    SessionOptions = SimpleNamespace
+
+    def SessionOptions(self) -> SimpleNamespace:  # noqa: N802 - its name
+        return SimpleNamespace(add_free_dimension_override_by_name=lambda *_: None)
 
     def __init__(self, *, starts: bool = False, raises: bool = False) -> None:
         self.starts, self.raises = starts, raises
@@ -252,15 +254,34 @@ def test_beyond_the_range_of_half_precision(model: onnx.ModelProto) -> None:
         one.run({"image": IMAGES})
 
 
-def test_without_cuda_graphs(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where ONNX Runtime refuses to capture, the session runs without, and says so."""
+def test_cuda_graphs_where_they_cannot_be(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where ONNX Runtime refuses to capture, a session without runs, and that is said once."""
     fake = FakeRuntime(starts=True)
     use(fake, monkeypatch)
+    one = Session(model, providers="cuda:enable_cuda_graph=1,prefer_nhwc=1")
+    graphs: Any = one._engine._bound  # type: ignore[attr-defined]
     with pytest.warns(CamrtWarning, match="CUDA graphs are not used: .*control flow"):
-        one = Session(model, providers="cuda:enable_cuda_graph=1,prefer_nhwc=1")
-    assert one.provider == CUDA
-    assert ["enable_cuda_graph" in dict(asked)[CUDA] for asked in fake.asked] == [True, False]
-    assert dict(fake.asked[1])[CUDA]["prefer_nhwc"] == "1"
+        assert graphs._fixed({"N": 1}) is graphs._free
+    assert graphs._fixed({"N": 2}) is graphs._free
+    assert ["enable_cuda_graph" in dict(asked)[CUDA] for asked in fake.asked] == [False, True]
+    assert [dict(asked)[CUDA]["prefer_nhwc"] for asked in fake.asked] == ["1", "1"]
+
+
+def test_a_session_for_each_batch_size(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, as far as it goes without capturing: fixed sizes, sessions that are used again, and a bound."""
+    loading = engine._Loading(model, onnxruntime, None, 1)
+    free = engine.Bound(loading.on("cpu"), onnxruntime, ("cpu", 0))
+    loading.captures, loading._capturing = True, {CPU: {}}
+    graphs = engine.CudaGraphs(loading, free, onnxruntime, ("cpu", 0))
+    expected = Session(model, providers="cpu").run({"image": IMAGES})
+    monkeypatch.setattr(engine, "MOST_SHAPES", 2)
+    for number in (3, 1, 3, 2, 1):
+        found = graphs.run({"image": IMAGES[:number]})
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array[:number])
+    assert [dict(key) for key in graphs._bound] == [{"N": 3}, {"N": 1}]
+    shapes = [bound._session.get_inputs()[0].shape for bound in graphs._bound.values()]
+    assert shapes == [[3, 32, 32, 3], [1, 32, 32, 3]]
 
 
 def test_tensorrt(model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
