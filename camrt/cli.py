@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from camrt.commands import bbox, demo, evaluate, explain, export, models, surgery, train, validate
+from camrt.commands import bbox, benchmark, demo, evaluate, explain, export, models, surgery, train, validate
 from converters import cli as converters_cli
 from converters import show as converters_show
 from converters.terminal import run
@@ -46,6 +46,7 @@ app.command("convert", epilog=converters_cli.EXAMPLES)(converters_cli.convert)
 app.command("show", epilog=converters_show.EXAMPLES)(converters_show.show)
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.command("bbox", epilog=bbox.EXAMPLES)(bbox.bbox)
+app.command("benchmark", epilog=benchmark.EXAMPLES)(benchmark.benchmark)
 app.add_typer(evaluate.app, name="evaluate")
 app.command("explain", epilog=explain.EXAMPLES)(explain.explain)
 app.command("models", epilog=models.MODELS_EXAMPLES)(models.models)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camrt.engines import onnxruntime, openvino
-from camrt.engines.engine import BF16, FP16, FP32, TF32
+from camrt.engines.engine import BF16, FP16, FP32, TF32, short, with_options
 from camrt.errors import CamrtError
 from camrt.session import Session
 
@@ -27,11 +27,12 @@ _TIE = 0.05
 _RUNS = 3  # timed, of each
 _log = logging.getLogger(__name__)
 
-# What each provider computes in, exact first. What it does not have here is left out, or said (`missing`).
+# What each provider computes in, its default first. What it does not have here is left out, or said (`missing`).
 PROVIDERS: Mapping[str, Sequence[str]] = {
     "cpu": (FP32,),
     "openvino": (FP32, BF16, FP16),
     "cuda": (FP32, TF32, FP16),
+    "tensorrt": (TF32, FP16, BF16),
 }
 
 
@@ -111,7 +112,7 @@ def _correlation(one: NDArray[Any], other: NDArray[Any]) -> float:
 
 
 def contenders(providers: Providers | None = None) -> list[Contender]:
-    """List what may be faster than float32 on a provider, and works here.
+    """List what may be faster than what runs by default, and is there.
 
     Args:
         providers: What was asked for, as for `camrt.session.Session`; None for all.
@@ -119,11 +120,14 @@ def contenders(providers: Providers | None = None) -> list[Contender]:
     if providers is None:
         names = ["cuda"] if onnxruntime.has_cuda() else ["openvino"]
     else:
-        first = providers if isinstance(providers, str) else next(iter(providers), "")
-        names = [first.casefold()] if isinstance(first, str) else []
+        names = [short(with_options(each)[0]) for each in ([providers] if isinstance(providers, str) else providers)][
+            :1
+        ]
     found = [Contender(name, precision) for name in names for precision in PROVIDERS.get(name, ())]
-    exact = providers is not None  # which then runs already
-    return [each for each in found if not (exact and each.precision == FP32) and not missing(each)]
+    running = [
+        Contender(name, PROVIDERS[name][0]) for name in names if name in PROVIDERS and (providers or name == "cuda")
+    ]
+    return [each for each in found if each not in running and not missing(each)]
 
 
 def missing(contender: Contender) -> str:
@@ -141,8 +145,9 @@ def missing(contender: Contender) -> str:
 class AutoSession:
     """A session that chooses its engine and its precision when it runs first: it has the interface of `Session`.
 
-    It begins with float32. The first run tries `contenders` on its inputs, and keeps the fastest one that agrees with
-    float32 (`Agreement.is_enough`). A line of this module's logger at level INFO says what each did. It is thread-safe.
+    It begins with the default: float32. The first run tries `contenders` on its inputs, and keeps the fastest one that
+    agrees with the default (`Agreement.is_enough`). Lines of this module's logger at level INFO say what each did. It
+    is thread-safe.
 
     Args:
         model: As for `camrt.session.Session`; so are the other arguments.
@@ -154,7 +159,7 @@ class AutoSession:
     """
 
     def __init__(self, model: Model, *, providers: Providers | None = None, threads: int | None = None) -> None:
-        self._session = Session(model, providers=providers, precision=FP32, threads=threads)
+        self._session = Session(model, providers=providers, threads=threads)
         self._threads, self._providers = threads, providers
         self._model: Model | None = model  # until the choice is made
         self._choosing = threading.Lock()
@@ -204,9 +209,9 @@ class AutoSession:
                 continue
             agrees, took = agreement(found, expected), seconds(session)
             _log.info(
-                "precision auto: %s: %.1f ms an image, %.2f times as fast as %s fp32; %d images, lowest correlation "
+                "precision auto: %s: %.1f ms an image, %.2f times as fast as %s %s; %d images, lowest correlation "
                 "%.5f, %s best classes%s",
-                contender, 1000 * took / images, exact / took, self._session.provider, images,
+                contender, 1000 * took / images, exact / took, self._session.provider, self._session.precision, images,
                 agrees.correlation, "the same" if agrees.is_best_same else "other",
                 "" if agrees.is_enough else ": not taken",
             )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camrt.engines.engine import BF16, FP16, FP32, name_of, run_error
+from camrt.engines.engine import BF16, FP16, FP32, name_of, run_error, with_options
 from camrt.errors import CamrtError
 from converters import metadata
 from converters.errors import install
@@ -122,7 +122,7 @@ class OpenVino:
 
 def is_openvino(providers: Providers | None) -> bool:
     """Return whether OpenVINO is among the providers. ONNX Runtime's own provider for it has a longer name."""
-    return any(_named(entry)[0].casefold() == "openvino" for entry in _listed(providers))
+    return any(with_options(entry)[0].casefold() == "openvino" for entry in _listed(providers))
 
 
 def check(precision: str) -> None:
@@ -159,10 +159,6 @@ def _listed(providers: Providers | None) -> list[Provider]:
     return [providers] if isinstance(providers, str) else list(providers)
 
 
-def _named(entry: Provider) -> tuple[str, Mapping[str, Any]]:
-    return (entry, {}) if isinstance(entry, str) else entry
-
-
 def _asked(providers: Providers | None) -> tuple[str, dict[str, Any]]:
     """The device and the properties that were asked for.
 
@@ -171,9 +167,9 @@ def _asked(providers: Providers | None) -> tuple[str, dict[str, Any]]:
     """
     listed = _listed(providers)
     if len(listed) > 1:
-        names = ", ".join(_named(entry)[0] for entry in listed)
+        names = ", ".join(with_options(entry)[0] for entry in listed)
         raise CamrtError(f"found the providers {names}, expected openvino alone: it has none to fall back to")
-    options = dict(_named(listed[0])[1]) if listed else {}
+    options: dict[str, Any] = with_options(listed[0])[1] if listed else {}
     for name, argument in {_PRECISION: "precision", _THREADS: "threads"}.items():
         if name in options:
             raise CamrtError(f"found the property {name}, expected the argument {argument}")

@@ -26,7 +26,7 @@ class FakeSession:
 
     made: list[tuple[str | None, str | None]]
 
-    def __init__(self, model: Any, *, providers: Any, precision: str | None, threads: int | None) -> None:
+    def __init__(self, model: Any, *, providers: Any, threads: int | None, precision: str | None = None) -> None:
         type(self).made.append((providers, precision))
         self.provider, self.precision = providers or "cpu", precision or "fp32"
         self.inputs, self.outputs, self.metadata = {}, {}, {}
@@ -95,11 +95,11 @@ def test_the_fastest_that_agrees(monkeypatch: pytest.MonkeyPatch, caplog: pytest
     far = answers([[0, 1, 2], [0, 1, 2]], MAPS[::-1])
     use(monkeypatch, {"fp32": (exact, 0.05), "bf16": (far, 0), "fp16": (near, 0.01)})
     one = AutoSession(tiny_explainer(), providers=None)
-    assert (one.precision, one.first_batch, FakeSession.made) == ("fp32", FIRST, [(None, "fp32")])
+    assert (one.precision, one.first_batch, FakeSession.made) == ("fp32", FIRST, [(None, None)])
     with caplog.at_level(logging.INFO, "camrt.tuning"):
         assert one.run({"image": IMAGES[:2]}) is near
     assert (one.provider, one.precision, one.first_batch) == ("openvino", "fp16", 1)
-    assert FakeSession.made == [(None, "fp32"), ("openvino", "bf16"), ("openvino", "fp16")]
+    assert FakeSession.made == [(None, None), ("openvino", "bf16"), ("openvino", "fp16")]
     one.run({"image": IMAGES[:2]})
     assert len(FakeSession.made) == 3
     assert "openvino bf16" in caplog.messages[0]
@@ -133,6 +133,9 @@ def test_contenders(monkeypatch: pytest.MonkeyPatch) -> None:
     assert contenders("cpu") == []
     assert contenders("openvino") == [Contender("openvino", "bf16")]
     assert [str(each) for each in contenders(["cuda", "cpu"])] == ["cuda tf32"]
+    assert [str(each) for each in contenders("CUDAExecutionProvider")] == ["cuda tf32"]
+    assert contenders("openvino:device=CPU") == [Contender("openvino", "bf16")]
+    assert contenders("coreml") == []
     monkeypatch.setattr(tuning.onnxruntime, "has_cuda", lambda: False)
     assert [str(each) for each in contenders()] == ["openvino fp32", "openvino bf16"]
 
