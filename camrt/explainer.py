@@ -157,6 +157,7 @@ class Explainer:
             self.protocol: str = properties["protocol"]
             self.top: int = properties["top"]
             self.size: int = properties["size"]
+            self._stated_precision: str | None = properties.get("precision")
             self.labels = _labels(self._session, labels)
             self.target: str | list[int] = properties.get("target", "top")
             self._target = self._default_target(target)
@@ -172,8 +173,11 @@ class Explainer:
 
     @property
     def precision(self) -> str:
-        """Return what the graph is computed in; of ``"auto"``, what was chosen once an image was explained."""
-        return self._session.precision
+        """Return what the graph is computed in.
+
+        ``"int8"`` of a graph whose network is quantized; of ``"auto"``, what was chosen once an image was explained.
+        """
+        return self._stated_precision or self._session.precision
 
     @property
     def session(self) -> Session | AutoSession:

@@ -183,6 +183,27 @@ def explainer_graph(model: str | os.PathLike[str] | onnx.ModelProto, request: Re
         raise CamrtError(f"is no ONNX model that can be read ({error})", file=str(path)) from error
 
 
+def classifier_of(model: str, weights: Path | None = None) -> onnx.ModelProto:
+    """Load the classifier that a name or path stands for.
+
+    Args:
+        model: The name of a named model, or the path of an ONNX classifier.
+        weights: The weights of a named model, in place of the cache and the download.
+
+    Raises:
+        CamrtError: There is no such file, it is no ONNX model, or an explainer already.
+        ConversionError: There is no model of that name, or its weights cannot be had.
+    """
+    if is_name(model):
+        return named_classifier(model, weights)
+    from camrt.graph.opening import read_model
+
+    classifier = read_model(model)
+    if metadata.EXPLAINER in metadata.of_model(classifier):
+        raise CamrtError("is an explainer already, expected a classifier", file=model)
+    return classifier
+
+
 def identity(model: str, weights: Path | None = None) -> dict[str, Any]:
     """Tell a model from another of the same name: by its file's size and time of change.
 

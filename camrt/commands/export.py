@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +26,7 @@ from camrt.commands.output import reporting, show
 from camrt.errors import CamrtError
 from camrt.loading import Request, explainer_graph
 from camrt.results import json_line
-from converters.terminal import amount, table
+from converters.terminal import amount, say, table
 
 if TYPE_CHECKING:
     import onnx
@@ -44,6 +47,10 @@ EXAMPLES = f"""Examples:
 
   camrt export vgg16.onnx --method integrated-gradients --set steps=64 --target input
 
+  camrt export resnet50.onnx --preprocess torchvision --precision int8 --calibrate photos/ -o resnet50_int8.onnx
+
+With --precision int8 the network computes in 8 bits, with scales that are measured on images of --calibrate. Some of
+them are held out, to say how far the result agrees with the explainer in 32 bits.
 With --target input the result takes the classes with the images, as a second input: target (N x top, int64).
 With --target any it does too, and a negative number stands for the best class of that place.
 --target sum explains the sum of the tensor that --scores names, whatever it is.
@@ -51,6 +58,68 @@ With --target any it does too, and a negative number stands for the best class o
 The result takes the image as it is (N x size x size x 3, uint8, RGB) and gives scores, classes and heatmaps.
 {STATUS}
 """
+
+
+class Precision(StrEnum):
+    """What the network of the written graph computes in."""
+
+    FP32 = "fp32"
+    INT8 = "int8"
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """Whether the network is quantized, and on which images its scales are measured."""
+
+    precision: Annotated[Precision, typer.Option(help="What the network computes in; int8 takes --calibrate.")] = (
+        Precision.FP32
+    )
+    calibrate: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A folder of images like those that the network will see.")
+    ] = None
+    calibrate_count: Annotated[
+        int | None, typer.Option(min=1, help="How many of them are calibrated on, at most; by default 100.")
+    ] = None
+
+    def check(self) -> None:
+        """Check what can be checked before anything is loaded.
+
+        Raises:
+            typer.BadParameter: The options do not fit together.
+        """
+        if self.precision is Precision.INT8 and self.calibrate is None:
+            raise typer.BadParameter("expected --calibrate DIR, a folder of images", param_hint="--precision int8")
+        for name, given in (("--calibrate", self.calibrate), ("--calibrate-count", self.calibrate_count)):
+            if self.precision is not Precision.INT8 and given is not None:
+                raise typer.BadParameter("expected --precision int8 beside it", param_hint=name)
+
+    def explainer(self, model: str, request: Request) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        """Make the explainer in 8 bits, and say how far it agrees with the one in 32.
+
+        Raises:
+            CamrtError: There are no images, or it cannot be made.
+        """
+        from camrt.batch import find_images
+        from camrt.calibration import COUNT, check_tools, int8_explainer
+        from camrt.loading import classifier_of
+
+        check_tools()
+        assert self.calibrate is not None
+        found, missing = find_images([str(self.calibrate)])
+        for name, why in missing:
+            raise CamrtError(f"cannot be calibrated on: {why}", file=name)
+        try:
+            explainer, agreement = int8_explainer(
+                classifier_of(model, request.weights), request, [image.given for image in found],
+                self.calibrate_count or COUNT, on_error=_skipped,
+            )  # fmt: skip
+        except CamrtError as error:
+            raise error.in_file(model) from error.__cause__
+        return explainer, {"agreement": dataclasses.asdict(agreement)}
+
+
+def _skipped(image: str, error: CamrtError) -> None:
+    say(f"skipped: {error.in_file(image)}")
 
 
 @expanded
@@ -63,12 +132,14 @@ def export(
     features: Annotated[str | None, typer.Option(metavar="TENSOR", help="The same as --layer.")] = None,
     wants: PreprocessOptions,
     labels: Labels = None,
+    int8: Int8Options,
     as_json: Json = False,
 ) -> None:
     """Make an explainer of a classifier: one ONNX graph from the image to scores and heatmaps."""
     check_model(model, weights)
     asked = what.as_arguments()
     wants.check()
+    int8.check()
     if is_same_file(output, Path(model)):
         raise typer.BadParameter(f"{output} is the model to export", param_hint="--output")
     with reporting():
@@ -81,7 +152,12 @@ def export(
             preprocess=wants.preprocessing(model),
             labels=read_labels(labels),
         )
-        explainer = explainer_graph(model, request)
+        facts: dict[str, Any] = {}
+        explainer: onnx.ModelProto | Path
+        if int8.precision is Precision.INT8:
+            explainer, facts = int8.explainer(model, request)
+        else:
+            explainer = explainer_graph(model, request)
         if isinstance(explainer, Path):
             raise CamrtError("is an explainer already, expected a classifier", file=model)
         written = _write(explainer, output)
@@ -91,6 +167,7 @@ def export(
             "inputs": [_described(value) for value in explainer.graph.input],
             "outputs": [_described(value) for value in explainer.graph.output],
             "bytes": written,
+            **facts,
         }
         if as_json:
             print(json_line(record))
@@ -103,6 +180,7 @@ def export(
                     "inputs": record["inputs"],
                     "outputs": record["outputs"],
                     "size": amount(written),
+                    **_of_agreement(facts.get("agreement")),
                 }
             )
         )
@@ -124,6 +202,21 @@ def _of_method(record: dict[str, Any]) -> list[tuple[str, str]]:
     classes = explained[target] if isinstance(target, str) else f"classes {', '.join(map(str, target))}"
     settings = "".join(f", {name} {value}" for name, value in record.get("settings", {}).items())
     return [*rows, ("maps", f"{record['method']}, {record['protocol']}, {classes}{settings}")]
+
+
+def _of_agreement(found: dict[str, Any] | None) -> dict[str, str]:
+    """Describe how far 8 bits agree with 32."""
+    if found is None:
+        return {}
+    maps = "no class is explained by both"
+    if found["correlation"] is not None:
+        maps = f"correlation of the maps {found['correlation']:.4f}, at least {found['least_correlation']:.4f}"
+    best, shared = (f"{found[name]:.0%}" for name in ("same_best_class", "same_classes"))
+    return {
+        "in 32 bits": amount(found["fp32_bytes"]),
+        "agreement": f"{maps}; best class the same on {best}, {shared} of the classes",
+        "images": f"{found['images']} compared, {found['calibrated']} others calibrated on",
+    }
 
 
 def _write(model: onnx.ModelProto, output: Path) -> int:
