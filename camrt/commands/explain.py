@@ -25,7 +25,7 @@ from camrt.commands.options import (
     expanded,
     number,
 )
-from camrt.commands.output import printable_path, reporting, show
+from camrt.commands.output import check_terminal, printable_path, reporting, show, show_pictures
 from camrt.errors import CamrtError
 from camrt.results import LINES, json_line
 from converters.errors import printable
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "googlenetCAM"
 _SHOWN = 10  # images in the table that is printed
+_SHOWN_PICTURES = 3
 
 
 class Maps(StrEnum):
@@ -113,6 +114,8 @@ EXAMPLES = f"""Examples:
 
   camrt explain cat.jpg dog.jpg 'more/**/*.png' --model vgg16CAM --boxes all
 
+  camrt explain cat.jpg --show
+
   camrt explain photos/ --colormap inferno --opacity 0.6 --no-caption
 
   camrt explain photos/ --model explainer.onnx --provider cuda --batch 16
@@ -149,10 +152,15 @@ def explain(
     html: Annotated[bool, typer.Option("--html", help=f"Write {PAGE}: a page to look through, in one file.")] = False,
     refine: RefineOptions,
     runtime: RuntimeOptions,
+    shown: Annotated[
+        bool, typer.Option("--show", help="Show pictures in the terminal, by sixels, kitty's protocol or half blocks.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what a network sees in images, and where."""
     check_model(model, weights)
+    if shown:
+        check_terminal("--show", as_json=as_json)
     asked = what.as_arguments()
     if asked["target"] == "input":
         raise typer.BadParameter(
@@ -204,6 +212,8 @@ def explain(
         else:
             if done:
                 show(_table(done, out))
+                if shown:
+                    show_pictures(_pictures(done, out))
             counts = f"{work.explained:,} explained" + (f", {work.skipped:,} were done" if work.skipped else "")
             echo(f"{counts}: {out / LINES}", *([str(page)] if page else []))
         if failed:
@@ -233,6 +243,13 @@ def _table(lines: Sequence[Mapping[str, Any]], out: Path) -> Table:
     if len(lines) > _SHOWN:
         table.add_row(f"and {len(lines) - _SHOWN:,} more", "", "", "")
     return table
+
+
+def _pictures(lines: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
+    """The pictures that are shown in the terminal: of a single image all classes, else each image's best class."""
+    overlays = [[out / name for name in line["files"] if "_top" in name] for line in lines]
+    names = overlays[0] if len(lines) == 1 else [files[0] for files in overlays if files]
+    return names[:_SHOWN_PICTURES]
 
 
 def _progress(work: Batch) -> str:
