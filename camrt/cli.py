@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from camrt.commands import bbox, benchmark, demo, evaluate, explain, export, models, surgery, train, validate
+from camrt.commands import batch, bbox, benchmark, demo, evaluate, explain, export, models, surgery, train, validate
 from converters import cli as converters_cli
 from converters import show as converters_show
 from converters.terminal import run
@@ -45,6 +45,7 @@ def options(
 app.command("convert", epilog=converters_cli.EXAMPLES)(converters_cli.convert)
 app.command("show", epilog=converters_show.EXAMPLES)(converters_show.show)
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
+app.command("batch", epilog=batch.EXAMPLES)(batch.batch)
 app.command("bbox", epilog=bbox.EXAMPLES)(bbox.bbox)
 app.command("benchmark", epilog=benchmark.EXAMPLES)(benchmark.benchmark)
 app.add_typer(evaluate.app, name="evaluate")

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _INPUT, _TARGET, _OUTPUTS = "image", "target", ("scores", "classes", "heatmaps")
 _GIVEN, _ANY = "input", "any"  # what the metadata of graphs say that take classes with each image
 _BEST = -1  # in place of a class, for a graph of the target "any"
+_LATER = "<image>"  # an image that a function could not return
 _WAITING_BYTES = 1 << 28  # of decoded images that wait for their turn
 
 OnError = Literal["warn", "raise"] | Callable[[str, CamrtError], object]
@@ -239,7 +240,7 @@ class Explainer:
 
     def map(
         self,
-        images: Iterable[ImageLike],
+        images: Iterable[ImageLike | Callable[[], ImageLike]],
         *,
         targets: Iterable[int | str | Sequence[int | str]] | None = None,
         batch: int | None = None,
@@ -252,7 +253,8 @@ class Explainer:
         What waits is bounded: two batches, and 256 MiB of decoded images.
 
         Args:
-            images: As for a call. Asked for in the caller's thread, a few ahead of the results.
+            images: As for a call, or functions that return one, which are called in the threads that decode: to read
+                from a network, for example. Asked for in the caller's thread, a few ahead of the results.
             targets: What is explained of each, as for a call.
             batch: How many images the session gets at once: 1 if left out, 4 on CUDA.
             workers: How many threads decode: as many as there are processors, at most 8, if left out.
@@ -318,11 +320,12 @@ class Explainer:
             raise CamrtError(f"found {len(numbers)} targets, expected {self.top}: the explainer explains as many")
         return np.array(numbers, np.int64)
 
-    def _attempt(self, image: ImageLike, target: Any) -> Prepared | _Failure:
+    def _attempt(self, image: ImageLike | Callable[[], ImageLike], target: Any) -> Prepared | _Failure:
+        name = _LATER if callable(image) else images.name_of(image)
         try:
-            return self.prepare(image, target)
+            return self.prepare(image() if callable(image) else image, target)
         except Exception as error:  # whatever it is, it is about this image
-            return _Failure(images.name_of(image), of_image(error, images.name_of(image)))
+            return _Failure(name, of_image(error, name))
 
     def _explain(self, prepared: Sequence[Prepared]) -> list[Explanation]:
         if not prepared:
@@ -355,7 +358,7 @@ class Explainer:
         ]
 
     def _mapped(
-        self, source: Iterator[tuple[ImageLike, Any]], batch: int, workers: int, on_error: OnError
+        self, source: Iterator[tuple[Any, Any]], batch: int, workers: int, on_error: OnError
     ) -> Iterator[Explanation]:
         with _pool(workers, "camrt-decode") as decoding, _pool(1, "camrt-session") as computing:
             decoded = self._ahead(source, decoding, depth=batch + workers)
@@ -379,7 +382,7 @@ class Explainer:
                             yield outcome
 
     def _ahead(
-        self, source: Iterator[tuple[ImageLike, Any]], pool: ThreadPoolExecutor, depth: int
+        self, source: Iterator[tuple[Any, Any]], pool: ThreadPoolExecutor, depth: int
     ) -> Iterator[Prepared | _Failure]:
         """Prepare images in threads, in order, at most ``depth`` and some bytes ahead."""
         waiting: deque[Future[Prepared | _Failure]] = deque()
@@ -395,8 +398,8 @@ class Explainer:
 
 
 def _paired(
-    images: Iterable[ImageLike], targets: Iterable[int | str | Sequence[int | str]] | None
-) -> Iterator[tuple[ImageLike, Any]]:
+    images: Iterable[Any], targets: Iterable[int | str | Sequence[int | str]] | None
+) -> Iterator[tuple[Any, Any]]:
     """Each image with what is asked of it."""
     if targets is None:
         yield from ((image, None) for image in images)

@@ -50,6 +50,7 @@ _WIDE = ("I;16", "I;16L", "I;16B", "I;16N")
 _WITH_ALPHA = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # premultiplied, or in a palette: undo that first
 _BLOCK = 1 << 17  # float64 numbers that are resized at a time: 1 MiB, which the second-level cache holds
 _LARGE = 16_000_000  # pixels: larger images are decoded one at a time
+_ORIENTATION = 0x0112  # the EXIF tag
 _BELOW_HALF = np.nextafter(0.5, 0.0)
 _one_large = threading.Lock()
 
@@ -97,6 +98,34 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint
             return _pixels(opened, max_pixels, name)
     except CamrtError as error:
         raise error.in_file(name) from error.__cause__
+
+
+def as_stored(image: str | os.PathLike[str] | bytes) -> ImageLike:
+    """Open an image with its pixels as they are stored.
+
+    MATLAB's imread does not apply the EXIF orientation, and annotated boxes do not either.
+
+    Args:
+        image: A path, or the bytes of a file.
+
+    Returns:
+        What `decode` reads that way; the path or the bytes, if there is nothing to ignore.
+    """
+    from PIL import Image
+
+    given = image if isinstance(image, bytes) else os.fspath(image)
+    try:
+        opened = Image.open(io.BytesIO(given) if isinstance(given, bytes) else given, formats=("JPEG", "MPO"))
+        exif = opened.getexif()
+    except Exception:  # another format, or an error that decoding reports
+        return given
+    if exif.get(_ORIENTATION, 1) == 1:
+        opened.close()
+        return given
+    del exif[_ORIENTATION]
+    if isinstance(given, str):
+        opened.filename = given
+    return opened
 
 
 @dataclass(frozen=True)
@@ -358,7 +387,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """The EXIF tag: 1 is upright."""
     try:
-        return int(image.getexif().get(0x0112, 1))
+        return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # broken metadata do not make an image unreadable
         return 1
 

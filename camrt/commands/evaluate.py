@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from camrt.evaluate.ilsvrc_protocol import BoxRule, LocalizationErrors
     from camrt.evaluate.journal import Shard
     from camrt.evaluate.network import Network
+    from camrt.evaluate.predictions import Predictions
     from camrt.evaluate.report import Table
     from camrt.evaluate.wsol_protocol import Measures, MethodMetrics
 
@@ -58,6 +59,8 @@ ILSVRC_EXAMPLES = f"""Examples:
   camrt evaluate ilsvrc --annotations val_bbox --ground-truth ground_truth.txt --out vgg --merge
 
   camrt evaluate ilsvrc --annotations val_bbox --ground-truth ground_truth.txt --submission bbox1.txt
+
+  camrt evaluate ilsvrc --annotations val_bbox --ground-truth ground_truth.txt --predictions results
 
 If the command is interrupted or killed, run it again to continue. Processes with --shard 1/4, 2/4, ... share the
 images; the last one to finish prints the result, and so does --merge. An image that is missing or broken is named and
@@ -241,6 +244,13 @@ class MeasureOptions:
         return found
 
 
+Predicted = Annotated[
+    Path | None,
+    typer.Option(
+        "--predictions", metavar="DIR", help="Evaluate the results of camrt batch, without images or a model."
+    ),
+]
+
 app = typer.Typer(name="evaluate", help="Measure how well maps localize.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -270,13 +280,14 @@ def ilsvrc(
     submission: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Count these predictions, in the devkit's format.")
     ] = None,
+    predictions: Predicted = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the results.")] = Path("ilsvrc"),
     running: RunOptions,
 ) -> None:
     """Measure the localization error as in the paper: five guesses per image, each a class and a box."""
     check_model(choice.model, choice.weights)
     running.check()
-    _check_sources(images, submission, finding.heatmaps, running)
+    _check_sources(images, submission, predictions, finding.heatmaps, running)
     with reporting(interrupted=_INTERRUPTED):
         from camrt.evaluate import ilsvrc_protocol
         from camrt.evaluate.journal import Shard
@@ -290,7 +301,10 @@ def ilsvrc(
         rule = finding.rule()
         files = _files(images, data, part) if images is not None else {}
         if not running.merge:
-            _guess(files, data, out, network, rule, method, part, running.workers)
+            if predictions is not None:
+                _guess_predicted(predictions, data, out, rule, part, running.workers)
+            else:
+                _guess(files, data, out, network, rule, method, part, running.workers)
             if left := ilsvrc_protocol.missing(data, out):
                 _print_left(part, left, out, running.as_json)
                 return
@@ -301,8 +315,13 @@ def ilsvrc(
         _print_errors(errors, data, written, running.as_json)
 
 
-def _check_sources(images: Path | None, submission: Path | None, heatmaps: Path | None, running: RunOptions) -> None:
-    """Check that the images or a submission are given, and not both."""
+def _check_sources(
+    images: Path | None, submission: Path | None, predictions: Path | None, heatmaps: Path | None, running: RunOptions
+) -> None:
+    """Check that the images, a submission or predictions are given, and only one of them."""
+    if predictions is not None:
+        _check_predictions(running, {"--images": images, "--submission": submission})
+        return
     if submission is not None and (running.merge or running.html or images is not None):
         raise typer.BadParameter(
             "counts a file alone: leave out --images, --merge and --html", param_hint="--submission"
@@ -311,6 +330,13 @@ def _check_sources(images: Path | None, submission: Path | None, heatmaps: Path 
         raise typer.BadParameter("name the folder with the images", param_hint="--images")
     if images is not None and heatmaps is not None and heatmaps.resolve().is_relative_to(images.resolve()):
         raise typer.BadParameter(f"{heatmaps} is in {images}: maps would mix with images", param_hint="--heatmaps")
+
+
+def _check_predictions(running: RunOptions, others: Mapping[str, Path | None]) -> None:
+    """Check what goes with predictions."""
+    for flag, given in {**others, "--html": running.html or None}.items():
+        if given is not None:
+            raise typer.BadParameter(f"holds all that is evaluated: leave out {flag}", param_hint="--predictions")
 
 
 def _dataset(annotations: Path, ground_truth: Path, truth: GroundTruthOptions, first: int | None) -> Dataset:
@@ -345,11 +371,7 @@ def _guess(
 ) -> None:
     from camrt.evaluate import ilsvrc_protocol
 
-    if data.synsets is None:
-        raise CamrtError(
-            "the annotations have numbers, not names, so that the number of each network class is unknown. "
-            "Give the devkit's meta_clsloc.mat, or a file with a name and a number per line: --meta"
-        )
+    synsets = _synsets(data)
     here = len(part.of(data.names))
 
     def begin(left: int) -> contextlib.AbstractContextManager[Callable[[int], Any]]:
@@ -357,9 +379,36 @@ def _guess(
         return progress(left)
 
     if not ilsvrc_protocol.guess(
-        files, out, network, rule, method=method, synsets=data.synsets, shard=part, workers=workers, progress=begin
+        files, out, network, rule, method=method, synsets=synsets, shard=part, workers=workers, progress=begin
     ):
         say(f"all {here:,} images were done before")
+
+
+def _guess_predicted(folder: Path, data: Dataset, out: Path, rule: BoxRule, part: Shard, workers: int | None) -> None:
+    from camrt.evaluate import ilsvrc_protocol
+    from camrt.evaluate.predictions import Predictions
+
+    synsets = _synsets(data)
+    predictions = Predictions.read(folder, data.names, stems=True)
+    _say_missing(folder, predictions, data, part)
+    ilsvrc_protocol.guess_predicted(
+        predictions, out, rule, synsets=synsets, shard=part, workers=workers, progress=progress
+    )
+
+
+def _synsets(data: Dataset) -> Mapping[str, int]:
+    """Return the numbers of the classes in the ground truth."""
+    if data.synsets is None:
+        raise CamrtError(
+            "the annotations have numbers, not names, so that the number of each network class is unknown. "
+            "Give the devkit's meta_clsloc.mat, or a file with a name and a number per line: --meta"
+        )
+    return data.synsets
+
+
+def _say_missing(folder: Path, predictions: Predictions, data: Dataset, part: Shard) -> None:
+    if (lacking := len(data) - len(predictions.paths)) and part.number == 1:
+        say(f"warning: {folder}: {lacking:,} of {len(data):,} images have no row; they count as wrong")
 
 
 def _error_page(
@@ -371,8 +420,8 @@ def _error_page(
     out: Path,
 ) -> Path:
     from camrt.evaluate import report
-    from camrt.evaluate.experiment import as_stored
     from camrt.evaluate.ilsvrc import GUESSES
+    from camrt.images import as_stored
 
     explainer = network.explainer_of_best(method, GUESSES)
     note = " · ".join([f"of {len(data):,}", network.name, explainer.method, explainer.protocol])
@@ -417,7 +466,8 @@ def _print_errors(errors: LocalizationErrors, data: Dataset, written: dict[str, 
 @expanded
 def wsol(
     *,
-    images: Annotated[Path, typer.Option(metavar="DIR", help="The image folder.")],
+    images: Annotated[Path | None, typer.Option(metavar="DIR", help="The image folder.")] = None,
+    predictions: Predicted = None,
     metadata: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Metadata of wsolevaluation: image_ids.txt and three more.")
     ] = None,
@@ -441,6 +491,10 @@ def wsol(
     running.check()
     if (metadata is None) == (csv is None):
         raise typer.BadParameter("name one of both", param_hint="--metadata, --csv")
+    if predictions is not None:
+        _check_predictions(running, {"--images": images})
+    elif images is None:
+        raise typer.BadParameter("name the folder with the images", param_hint="--images")
     with reporting(interrupted=_INTERRUPTED):
         from camrt.evaluate.datasets import check_image_folder, read_csv, read_metadata
         from camrt.evaluate.journal import Shard
@@ -450,9 +504,11 @@ def wsol(
         data = (read_csv(csv) if csv is not None else read_metadata(metadata or "")).first(running.first)
         measures = measuring.measures(data)
         network = choice.network(protocol.value, runtime)
-        check_image_folder(images)
-        if not running.merge:
-            for method in chosen:
+        if predictions is not None:
+            chosen = [_measure_predicted(data, predictions, out, measures, part, running)]
+        elif images is not None:
+            check_image_folder(images)
+            for method in [] if running.merge else chosen:
                 _measure(data, images, out, network, method, measures, part, running.workers)
         found = [tally(data, images, out, each, measures.groups, threshold=measuring.threshold) for each in chosen]
         if left := max(each.left for each in found):
@@ -464,7 +520,7 @@ def wsol(
         written = _write_results(found, out)
         if measuring.threshold_sweep:
             written |= _write_sweep(found, out, network.name)
-        if running.html:
+        if running.html and images is not None:
             written["page"] = _comparison_page(found, data, images, out, network, measures)
         _print_metrics(found, written, running.as_json)
 
@@ -496,6 +552,22 @@ def _measure(
     )
     here = len(part.of(data.images))
     _say_done(here - left, here)
+
+
+def _measure_predicted(
+    data: Dataset, folder: Path, out: Path, measures: Measures, part: Shard, running: RunOptions
+) -> str:
+    """Measure the maps of a folder of camrt batch. Returns their method."""
+    from camrt.evaluate import wsol_protocol
+    from camrt.evaluate.predictions import Predictions
+
+    predictions = Predictions.read(folder, data.names, stems=False)
+    if not running.merge:
+        _say_missing(folder, predictions, data, part)
+        wsol_protocol.measure_predicted(
+            data, predictions, out, measures, shard=part, workers=running.workers, progress=progress
+        )
+    return predictions.method
 
 
 def _write_results(found: Sequence[MethodMetrics], out: Path) -> dict[str, Path]:

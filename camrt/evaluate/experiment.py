@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from camrt.errors import CamrtError
 from camrt.evaluate.journal import Journal, Shard
+from camrt.images import as_stored
 
 if TYPE_CHECKING:
     from camrt.explainer import Explainer
     from camrt.explanation import Explanation
-    from camrt.images import ImageLike
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], Any]]]
 Found = dict[str, dict[str, Any]]  # key of a journal -> the result for an image
@@ -34,7 +34,6 @@ Found = dict[str, dict[str, Any]]  # key of a journal -> the result for an image
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _WAITING = 3  # items per process
-_ORIENTATION = 0x0112  # the EXIF tag
 
 
 @dataclass(frozen=True)
@@ -187,26 +186,6 @@ class _Attempt:
             return name, self.measure(content), None
         except CamrtError as error:
             return name, {}, str(error)
-
-
-def as_stored(path: Path) -> ImageLike:
-    """Open an image with its pixels as they are stored.
-
-    MATLAB's imread does not apply the EXIF orientation, and the annotated boxes do not either.
-    """
-    from PIL import Image
-
-    try:
-        image = Image.open(path, formats=("JPEG", "MPO"))
-        exif = image.getexif()
-    except Exception:  # another format, or an error that the explainer will report
-        return str(path)
-    if exif.get(_ORIENTATION, 1) == 1:
-        image.close()
-        return str(path)
-    del exif[_ORIENTATION]
-    image.filename = str(path)
-    return image
 
 
 # --------------------------------------------------------------------------------------------------- worker processes

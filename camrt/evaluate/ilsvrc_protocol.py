@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,11 +27,11 @@ from camrt.evaluate.experiment import Found, Pending, Progress, Work
 from camrt.evaluate.ilsvrc import GUESSES, RANKINGS, Floats
 from camrt.evaluate.journal import Records, Shard, fingerprint_of
 from camrt.evaluate.network import Network, worker_count
+from camrt.evaluate.predictions import Predictions
 from camrt.localize import THRESHOLDS, boxes_from_heatmap
 
 if TYPE_CHECKING:
     from camrt.explainer import Explainer
-    from camrt.explanation import Explanation
 
 JOURNAL, MODEL = "guesses", "model.json"
 FRACTION = 0.2  # of the maximum, in the paper
@@ -94,12 +95,51 @@ class IlsvrcProtocol:
     def _maps(self, explainer: Explainer, pending: Pending) -> Iterator[tuple[str, Maps]]:
         for number, (name, found) in enumerate(pending.explained(explainer, batch=self.network.batch)):
             if number == 0:
-                classes = len(found.all_scores)
-                if self.synsets is not None:
-                    devkit.class_ids(self.synsets, classes, explainer.labels)
-                facts = {"classes": classes, "labels": explainer.labels}
-                results.write(self.folder / MODEL, json.dumps(facts).encode())
-            yield name, _maps_of(name, found)
+                _write_classes(self.folder, self.synsets, len(found.all_scores), explainer.labels)
+            size = found.image.shape[:2]
+            yield name, _maps_of(name, found.classes.tolist(), found.scores.tolist(), found.heatmaps, size)
+
+
+@dataclass(frozen=True)
+class PredictedProtocol:
+    """The guesses in results of `camrt batch`.
+
+    Attributes:
+        predictions: The results.
+        rule: How boxes are found in the maps.
+        folder: As for `IlsvrcProtocol`.
+        synsets: As for `IlsvrcProtocol`.
+    """
+
+    predictions: Predictions
+    rule: BoxRule
+    folder: Path
+    synsets: Mapping[str, int] | None = None
+
+    @property
+    def journals(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """The journal of the guesses, and the settings that they depend on."""
+        return {JOURNAL: (JOURNAL, {**self.predictions.settings, **self.rule.settings})}
+
+    def start(self, pending: Pending) -> Work:
+        """Read the maps."""
+        if self.rule.folder is not None:
+            _make_folder(self.rule.folder)
+        return Work(self._maps(pending), _Guess(self.rule), min(8, os.cpu_count() or 1))
+
+    def _maps(self, pending: Pending) -> Iterator[tuple[str, Maps]]:
+        for number, (name, found) in enumerate(self.predictions.pending(pending)):
+            if number == 0:
+                _write_classes(self.folder, self.synsets, len(found.all_scores), self.predictions.labels)
+            width, height = found.size
+            yield name, _maps_of(name, found.classes, found.scores, found.heatmaps, (height, width))
+
+
+def _write_classes(folder: Path, synsets: Mapping[str, int] | None, classes: int, labels: Sequence[str] | None) -> None:
+    """Write the network's classes beside the journal, after a check that the ground truth has them."""
+    if synsets is not None:
+        devkit.class_ids(synsets, classes, labels)
+    results.write(folder / MODEL, json.dumps({"classes": classes, "labels": labels}).encode())
 
 
 @dataclass(frozen=True)
@@ -158,6 +198,39 @@ def guess(
     return experiment.run(
         protocol, files, fingerprints, folder, shard=shard, workers=workers, progress=progress
     )  # fmt: skip
+
+
+def guess_predicted(
+    predictions: Predictions,
+    folder: Path,
+    rule: BoxRule,
+    *,
+    synsets: Mapping[str, int] | None = None,
+    shard: Shard | None = None,
+    workers: int | None = None,
+    progress: Progress = lambda total: nullcontext(lambda count: None),
+) -> int:
+    """Guess boxes in the maps that `camrt batch` computed, unless that is done already.
+
+    Args:
+        predictions: The results of `camrt batch`.
+        folder: The folder of the journal.
+        rule: How boxes are found in the maps.
+        synsets: As for `IlsvrcProtocol`.
+        shard: As for `camrt.evaluate.experiment.run`, like the arguments below.
+        workers: The number of processes that find boxes; by default up to 8.
+        progress: Reports the progress.
+
+    Returns:
+        The number of images that were left.
+
+    Raises:
+        CamrtError: As for `guess`; or a file of the results cannot be read.
+    """
+    protocol = PredictedProtocol(predictions, rule, folder, synsets)
+    return experiment.run(
+        protocol, predictions.files, predictions.fingerprints, folder, shard=shard, workers=workers, progress=progress
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ counting
@@ -292,13 +365,19 @@ def _devkit_classes(classes: npt.NDArray[np.int64], dataset: Dataset, folder: Pa
 # -------------------------------------------------------------------------------------------------- from maps to boxes
 
 
-def _maps_of(name: str, found: Explanation) -> Maps:
+def _maps_of(
+    name: str,
+    classes: Sequence[int],
+    scores: Sequence[float],
+    heatmaps: npt.NDArray[np.float32],
+    size: tuple[int, ...],
+) -> Maps:
     facts = {
-        "classes": found.classes[:GUESSES].tolist(),
-        "scores": [float(f"{score:.6g}") if np.isfinite(score) else None for score in found.scores[:GUESSES].tolist()],
+        "classes": list(classes[:GUESSES]),
+        "scores": [float(f"{score:.6g}") if np.isfinite(score) else None for score in scores[:GUESSES]],
     }
-    height, width = found.image.shape[:2]
-    return Maps(name, found.heatmaps[:GUESSES], (height, width), facts)
+    height, width = size[:2]
+    return Maps(name, heatmaps[:GUESSES], (height, width), facts)
 
 
 @dataclass(frozen=True)

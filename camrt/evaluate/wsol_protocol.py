@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,9 +26,10 @@ from camrt import images as pixels
 from camrt.errors import CamrtError
 from camrt.evaluate import experiment, faithfulness, wsol
 from camrt.evaluate.datasets import AnnotatedImage, Dataset, image_files
-from camrt.evaluate.experiment import Found, Pending, Progress, Work, as_stored
+from camrt.evaluate.experiment import Found, Pending, Progress, Work
 from camrt.evaluate.journal import Records, Shard, fingerprint_of
 from camrt.evaluate.network import Classifier, Network, class_count, worker_count
+from camrt.evaluate.predictions import Predictions
 
 if TYPE_CHECKING:
     from camrt.explainer import Explainer
@@ -133,6 +135,46 @@ def measure(
     )  # fmt: skip
 
 
+def measure_predicted(
+    dataset: Dataset,
+    predictions: Predictions,
+    folder: str | Path,
+    measures: Measures,
+    *,
+    shard: Shard | None = None,
+    workers: int | None = None,
+    progress: Progress = lambda total: nullcontext(lambda count: None),
+) -> int:
+    """Measure the maps that `camrt batch` computed, unless that is done already.
+
+    Args:
+        dataset: The images of all shards.
+        predictions: The results of `camrt batch`. They must have a map of each image's own class.
+        folder: The folder of the journals.
+        measures: What is measured: boxes, masks and pointing. The other metrics need the network.
+        shard: As for `camrt.evaluate.experiment.run`, like the arguments below.
+        workers: The number of processes that evaluate boxes and masks; by default up to 8.
+        progress: Reports the progress.
+
+    Returns:
+        The number of images that were left.
+
+    Raises:
+        CamrtError: As for `measure`; or a metric needs the network, or a file of the results cannot be read.
+    """
+    if needing := [group for group in measures.groups if group in _OF_SCORES]:
+        raise CamrtError(
+            f"found the metric {needing[0]!r}, which queries the network, expected boxes, masks or pointing. "
+            "Measure it with --images and --model"
+        )
+    digests = {each.image: each.digest for each in dataset.images}
+    fingerprints = {name: [found, digests[name]] for name, found in predictions.fingerprints.items()}
+    return experiment.run(
+        PredictedProtocol(dataset, predictions, measures), predictions.files, fingerprints, folder,
+        shard=shard, workers=workers, progress=progress,
+    )  # fmt: skip
+
+
 def fingerprints_of(dataset: Dataset, images: Path) -> dict[str, Any]:
     """Return the fingerprints of each image and its annotation, by image."""
     return {each.image: [fingerprint_of(images / each.image), each.digest] for each in dataset.images}
@@ -159,7 +201,7 @@ def explained_again(
     """
     explainer = network.explainer_of_label(method)
     labels = Dataset("", tuple(wanted)).numbered(class_count(explainer), explainer.labels)
-    return [explainer(as_stored(Path(images) / each.image), labels[each.image]) for each in wanted]
+    return [explainer(pixels.as_stored(Path(images) / each.image), labels[each.image]) for each in wanted]
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
@@ -269,6 +311,50 @@ class WsolProtocol:
             if group in each.groups:
                 curve = scores_of(image, heatmap, each.label, classifier, step=self.measures.step)
                 each.found[group] = {"area": _number(faithfulness.area_under(curve))}
+
+
+@dataclass(frozen=True)
+class PredictedProtocol:
+    """The metrics of results of `camrt batch`.
+
+    Attributes:
+        dataset: All images.
+        predictions: The results.
+        measures: What is measured.
+    """
+
+    dataset: Dataset
+    predictions: Predictions
+    measures: Measures
+
+    @property
+    def journals(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Group -> the name of its journal, and the settings that its results depend on."""
+        maps, method = self.predictions.settings, self.predictions.method
+        return {
+            group: (journal_name(group, method), {**maps, **self.measures.settings(group)})
+            for group in self.measures.groups
+        }
+
+    def start(self, pending: Pending) -> Work:
+        """Read the maps."""
+        metrics = MapMetrics(self.measures.side, self.measures.tolerance, self.measures.masks)
+        return Work(self._explained(pending), metrics, min(8, os.cpu_count() or 1))
+
+    def _explained(self, pending: Pending) -> Iterator[tuple[str, Explained]]:
+        by_name = {each.image: each for each in self.dataset.images}
+        labels: Mapping[str, int] = {}
+        for name, found in self.predictions.pending(pending):
+            labels = labels or self.dataset.numbered(len(found.all_scores), self.predictions.labels)
+            annotated, label = by_name[name], labels[name]
+            reason = annotated.misfit(found.size) or annotated.box_outside(found.size)
+            if reason is None and label not in found.classes:
+                reason = f"its class {label} has no map: give camrt batch the classes with --target-column"
+            if reason is not None:
+                pending.record_failure(name, reason)
+                continue
+            heatmap, rank = found.heatmaps[found.classes.index(label)], wsol.rank_of(found.all_scores, label)
+            yield name, Explained(annotated, label, heatmap, found.size, rank, pending.journals_of(name))
 
 
 def _measure_drop(

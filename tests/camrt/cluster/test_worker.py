@@ -1,0 +1,167 @@
+"""A worker without Ray: what a shard says, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from camrt import Explainer
+from camrt.cluster import inputs, run, shards
+from camrt.cluster.inputs import Selection
+from camrt.cluster.job import TOKEN, Job
+from camrt.cluster.worker import Worker
+from camrt.loading import Request
+from tests.camrt.cluster.jobs import assert_explained, job_of, rows_of, write_photos
+from tests.tiny_models import tiny_classifier, tiny_explainer
+
+pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    onnx.save(tiny_explainer(top=2), tmp_path / "tiny.onnx")
+    return tmp_path / "tiny.onnx"
+
+
+def compute(job: Job, graph: bytes | Path, images: Any) -> dict[str, Any]:
+    """Do what a run does for one shard."""
+    job.folder.mkdir(exist_ok=True)
+    (job.folder / TOKEN).write_text(json.dumps(job.token))
+    assert isinstance(graph, bytes)
+    job.graph.write_bytes(graph)
+    task = pa.table({"name": [shards.name_of(images)], "images": [run._serialized(images)]})
+    (summary,) = Worker(job)(task).to_pylist()
+    return dict(summary)
+
+
+def test_rows_say_what_an_explainer_says(tmp_path: Path, model: Path) -> None:
+    paths = write_photos(tmp_path / "photos", 40)
+    paths[7].write_bytes(b"no image")
+    paths[39].write_bytes(b"")  # the last one
+    job, graph = job_of(tmp_path / "out", model)
+    images, _ = inputs.find([str(tmp_path / "photos")])
+    summary = compute(job, graph, images)
+    assert (summary["rows"], summary["failed"], summary["fatal"], summary["died"]) == (40, 2, None, False)
+    rows = rows_of(job.folder)
+    assert list(rows) == [path.name for path in paths]
+    explainer = Explainer(model)
+    for path in paths:
+        row = rows[path.name]
+        if path in (paths[7], paths[39]):
+            assert row["error"].startswith("is no image" if path == paths[7] else "found an empty file")
+            assert row["heatmap"] is None
+        else:
+            assert_explained(row, explainer)
+            assert row["boxes"] is row["overlays"] is None
+    settings = shards.Shards.of(job.folder).settings
+    assert settings is not None
+    assert settings["job"]["sha256"] == job.sha256
+    assert settings["labels"] == list(explainer.labels or ())
+    assert {"camrt", "onnxruntime", "numpy"} == set(settings["versions"])
+    assert not list(job.folder.glob(".*.part"))
+
+
+def test_boxes_overlays_and_smaller_maps(tmp_path: Path, model: Path) -> None:
+    paths = write_photos(tmp_path / "photos", 3)
+    job, graph = job_of(tmp_path / "out", model, thresholds=(20, 100, 110), overlays=True, map_side=16)
+    images, _ = inputs.find([str(path) for path in paths])
+    assert compute(job, graph, images)["fatal"] is None
+    explainer = Explainer(model)
+    for path in paths:
+        row, found = rows_of(job.folder)[path.name], explainer(path)
+        assert row["boxes"] == [found.boxes(i).tolist() for i in range(2)]
+        assert len(row["heatmap"]) == 2 * 2 * 16 * 16
+        small = found.resized(1, (16, 16))
+        kept = shards.unpacked(row["peaks"], row["heatmap"])[1]
+        np.testing.assert_allclose(kept, small, rtol=0, atol=np.abs(small).max() * 2**-11)
+        for i, name in enumerate(row["overlays"]):
+            with Image.open(job.folder / name) as drawn:
+                np.testing.assert_array_equal(np.asarray(drawn), found.overlay(i, thresholds=job.thresholds))
+
+
+def test_classes_and_bytes_come_from_tables(tmp_path: Path) -> None:
+    onnx.save(tiny_classifier(), tmp_path / "classifier.onnx")
+    paths = write_photos(tmp_path, 30)
+    labels = [number % 9 for number in range(30)]  # 7 classes: some are wrong
+    table = {"image": [{"bytes": path.read_bytes(), "path": str(path)} for path in paths], "label": labels}
+    table["image"][4]["bytes"] = None
+    parquet.write_table(pa.table(table), tmp_path / "hub.parquet", row_group_size=7)
+    request = Request(target="input", top=1)
+    job, graph = job_of(tmp_path / "out", tmp_path / "classifier.onnx", request)
+    images, _ = inputs.find([str(tmp_path / "hub.parquet")], Selection(target_column="label"))
+    images = images.slice(3).filter(pa.array([row != 20 for row in range(3, 30)]))  # from within a row group on
+    summary = compute(job, graph, images)
+    wrong = sum(label > 6 for row, label in enumerate(labels) if row > 3 and row not in (4, 20))
+    assert (summary["fatal"], summary["rows"], summary["failed"]) == (None, 26, wrong + 1)
+    explainer = Explainer(tmp_path / "classifier.onnx", target="input", top=1)
+    for name, row in rows_of(job.folder).items():
+        number = int(name[:3])
+        if number == 4:
+            assert row["error"] == "found null, expected the bytes of an image"
+        elif labels[number] > 6:
+            assert "class" in row["error"]
+        else:
+            assert_explained(row, explainer, labels[number])
+
+
+def test_orientation_may_be_ignored(tmp_path: Path, model: Path) -> None:
+    (path,) = write_photos(tmp_path / "photos", 1)
+    with Image.open(path) as image:
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(path.with_suffix(".jpg"), exif=exif)
+    path.unlink()
+    sizes = []
+    for number, source in enumerate(
+        (str(tmp_path / "photos"), str(tmp_path / "photos"), (tmp_path / "photos").as_uri())
+    ):
+        job, graph = job_of(tmp_path / f"out{number}", model, as_stored=number > 0)
+        assert compute(job, graph, inputs.find([source])[0])["fatal"] is None
+        sizes += [(row["width"], row["height"]) for row in rows_of(job.folder).values()]
+    assert sizes == [(24, 30), (30, 24), (30, 24)]
+
+
+def test_a_folder_that_is_not_shared_or_has_another_run(tmp_path: Path, model: Path) -> None:
+    write_photos(tmp_path / "photos", 2)
+    job, graph = job_of(tmp_path / "out", model)
+    images, _ = inputs.find([str(tmp_path / "photos")])
+    compute(job, graph, images)
+    before = {file.name: file.stat().st_mtime_ns for file in job.folder.glob("shard-*")}
+    task = pa.table({"name": [shards.name_of(images)], "images": [run._serialized(images)]})
+    (job.folder / TOKEN).write_text('"another"')
+    assert "another run has begun" in Worker(job)(task)["fatal"][0].as_py()
+    (job.folder / TOKEN).unlink()
+    assert "expected a folder that all machines share" in Worker(job)(task)["fatal"][0].as_py()
+    assert {file.name: file.stat().st_mtime_ns for file in job.folder.glob("shard-*")} == before
+
+
+def test_a_shard_is_given_up_after_three_deaths(tmp_path: Path, model: Path) -> None:
+    write_photos(tmp_path / "photos", 2)
+    job, graph = job_of(tmp_path / "out", model)
+    images, _ = inputs.find([str(tmp_path / "photos")])
+
+    class Dying(Worker):
+        def _compute(self, name: str, found: Any) -> Any:
+            raise SystemExit  # as a process that ends: nothing is returned
+
+    compute(job, graph, images.slice(0, 1))
+    task = pa.table({"name": [shards.name_of(images)], "images": [run._serialized(images)]})
+    for _ in range(3):
+        with pytest.raises(SystemExit):
+            Dying(job)(task)
+    assert Worker(job)(task).to_pylist()[0]["died"]
+    assert len(list(job.folder.glob("shard-*"))) == 1
+
+
+def test_a_model_that_does_not_run_ends_the_run(tmp_path: Path, model: Path) -> None:
+    write_photos(tmp_path / "photos", 1)
+    job, graph = job_of(tmp_path / "out", model, engine={"providers": "nonsense"})
+    summary = compute(job, graph, inputs.find([str(tmp_path / "photos")])[0])
+    assert "nonsense" in summary["fatal"]
