@@ -12,8 +12,10 @@ from typing import Any
 from camrt.batch import MAX_SIDE
 from camrt.errors import CamrtError
 from camrt.loading import Request, explainer_graph
+from camrt.render import STYLE, Style
 
-GRAPH, OVERLAYS = "explainer.onnx", "overlays"
+# Parquet readers of the folder skip names that begin with a dot or an underscore.
+GRAPH, OVERLAYS = "_explainer.onnx", "_overlays"
 TOKEN, ATTEMPTS = ".camrt-run", ".attempts"
 
 
@@ -27,7 +29,7 @@ class Job:
         sha256: The hash of the graph.
         model: The model that it was made of, as it was named.
         stated: What the graph says of itself.
-        thresholds: The gray levels of the boxes; None for no boxes.
+        style: Which boxes are found, and how overlays are drawn.
         overlays: Whether overlays are written.
         map_side: The side of the maps in pixels; None for that of the graph.
         max_side: The longer side in pixels of overlays, and of the image that boxes are found in.
@@ -43,7 +45,7 @@ class Job:
     sha256: str
     model: str
     stated: Mapping[str, Any]
-    thresholds: tuple[int, int, int] | None = None
+    style: Style = STYLE
     overlays: bool = False
     map_side: int | None = None
     max_side: int | None = MAX_SIDE
@@ -61,8 +63,9 @@ class Job:
             "sha256": self.sha256,
             **{name: self.stated.get(name) for name in ("method", "protocol", "top", "target", "size")},
             "map_side": self.map_side or self.stated["size"],
-            "boxes": None if self.thresholds is None else list(self.thresholds),
-            "overlays": self.overlays,
+            "boxes": self.style.boxes,
+            "thresholds": list(self.style.thresholds) if self.style.boxes == "all" else None,
+            "overlays": self.style.as_dict() if self.overlays else None,
             "max_side": self.max_side,
             "as_stored": self.as_stored,
             "precision": self.engine.get("precision") or "fp32",

@@ -156,9 +156,12 @@ def packed(heatmaps: NDArray[np.float32]) -> tuple[NDArray[np.float32], bytes]:
         (top,) float32, the divisors; and the quotients as float16, little-endian. The error is at most 2^-12 of the
         largest value.
     """
-    peaks = np.abs(heatmaps).max(axis=(1, 2))
-    divisors = np.where((peaks > 0) & np.isfinite(peaks), peaks, np.float32(1))
-    return divisors.astype(np.float32), (heatmaps / divisors[:, None, None]).astype("<f2").tobytes()
+    import cv2
+
+    peaks = np.maximum(heatmaps.max(axis=(1, 2)), -heatmaps.min(axis=(1, 2)))
+    divisors = np.where((peaks > 0) & np.isfinite(peaks), peaks, np.float32(1)).astype(np.float32)
+    quotients = (heatmaps / divisors[:, None, None]).reshape(-1, heatmaps.shape[-1])
+    return divisors, cv2.convertFp16(quotients).tobytes()  # the bits of NumPy's astype, many times faster
 
 
 def unpacked(peaks: Sequence[float], halves: bytes) -> NDArray[np.float32]:

@@ -128,12 +128,19 @@ class Worker:
         if isinstance(outcome, CamrtError):
             writer.add({**row, "error": str(outcome.message)})
             return
-        thresholds = self.job.thresholds
-        boxes = None if thresholds is None else [outcome.boxes(i, thresholds) for i in range(len(outcome))]
-        row |= shards.row_of(outcome, boxes, self._maps(outcome))
+        row |= shards.row_of(outcome, self._boxes(outcome), self._maps(outcome))
         if self.job.overlays:
             row["overlays"] = self._draw(name, outcome, source["path"])
         writer.add(row)
+
+    def _boxes(self, found: Explanation) -> list[NDArray[np.int64]] | None:
+        style = self.job.style
+        if style.boxes is None:
+            return None
+        of_class = (
+            found.best_box if style.boxes == "best" else functools.partial(found.boxes, thresholds=style.thresholds)
+        )
+        return [of_class(i) for i in range(len(found))]
 
     def _maps(self, found: Explanation) -> NDArray[np.float32]:
         side = self.job.map_side
@@ -146,7 +153,7 @@ class Worker:
         below = f"{OVERLAYS}/{name.removesuffix('.parquet')}"
         digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
         stem = results.shortened(f"{Path(path).stem.strip('.') or 'image'}-{digest}")
-        files = found.save_files(self.job.folder / below, stem=stem, maps=None, thresholds=self.job.thresholds)
+        files = found.save_files(self.job.folder / below, stem=stem, maps=None, style=self.job.style)
         return [f"{below}/{file}" for file in files]
 
     # ------------------------------------------------------------------------------------------------------ the images
@@ -202,7 +209,7 @@ class Worker:
             from camrt.images import MAX_PIXELS
 
             job = self.job
-            is_drawn = job.overlays or job.thresholds is not None
+            is_drawn = job.overlays or job.style.boxes is not None
             self._explainer = Explainer(
                 job.graph,
                 **job.engine,

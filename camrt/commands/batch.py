@@ -20,7 +20,7 @@ from camrt.commands.options import (
     MaxSide,
     PreprocessOptions,
     RuntimeOptions,
-    Thresholds,
+    StyleOptions,
     Weights,
     check_model,
     expanded,
@@ -28,7 +28,6 @@ from camrt.commands.options import (
 )
 from camrt.commands.output import reporting
 from camrt.errors import CamrtError
-from camrt.localize import THRESHOLDS
 from camrt.results import json_line
 from converters.errors import install
 from converters.terminal import bar, echo, say
@@ -56,7 +55,7 @@ INPUT is an image, a folder, a quoted glob, a list of paths (.txt, .lst, .list),
 Parquet file with the bytes of images, or the URL of one of these or of a folder: s3://, gs://, abfs://, file://.
 
 The folder --out gets shard-*.parquet, a row for each image with classes, labels, scores, boxes and heatmaps, or with
-the reason why there are none; explainer.onnx, the graph that computed them; and with --overlays pictures. Interrupted
+the reason why there are none; _explainer.onnx, the graph that computed them; and with --overlays pictures. Interrupted
 or killed and started again, it goes on where it stopped. camrt evaluate reads the folder: --predictions.
 
 {STATUS}
@@ -92,8 +91,6 @@ class InputOptions:
 class ResultOptions:
     """What is written for each image."""
 
-    boxes: Annotated[bool, typer.Option("--boxes", help="Find boxes; they are drawn on the overlays too.")] = False
-    thresholds: Thresholds = THRESHOLDS
     overlays: Annotated[bool, typer.Option("--overlays", help="Write the overlays as pictures.")] = False
     map_side: Annotated[
         int | None,
@@ -170,6 +167,7 @@ def batch(
     wants: PreprocessOptions,
     what: MapOptions,
     writing: ResultOptions,
+    drawn: StyleOptions,
     max_side: MaxSide = MAX_SIDE,
     max_pixels: MaxPixels = None,
     runtime: RuntimeOptions,
@@ -190,7 +188,7 @@ def batch(
     outcome = _outcome()
     with reporting(interrupted=lambda: _progress(outcome)), _ray_installed():
         from camrt.cluster import inputs as finding
-        from camrt.cluster.job import Job, graph_of
+        from camrt.cluster.job import GRAPH, Job, graph_of
         from camrt.cluster.run import run
         from camrt.loading import Request
 
@@ -203,11 +201,11 @@ def batch(
         graph, sha256, stated = graph_of(model, request)
         job = Job(
             folder=out.absolute(),
-            graph=out / "explainer.onnx",
+            graph=out / GRAPH,
             sha256=sha256,
             model=model,
             stated=stated,
-            thresholds=writing.thresholds if writing.boxes else None,
+            style=drawn.style(),
             overlays=writing.overlays,
             map_side=writing.map_side,
             max_side=max_side or None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 from PIL import Image
 
 from camrt import Explainer
-from camrt.cluster.job import Job, graph_of
+from camrt.cluster import run, shards
+from camrt.cluster.job import GRAPH, TOKEN, Job, graph_of
 from camrt.cluster.shards import Shards, unpacked
+from camrt.cluster.worker import Worker
 from camrt.loading import Request
 from tests.tiny_models import photo
 
@@ -27,7 +30,24 @@ def write_photos(folder: Path, count: int) -> list[Path]:
 def job_of(folder: Path, model: Path | str, request: Request | None = None, **changes: Any) -> tuple[Job, bytes | Path]:
     """Return a job and its graph."""
     graph, sha256, stated = graph_of(str(model), request or Request())
-    return Job(folder, folder / "explainer.onnx", sha256, str(model), stated, **changes), graph
+    return Job(folder, folder / GRAPH, sha256, str(model), stated, **changes), graph
+
+
+def task_of(images: Any) -> Any:
+    """Return what a run hands to a worker."""
+    import pyarrow as pa
+
+    return pa.table({"name": [shards.name_of(images)], "images": [run._serialized(images)]})
+
+
+def compute(job: Job, graph: bytes | Path, images: Any) -> dict[str, Any]:
+    """Do what a run does for one shard."""
+    job.folder.mkdir(exist_ok=True)
+    (job.folder / TOKEN).write_text(json.dumps(job.token))
+    assert isinstance(graph, bytes)
+    job.graph.write_bytes(graph)
+    (summary,) = Worker(job)(task_of(images)).to_pylist()
+    return dict(summary)
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, Any]]:

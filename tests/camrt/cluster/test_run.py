@@ -71,7 +71,7 @@ def check_all(out: Path, photos: Path, model: Path, but: tuple[str, ...] = ()) -
 def test_a_run_and_the_runs_after_it(photos: Path, model: Path, tmp_path: Path) -> None:
     bad, out = photos / "013.png", tmp_path / "out"
     good = bad.read_bytes()
-    bad.write_bytes(good[:40])
+    bad.write_bytes(good[:-40])
     options = (photos, "--model", model, "--out", out, "--shard-size", 16, "--actors", "1:2", "--cpus-per-actor", 1)
 
     first = summary(*options)
@@ -118,7 +118,7 @@ def test_an_image_that_kills_its_worker_stops_no_other(
     job, graph = job_of(tmp_path / "out", model)
     outcome = Outcome()
     images, _ = inputs.find([str(photos)])
-    run.run(job, graph, images, Resources(cpus=1), outcome, shard_size=20)
+    run.run(job, graph, images, Resources(cpus=1), outcome, shard_size=4)
     assert (outcome.explained, outcome.failed) == (COUNT, 1)
     check_all(job.folder, photos, model, but=("021.png",))
     assert rows_of(job.folder)["021.png"]["error"] == DIED
@@ -143,9 +143,9 @@ def test_a_worker_that_is_killed_once(
     job, graph = job_of(tmp_path / "out", model)
     outcome = Outcome()
     images, _ = inputs.find([str(photos)])
-    run.run(job, graph, images, Resources(cpus=1), outcome, shard_size=20)
+    run.run(job, graph, images, Resources(cpus=1), outcome, shard_size=4)
     assert killed.exists()
-    assert (outcome.explained, outcome.failed, len(Shards.of(job.folder).files)) == (COUNT, 0, 2)
+    assert (outcome.explained, outcome.failed, len(Shards.of(job.folder).files)) == (COUNT, 0, 10)
     check_all(job.folder, photos, model)
 
 
@@ -164,7 +164,7 @@ def test_what_ends_a_run(photos: Path, model: Path, tmp_path: Path) -> None:
         assert camrt("batch", *options, *more)[0] == 2
 
 
-# ------------------------------------------------------------------------------------------------- processes of their own
+# ----------------------------------------------------------------------------------------------- processes of their own
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:

@@ -34,6 +34,8 @@ def test_maps_keep_eleven_bits_whatever_their_range(scale: float) -> None:
     found = shards.unpacked(peaks.tolist(), halves)
     highest = np.abs(maps).max(axis=(1, 2), keepdims=True)
     assert (np.abs(found - maps) <= highest * 2.0**-11 + 1e-45).all()
+    if scale:
+        assert halves == (maps / highest).astype("<f2").tobytes()
     # An independent reader: the divisor times the half-precision number.
     by_hand = np.frombuffer(halves, "<f2").reshape(SHAPE).astype(np.float64) * peaks[:, None, None]
     np.testing.assert_allclose(found, by_hand, rtol=1e-6, atol=1e-45)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,13 @@ import pytest
 from PIL import Image
 
 from camrt import Explainer
-from camrt.cluster import inputs, run, shards
+from camrt.cluster import inputs, shards
 from camrt.cluster.inputs import Selection
-from camrt.cluster.job import TOKEN, Job
+from camrt.cluster.job import TOKEN
 from camrt.cluster.worker import Worker
 from camrt.loading import Request
-from tests.camrt.cluster.jobs import assert_explained, job_of, rows_of, write_photos
+from camrt.render import PLAIN, Style
+from tests.camrt.cluster.jobs import assert_explained, compute, job_of, rows_of, task_of, write_photos
 from tests.tiny_models import tiny_classifier, tiny_explainer
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
@@ -30,22 +30,11 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "tiny.onnx"
 
 
-def compute(job: Job, graph: bytes | Path, images: Any) -> dict[str, Any]:
-    """Do what a run does for one shard."""
-    job.folder.mkdir(exist_ok=True)
-    (job.folder / TOKEN).write_text(json.dumps(job.token))
-    assert isinstance(graph, bytes)
-    job.graph.write_bytes(graph)
-    task = pa.table({"name": [shards.name_of(images)], "images": [run._serialized(images)]})
-    (summary,) = Worker(job)(task).to_pylist()
-    return dict(summary)
-
-
 def test_rows_say_what_an_explainer_says(tmp_path: Path, model: Path) -> None:
     paths = write_photos(tmp_path / "photos", 40)
     paths[7].write_bytes(b"no image")
     paths[39].write_bytes(b"")  # the last one
-    job, graph = job_of(tmp_path / "out", model)
+    job, graph = job_of(tmp_path / "out", model, style=PLAIN)
     images, _ = inputs.find([str(tmp_path / "photos")])
     summary = compute(job, graph, images)
     assert (summary["rows"], summary["failed"], summary["fatal"], summary["died"]) == (40, 2, None, False)
@@ -66,24 +55,27 @@ def test_rows_say_what_an_explainer_says(tmp_path: Path, model: Path) -> None:
     assert settings["labels"] == list(explainer.labels or ())
     assert {"camrt", "onnxruntime", "numpy"} == set(settings["versions"])
     assert not list(job.folder.glob(".*.part"))
+    assert len(parquet.read_table(job.folder)) == 40  # by the folder's name, beside the graph and the token
 
 
-def test_boxes_overlays_and_smaller_maps(tmp_path: Path, model: Path) -> None:
+@pytest.mark.parametrize("style", [Style(), Style(boxes="all", thresholds=(30, 90, 120), caption=False)])
+def test_boxes_overlays_and_smaller_maps(tmp_path: Path, model: Path, style: Style) -> None:
     paths = write_photos(tmp_path / "photos", 3)
-    job, graph = job_of(tmp_path / "out", model, thresholds=(20, 100, 110), overlays=True, map_side=16)
+    job, graph = job_of(tmp_path / "out", model, style=style, overlays=True, map_side=16)
     images, _ = inputs.find([str(path) for path in paths])
     assert compute(job, graph, images)["fatal"] is None
     explainer = Explainer(model)
     for path in paths:
         row, found = rows_of(job.folder)[path.name], explainer(path)
-        assert row["boxes"] == [found.boxes(i).tolist() for i in range(2)]
+        boxes = [found.best_box(i) if style.boxes == "best" else found.boxes(i, style.thresholds) for i in range(2)]
+        assert row["boxes"] == [each.tolist() for each in boxes]
         assert len(row["heatmap"]) == 2 * 2 * 16 * 16
         small = found.resized(1, (16, 16))
         kept = shards.unpacked(row["peaks"], row["heatmap"])[1]
         np.testing.assert_allclose(kept, small, rtol=0, atol=np.abs(small).max() * 2**-11)
         for i, name in enumerate(row["overlays"]):
             with Image.open(job.folder / name) as drawn:
-                np.testing.assert_array_equal(np.asarray(drawn), found.overlay(i, thresholds=job.thresholds))
+                np.testing.assert_array_equal(np.asarray(drawn), found.overlay(i, style))
 
 
 def test_classes_and_bytes_come_from_tables(tmp_path: Path) -> None:
@@ -134,7 +126,7 @@ def test_a_folder_that_is_not_shared_or_has_another_run(tmp_path: Path, model: P
     images, _ = inputs.find([str(tmp_path / "photos")])
     compute(job, graph, images)
     before = {file.name: file.stat().st_mtime_ns for file in job.folder.glob("shard-*")}
-    task = pa.table({"name": [shards.name_of(images)], "images": [run._serialized(images)]})
+    task = task_of(images)
     (job.folder / TOKEN).write_text('"another"')
     assert "another run has begun" in Worker(job)(task)["fatal"][0].as_py()
     (job.folder / TOKEN).unlink()
@@ -152,7 +144,7 @@ def test_a_shard_is_given_up_after_three_deaths(tmp_path: Path, model: Path) -> 
             raise SystemExit  # as a process that ends: nothing is returned
 
     compute(job, graph, images.slice(0, 1))
-    task = pa.table({"name": [shards.name_of(images)], "images": [run._serialized(images)]})
+    task = task_of(images)
     for _ in range(3):
         with pytest.raises(SystemExit):
             Dying(job)(task)

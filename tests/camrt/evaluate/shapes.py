@@ -87,6 +87,22 @@ def write_shapes(folder: Path, count: int, *, labels: tuple[str, ...] = LABELS, 
     return Shapes(images, xml, folder / "truth.txt", folder / "map.txt", tuple(names))
 
 
+def write_table(folder: Path, count: int) -> Path:
+    """Write images of a colored rectangle each, their masks, and boxes.csv."""
+    found = write_shapes(folder, count)
+    (folder / "masks").mkdir()
+    rows = ["image,class,x1,y1,x2,y2,mask"]
+    for number, name in enumerate(found.names):
+        color = list(COLORS)[number % len(COLORS)]
+        pixels = np.asarray(Image.open(found.images / f"{name}.jpg")).astype(int)
+        mask = (np.abs(pixels - COLORS[color]).max(axis=2) < 40).astype(np.uint8)
+        y, x = np.nonzero(mask)
+        Image.fromarray(mask * 255).save(folder / "masks" / f"{name}.png")
+        rows.append(f"{name}.jpg,{color},{x.min()},{y.min()},{x.max()},{y.max()},{name}.png")
+    (folder / "boxes.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
 def evaluate(*arguments: object) -> tuple[int, str, str]:
     """Runs the command `camrt evaluate`.
 

@@ -30,7 +30,7 @@ from camrt.images import prepare, resize
 from camrt.preprocess import PRESETS, preprocess_of
 from converters import zoo
 from tests import tiny_cam
-from tests.camrt.evaluate.shapes import COLORS, evaluate, journal_lines, write_shapes
+from tests.camrt.evaluate.shapes import COLORS, evaluate, journal_lines, write_table
 from tests.tiny_models import tiny_classifier
 
 SHAPES = 8
@@ -48,21 +48,6 @@ def fast(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shapes(tmp_path: Path) -> Path:
     """A folder of images of a coloured rectangle, masks, and boxes.csv."""
     return write_table(tmp_path / "shapes", SHAPES)
-
-
-def write_table(folder: Path, count: int) -> Path:
-    found = write_shapes(folder, count)
-    (folder / "masks").mkdir()
-    rows = ["image,class,x1,y1,x2,y2,mask"]
-    for number, name in enumerate(found.names):
-        color = list(COLORS)[number % len(COLORS)]
-        pixels = np.asarray(Image.open(found.images / f"{name}.jpg")).astype(int)
-        mask = (np.abs(pixels - COLORS[color]).max(axis=2) < 40).astype(np.uint8)
-        y, x = np.nonzero(mask)
-        Image.fromarray(mask * 255).save(folder / "masks" / f"{name}.png")
-        rows.append(f"{name}.jpg,{color},{x.min()},{y.min()},{x.max()},{y.max()},{name}.png")
-    (folder / "boxes.csv").write_text("\n".join(rows) + "\n")
-    return folder
 
 
 def options(shapes: Path, model: Path, out: Path) -> list[object]:
