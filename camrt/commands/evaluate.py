@@ -443,6 +443,7 @@ def _print_errors(errors: LocalizationErrors, data: Dataset, written: dict[str, 
             "blacklisted": len(data.blacklist),
             "rankings": rankings,
             "maps": {"without_boxes": errors.without_boxes, "with_one_box": errors.with_one_box},
+            "ran": dict(errors.ran),
             "failed": _failed(errors.failures),
             "files": {name: str(path) for name, path in written.items()},
         }
@@ -455,6 +456,7 @@ def _print_errors(errors: LocalizationErrors, data: Dataset, written: dict[str, 
             notes.append(f"{errors.without_boxes:,} maps without a box: the whole image")
         if errors.with_one_box:
             notes.append(f"{errors.with_one_box:,} maps with one box, which is also the second")
+        notes += _ran_notes(errors.ran)
         _print_table(error_table(errors), notes, written)
     _exit_with_failures(errors.failures, len(data), "could not be read; they count as wrong")
 
@@ -620,6 +622,7 @@ def _metric_record(found: Sequence[MethodMetrics], written: dict[str, Path]) -> 
             each.method: {
                 **each.numbers,
                 **({"road": {name: values.tolist() for name, values in each.road.items()}} if each.road else {}),
+                "ran": dict(each.ran),
                 "failed": _failed(each.failures),
             }
             for each in found
@@ -641,6 +644,7 @@ def _print_metrics(found: Sequence[MethodMetrics], written: dict[str, Path], as_
                 f"classification top-1 {100 * numbers['top-1 classification']:.2f}, "
                 f"top-5 {100 * numbers['top-5 classification']:.2f}"
             )
+        notes += _ran_notes({name: number for each in found for name, number in each.ran.items()})
         _print_table(metric_table(found), notes, written)
     failures = {name: reason for each in found for name, reason in each.failures.items()}
     _exit_with_failures(failures, found[0].images, "could not be measured; their boxes count as wrong")
@@ -697,6 +701,12 @@ def _print_table(table: Table, notes: Sequence[str], written: Mapping[str, Path]
     print("; ".join(notes))
     for path in written.values():
         print(path)
+
+
+def _ran_notes(ran: Mapping[str, int]) -> list[str]:
+    """What ran the network, where it was not float32 on one provider alone."""
+    names = sorted(ran)
+    return [] if len(names) < 2 and all(name.endswith(" fp32") for name in names) else [f"by {', '.join(names)}"]
 
 
 def _failed(failures: Mapping[str, str]) -> list[dict[str, str]]:

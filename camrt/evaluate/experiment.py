@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -60,11 +60,13 @@ class Pending:
         files: The image files by name, in order.
         journals: Key of a journal -> the images that have no result in it.
         record_failure: Called with the name of an image and the reason why it has no result.
+        ran: Image -> the provider and the precision that explained it; `explained` fills it.
     """
 
     files: Mapping[str, Path]
     journals: Mapping[str, set[str]]
     record_failure: Callable[[str, str], None]
+    ran: dict[str, str] = field(default_factory=dict)
 
     def journals_of(self, image: str) -> tuple[str, ...]:
         """Return the keys of the journals in which an image has no result."""
@@ -91,6 +93,7 @@ class Pending:
             on_error=lambda source, error: self.record_failure(names[source], error.message),
         )
         for found in explained:
+            self.ran[names[found.source]] = f"{found.provider} {found.precision}"
             yield names[found.source], found
 
 
@@ -161,14 +164,16 @@ def run(
             else:
                 there[name] = path
         if there:
-            work = protocol.start(Pending(there, waiting, record_failure))
+            pending = Pending(there, waiting, record_failure)
+            work = protocol.start(pending)
             measure, count = _Attempt(work.measure), work.workers if workers is None else workers
             for name, found, reason in mapped(measure, work.tasks, count):
                 if reason is not None:
                     record_failure(name, reason)
                     continue
+                ran = pending.ran.pop(name, "")
                 for key, result in found.items():
-                    journals[key].add(name, result, fingerprints[name])
+                    journals[key].add(name, result, fingerprints[name], ran)
                 advance(1)
         return len(left)
 

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,6 +51,7 @@ class LocalizationErrors:
         failures: The images without guesses, with the reasons: they count as wrong.
         without_boxes: The number of maps without a box, for which the whole image is guessed.
         with_one_box: The number of maps with one box, which is also guessed as the second.
+        ran: Provider and precision -> the number of images whose maps they computed.
     """
 
     predictions: Mapping[str, Floats]
@@ -59,6 +60,7 @@ class LocalizationErrors:
     failures: Mapping[str, str]
     without_boxes: int = 0
     with_one_box: int = 0
+    ran: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -276,6 +278,7 @@ def count(dataset: Dataset, folder: Path) -> LocalizationErrors:
         failures={name: why for name, why in records.failures.items() if name in table.positions} | table.misfits,
         without_boxes=int((table.box_counts == 0).sum()),
         with_one_box=int((table.box_counts == 1).sum()),
+        ran=records.ran,
     )
 
 

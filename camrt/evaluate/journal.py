@@ -26,6 +26,7 @@ import os
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +81,7 @@ class _Line:
     at: float
     fingerprint: Any
     reason: str | None
+    ran: str
 
 
 @dataclass
@@ -129,6 +131,11 @@ class Records:
         finally:
             for stream in streams.values():
                 stream.close()
+
+    @property
+    def ran(self) -> dict[str, int]:
+        """What computed the results: provider and precision -> the number of images."""
+        return dict(Counter(line.ran for line in self._lines.values() if line.reason is None and line.ran))
 
     def __contains__(self, image: object) -> bool:
         """Return whether the image has a line, of success or of failure."""
@@ -196,7 +203,7 @@ class Records:
                 "the line is not part of a journal. Remove it, or name another folder with --out",
                 file=f"{file}:{number}",
             )
-        line = _Line(file, offset, facts["at"], facts.get("stamp"), facts.get("refused"))
+        line = _Line(file, offset, facts["at"], facts.get("stamp"), facts.get("refused"), str(facts.get("ran", "")))
         before = self._lines.get(facts["image"])
         if before is None or before.at <= line.at:
             self._lines[facts["image"]] = line
@@ -273,18 +280,20 @@ class Journal:
             image for image in self.shard.of(list(images)) if not self.records.is_done(image, _plain(images[image]))
         ]
 
-    def add(self, image: str, found: Mapping[str, Any], fingerprint: Any = None) -> None:
+    def add(self, image: str, found: Mapping[str, Any], fingerprint: Any = None, ran: str = "") -> None:
         """Add the result for an image, in one write.
 
         Args:
             image: The name of the image, the same in all runs.
             found: The result, as JSON can hold it.
             fingerprint: Of the image: if it changes, the result no longer counts.
+            ran: The provider and the precision that computed the result (``"CPUExecutionProvider fp32"``).
 
         Raises:
             CamrtError: The file cannot be written.
         """
-        self._append({"image": image, "stamp": fingerprint, "found": found})
+        known = {"ran": ran} if ran else {}
+        self._append({"image": image, "stamp": fingerprint, **known, "found": found})
 
     def record_failure(self, image: str, reason: str, fingerprint: Any = None) -> None:
         """Add the reason why an image has no result. The next run tries the image again.

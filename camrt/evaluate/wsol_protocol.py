@@ -489,6 +489,7 @@ class MethodMetrics:
         precision: (1001,) pixel precision; None without masks.
         recall: (1001,) pixel recall; None without masks.
         road: Name -> (9,) the mean score and the accuracy as pixels are removed; empty without ROAD.
+        ran: Provider and precision -> the number of images whose maps they computed, of the group that has most.
     """
 
     method: str
@@ -500,6 +501,7 @@ class MethodMetrics:
     precision: NDArray[np.float64] | None = None
     recall: NDArray[np.float64] | None = None
     road: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    ran: Mapping[str, int] = field(default_factory=dict)
 
 
 def tally(
@@ -528,8 +530,10 @@ def tally(
     counts = _Counts(threshold, {each.image: each.label for each in dataset.images})
     failures: dict[str, str] = {}
     missing: set[str] = set()
+    ran: dict[str, int] = {}
     for group in groups:
         records = Records(folder, journal_name(group, method))
+        ran = ran | {each: max(ran.get(each, 0), number) for each, number in records.ran.items()}
         missing |= {name for name in counts.labels if name not in records}
         failed = {name: reason for name, reason in records.failures.items() if name in counts.labels}
         failures |= failed
@@ -559,6 +563,7 @@ def tally(
         sweep=counts.sweep(counted),
         **counts.precision_recall(),
         road=counts.road(),
+        ran=ran,
     )
 
 

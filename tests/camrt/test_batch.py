@@ -16,6 +16,7 @@ from PIL import Image
 
 from camrt import CamrtError, Explanation, Style, images, results
 from camrt.batch import Batch, find_images
+from camrt.engines import openvino
 from camrt.render import PLAIN
 from camrt.results import LINES
 from camrt.session import Session
@@ -57,6 +58,28 @@ def test_a_second_run_has_nothing_to_do(photos: Path, model: str, tmp_path: Path
     lines = [json.loads(line) for line in (tmp_path / "out" / LINES).read_text().splitlines()]
     assert [line["path"] for line in lines] == [image.path for image in found]
     assert lines[0]["files"] == ["a_top1.png", "a_top2.png", "a_maps.npz"]
+
+
+def test_the_precision_decides_which_results_count(photos: Path, model: str, tmp_path: Path) -> None:
+    """Another provider at the same precision has nothing to do; another precision has everything."""
+    pytest.importorskip("openvino", reason="needs the extra openvino")
+    found = find_images([str(photos)])[0]
+    half = "bf16" if openvino.can("bf16") else "auto"
+    for providers, precision, explained in (
+        ("cpu", None, 3),
+        ("openvino", "fp32", 0),
+        ("openvino", half, 3),
+        ("openvino", half, 0),
+        ("cpu", "fp32", 3),
+    ):
+        with Batch(tmp_path / "out", model, maps="npz", providers=providers, precision=precision) as batch:
+            assert batch.explain(found) == []
+            assert batch.explained == explained
+            if explained:
+                for line in batch.lines(found):
+                    assert line["provider"] == {"cpu": "CPUExecutionProvider", "openvino": "OpenVINO"}[providers]
+                    assert line["precision"] == (precision or "fp32") or precision == "auto"
+                    assert line["settings"].get("precision") == (half if precision == half else None)
 
 
 def test_one_at_a_time(photos: Path, model: str, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_the_table_and_the_line_to_use(model: str, told: dict[str, Any]) -> None
     )
     assert "made up" in err
     assert (told["batches"], told["seconds"], told["threads"]) == ([10], 0.2, None)
-    assert told["feeds"]["image"].shape == (8, 32, 32, 3)
+    assert told["feeds"]["image"].shape == (8, 28, 28, 3)
 
 
 def test_json_and_images(model: str, told: dict[str, Any], tmp_path: Path) -> None:

@@ -340,6 +340,7 @@ def test_from_python(numbered: Shapes, fast: Path, tmp_path: Path) -> None:
         assert ilsvrc_protocol.missing(data, tmp_path) == 12 - 4 * number
     errors = ilsvrc_protocol.count(data, tmp_path)
     assert errors.predictions["bbox1"].shape == (12, 25)
+    assert errors.ran == {"CPUExecutionProvider fp32": 12}
     assert 0 < errors.localization["bbox1"][4] <= errors.localization["bbox1"][0] <= 1
 
 

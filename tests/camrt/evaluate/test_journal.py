@@ -41,6 +41,18 @@ def test_goes_on(tmp_path: Path) -> None:
     assert len((tmp_path / "maps.jsonl").read_bytes().splitlines()) == 1 + len(IMAGES)
 
 
+def test_what_ran(tmp_path: Path) -> None:
+    """The last line of an image counts; failures and lines of earlier versions do not say it."""
+    with Journal(tmp_path, "maps", SETTINGS) as journal:
+        journal.add("a", {}, ran="OpenVINO bf16")
+        journal.add("b", {}, ran="OpenVINO bf16")
+        journal.add("c", {}, ran="OpenVINO bf16")
+        journal.add("c", {}, ran="CPUExecutionProvider fp32")
+        journal.add("d", {})
+        journal.record_failure("e", "broken")
+    assert Records(tmp_path, "maps").ran == {"OpenVINO bf16": 2, "CPUExecutionProvider fp32": 1}
+
+
 def test_cut_anywhere(tmp_path: Path) -> None:
     """A file of any length, as a kill or a full disk leaves it: what is whole counts, and nothing else is there."""
     run(tmp_path)

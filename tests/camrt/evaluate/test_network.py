@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from camrt import CamrtError, Explainer, explain_graph
-from camrt.evaluate.network import Classifier, load_classifier
+from camrt.evaluate.network import Classifier, Network, load_classifier
 from camrt.preprocess import Preprocess
 from tests.camrt.classifiers import CLASSES, SIDE, classifier
 from tests.tiny_models import tiny_classifier
@@ -54,6 +54,13 @@ def test_full_sees_the_square() -> None:
     network = Classifier(tiny_classifier(28), "full")
     assert network.size == 32
     assert network(network.prepare(squares(32, 1)[0])[None]).shape == (1, 7)
+
+
+def test_the_precision_decides_which_results_count() -> None:
+    """Results of another precision differ by more than rounding; those of another provider do not."""
+    exact = Network("lenetCAM").settings("cam")
+    assert Network("lenetCAM", precision="fp32", providers="openvino").settings("cam") == exact
+    assert Network("lenetCAM", precision="bf16").settings("cam") == {**exact, "precision": "bf16"}
 
 
 def test_an_explainer_is_no_classifier(tmp_path) -> None:
