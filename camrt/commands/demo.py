@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +29,7 @@ from camrt.errors import CamrtError
 from camrt.loading import LENET, is_name
 from camrt.results import json_line
 from converters import metadata
+from converters.errors import ConversionError
 from converters.terminal import echo, say
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def demo(
     check_picture(output, "--output")
     if is_same_file(output, image):
         raise typer.BadParameter(f"{output} is the image", param_hint="--output")
+    is_first_look = (model, image, cached) == (LENET, None, None)
     began = time.perf_counter()
     with reporting():
         if cached is not None:
@@ -99,13 +101,20 @@ def demo(
                 providers=provider,
                 max_pixels=max_pixels,
             )
-            record, picture = _network_demo(model, image, reference_folder(reference_dir), explain)
+            reference = reference_folder(reference_dir)
+            record, picture = _network_demo(model, image, reference, explain)
+            if is_first_look:
+                photo = _photo_demo(reference, max_pixels)
+                record["photo"] = photo and photo.as_dict("best")
+                picture = picture if photo is None else _stacked(picture, photo.picture())
         line = "".join(f" --top{rank}:{one['label']}" for rank, one in enumerate(record["top"], 1))
         write_picture(output, picture)
         record |= {"line": line, "picture": str(output.absolute()), "seconds": round(time.perf_counter() - began, 3)}
         if as_json:
             print(json_line(record))
         else:
+            if is_first_look:
+                say(*_explanation_of(record))
             echo(line, record["picture"])
 
 
@@ -131,29 +140,92 @@ def _protocol(name: str) -> str | None:
 def _network_demo(
     name: str, image: Path | None, reference: Path, explain: Callable[[ImageLike], Explanation]
 ) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-    if name == LENET:
-        say(f"{LENET}: a small network that finds a digit among clutter; converted from Caffe's files and explained")
     found = explain(_demo_image(name, image, reference))
     labels = _labels(name, found, reference)
     top = [{**one, "label": label} for one, label in zip(found.as_dict()["top"], labels, strict=True)]
     record = {"model": name, "image": found.source, "top": top}
     if found.heatmaps.shape[-1] < _SMALL:
-        return record | {"boxes": found.boxes(0).tolist()}, _enlarged(found)
+        return record | {"boxes": found.boxes(0).tolist()}, _enlarged(found, name)
     return record, found.demo_picture()
 
 
-def _enlarged(found: Explanation) -> NDArray[np.uint8]:
-    """Draw a small image and its best class, with boxes, large enough to look at."""
+def _enlarged(found: Explanation, name: str) -> NDArray[np.uint8]:
+    """Draw a small image and its best class, with boxes and captions, large enough to look at."""
     import numpy as np
 
-    from camrt import images, render
+    from camrt import captions, images, render
 
     height, width = found.image.shape[:2]
     times = max(1, round(_SHOWN / max(height, width)))
     large = images.resize(found.image, (times * height, times * width))
     drawn = render.demo_overlay(large, found.resized(0, large.shape[:2]))
     boxes = np.rint(found.boxes(0) * (len(large) / found.original_size[0]))
-    return render.row([large, render.draw_boxes(drawn, boxes)])
+    side = max(large.shape)
+    given = captions.caption(
+        large.shape[1],
+        "the image",
+        f"{found.original_size[1]} x {found.original_size[0]}",
+        "what the network is given",
+        side=side,
+    )
+    label = captions.drawable(found.labels[0], f"class {found.classes[0]}")
+    seen = captions.caption(
+        large.shape[1],
+        f"{Path(name).stem} sees: {label}",
+        captions.score_text(float(found.scores[0])),
+        "red: where it sees it; white: the boxes around that",
+        side=side,
+    )
+    return render.row([np.vstack([large, given]), np.vstack([render.draw_boxes(drawn, boxes), seen])])
+
+
+def _photo_demo(reference: Path, max_pixels: int | None) -> Explanation | None:
+    """Explain a photograph, where one is here, and the weights of a network that knows photographs."""
+    from converters import zoo
+
+    photo = _photo(reference)
+    known = [model for model in zoo.models().values() if model.labels == "imagenet" and model.features]
+    name = next((model.name for model in known if zoo.weights_path(model).is_file()), None)
+    if photo is None or name is None:
+        return None
+    try:
+        return _explained(name, photo, max_pixels=max_pixels, top=2)
+    except (CamrtError, ConversionError) as error:  # the demo is whole without it
+        say(f"note: {name} shows no photograph: {error}")
+        return None
+
+
+def _photo(reference: Path) -> Any:
+    """The original's photograph, or one of scikit-image's own."""
+    if (reference / "img1.jpg").is_file():
+        return reference / "img1.jpg"
+    try:
+        from skimage import data
+
+        return data.coffee()
+    except (ImportError, OSError):
+        return None
+
+
+def _stacked(upper: NDArray[np.uint8], lower: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Put a picture below another one, at the same width."""
+    import numpy as np
+
+    from camrt import images
+
+    height = max(1, round(len(lower) * upper.shape[1] / lower.shape[1]))
+    return np.vstack([upper, images.resize(lower, (height, upper.shape[1]))])
+
+
+def _explanation_of(record: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What was done, what the picture shows, and what to try next."""
+    best = record["top"][0]
+    also = f"; below it a photograph: {record['photo']['top'][0]['label']}" if record["photo"] else ""
+    return (
+        f"{LENET}, a small network for digits, was converted from Caffe's files to ONNX, and looked at an image.",
+        f"It sees a {best['label']} ({best['score']:.1%}); red and the boxes in the picture show where{also}.",
+        "Next, your own: camrt explain photo.jpg --model net.onnx --preprocess torchvision --method gradcam --html",
+    )
 
 
 def _demo_image(name: str, image: Path | None, reference: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -61,7 +62,14 @@ def test_without_arguments_a_picture_lies_on_disk(tmp_path: Path) -> None:
     heatmap = np.abs(matlab.imresize(small, (100, 100)))
     large = images.resize(canvas.astype(np.uint8), (400, 400))
     drawn = pixels(Path(path))
+    assert drawn.shape[0] > 420, "with captions"
+    assert (drawn[400:] < 128).any(axis=(0, 2))[[*range(5, 60), *range(413, 470)]].any(), "that are written"
+    drawn = drawn[:400]
     assert drawn.shape == (400, 808, 3)
+    done, seen, after = [line for line in err.splitlines() if "features" not in line and "ONNX Runtime" not in line]
+    assert done.startswith("lenetCAM")
+    assert f"sees a {labels[0]} (" in seen
+    assert "camrt explain" in after
     assert (drawn[:, :400] == large).all()
     assert (drawn[:, 400:408] == 255).all()
     overlay = render.demo_overlay(large, images.resize(heatmap.astype(np.float32), (400, 400))).astype(int)
@@ -97,6 +105,30 @@ def test_the_demo_of_a_large_network_is_the_originals_picture(tmp_path: Path, mo
     assert difference.max() <= 4
 
 
+def test_a_photograph_is_shown_where_a_network_knows_photographs(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With weights in the cache and img1.jpg; without either, and with weights that are broken, the digit alone."""
+    model = dataclasses.replace(tiny.named(tmp_path), labels="imagenet")
+    named = {**zoo.models(), model.name: model}
+    monkeypatch.setattr(zoo, "models", lambda: named)
+    monkeypatch.setitem(sys.modules, "skimage", None)  # its photographs
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    assert run("--reference-dir", reference)[0] == 0
+    alone = pixels(tmp_path / "result.png")
+    Image.fromarray(tiny.sample_image()).save(reference / "img1.jpg")
+    status, _, err = run("--reference-dir", reference)
+    assert status == 0, err
+    both = pixels(tmp_path / "result.png")
+    np.testing.assert_array_equal(both[: len(alone)], alone)
+    assert len(both) > len(alone) + 100
+    assert "below it a photograph" in err
+    zoo.weights_path(model).write_bytes(b"broken")
+    assert run("--reference-dir", reference)[0] == 0
+    np.testing.assert_array_equal(pixels(tmp_path / "result.png"), alone)
+
+
 def test_it_runs_offline_in_an_environment_of_its_own(tmp_path: Path, repository: Path) -> None:
     """As `make demo` does: a process without a network."""
     block = "import socket\nsocket.socket.connect = socket.create_connection = None\n"
@@ -113,7 +145,7 @@ def test_it_runs_offline_in_an_environment_of_its_own(tmp_path: Path, repository
     assert done.returncode == 0, done.stderr
     assert time.perf_counter() - began < 30
     assert Path(done.stdout.splitlines()[-1]) == tmp_path / "deep" / "picture.png"
-    assert pixels(tmp_path / "deep" / "picture.png").shape == (400, 808, 3)
+    assert pixels(tmp_path / "deep" / "picture.png").shape[1:] == (808, 3)
 
 
 @pytest.mark.parametrize("place", ["cache", "option"])
