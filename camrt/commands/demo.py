@@ -171,7 +171,7 @@ def _enlarged(found: Explanation, name: str) -> NDArray[np.uint8]:
     label = captions.drawable(found.labels[0], f"class {found.classes[0]}")
     seen = captions.caption(
         large.shape[1],
-        f"{Path(name).stem} sees: {label}",
+        f"{found.model or Path(name).stem} sees: {label}",
         captions.score_text(float(found.scores[0])),
         "red: where it sees it; white: the boxes around that",
         side=side,
