@@ -23,6 +23,7 @@ from camrt.commands.options import (
     read_labels,
 )
 from camrt.commands.output import reporting, show
+from camrt.commands.triton import TritonOptions
 from camrt.errors import CamrtError
 from camrt.loading import Request, explainer_graph
 from camrt.results import json_line
@@ -49,8 +50,11 @@ EXAMPLES = f"""Examples:
 
   camrt export resnet50.onnx --preprocess torchvision --precision int8 --calibrate photos/ -o resnet50_int8.onnx
 
+  camrt export resnet50.onnx --preprocess torchvision --triton models/ --triton-accelerator tensorrt
+
 With --precision int8 the network computes in 8 bits, with scales that are measured on images of --calibrate. Some of
 them are held out, to say how far the result agrees with the explainer in 32 bits.
+
 With --target input the result takes the classes with the images, as a second input: target (N x top, int64).
 With --target any it does too, and a negative number stands for the best class of that place.
 --target sum explains the sum of the tensor that --scores names, whatever it is.
@@ -120,12 +124,12 @@ class Int8Options:
 
 def _skipped(image: str, error: CamrtError) -> None:
     say(f"skipped: {error.in_file(image)}")
-
-
 @expanded
 def export(
     model: Annotated[str, typer.Argument(help="A named model, or a classifier (.onnx).")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The model to write.")] = Path("explainer.onnx"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The model to write; by default explainer.onnx.")
+    ] = None,
     weights: Weights = None,
     *,
     what: MapOptions,
@@ -133,6 +137,7 @@ def export(
     wants: PreprocessOptions,
     labels: Labels = None,
     int8: Int8Options,
+    serving: TritonOptions,
     as_json: Json = False,
 ) -> None:
     """Make an explainer of a classifier: one ONNX graph from the image to scores and heatmaps."""
@@ -140,6 +145,8 @@ def export(
     asked = what.as_arguments()
     wants.check()
     int8.check()
+    serving.check(output)
+    output = Path("explainer.onnx") if output is None else output
     if is_same_file(output, Path(model)):
         raise typer.BadParameter(f"{output} is the model to export", param_hint="--output")
     with reporting():
@@ -160,7 +167,11 @@ def export(
             explainer = explainer_graph(model, request)
         if isinstance(explainer, Path):
             raise CamrtError("is an explainer already, expected a classifier", file=model)
-        written = _write(explainer, output)
+        if serving.triton is None:
+            written = _write(explainer, output)
+        else:
+            output = serving.add(explainer, serving.triton, model)
+            written = sum(file.stat().st_size for file in output.iterdir())
         record: dict[str, Any] = {
             "output": str(output),
             **describe(explainer),
