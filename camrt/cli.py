@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-from camrt.commands import batch, bbox, benchmark, demo, evaluate, explain, export, models, surgery, train, validate
+from camrt.commands import (
+    batch,
+    bbox,
+    benchmark,
+    demo,
+    evaluate,
+    explain,
+    export,
+    models,
+    serve,
+    surgery,
+    train,
+    validate,
+)
 from converters import cli as converters_cli
 from converters import show as converters_show
 from converters.terminal import run
@@ -53,6 +66,7 @@ app.command("explain", epilog=explain.EXAMPLES)(explain.explain)
 app.command("models", epilog=models.MODELS_EXAMPLES)(models.models)
 app.command("download", epilog=models.DOWNLOAD_EXAMPLES)(models.download)
 app.command("export", epilog=export.EXAMPLES)(export.export)
+app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("surgery", epilog=surgery.EXAMPLES)(surgery.surgery)
 app.command("validate", epilog=validate.EXAMPLES)(validate.validate)

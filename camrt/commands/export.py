@@ -124,6 +124,8 @@ class Int8Options:
 
 def _skipped(image: str, error: CamrtError) -> None:
     say(f"skipped: {error.in_file(image)}")
+
+
 @expanded
 def export(
     model: Annotated[str, typer.Argument(help="A named model, or a classifier (.onnx).")],
