@@ -20,6 +20,7 @@ slope(
     lambda y, x, alpha=0.01: ((y if alpha > 0 else x) > 0).where(1, alpha),
 )
 slope("ThresholdedRelu", "1 where x > alpha, else 0", lambda y, x, alpha=1.0: x > alpha)
+slope("Shrink", "1 where |x| > lambd, else 0", lambda y, x, lambd=0.5, bias=0.0: abs(x) > lambd)
 slope("Elu", "1 where x > 0, else alpha e^x = y + alpha", lambda y, x, alpha=1.0: (x > 0).where(1, y + alpha))
 slope(
     "Selu",

@@ -198,6 +198,22 @@ def _activations() -> list[Case]:
     ]
 
 
+def _trigonometric() -> list[Case]:
+    inside, above = Data((3, 4, 6, 5), -0.9, 0.9), Data((3, 4, 6, 5), 1.1, 3.0)
+    return [
+        _unary("Tan", lambda t, F, x: t.tan(x), inside),
+        _unary("Asin", lambda t, F, x: t.asin(x), inside),
+        _unary("Acos", lambda t, F, x: t.acos(x), inside),
+        _unary("Sinh", lambda t, F, x: t.sinh(x)),
+        _unary("Cosh", lambda t, F, x: t.cosh(x)),
+        _unary("Asinh", lambda t, F, x: t.asinh(x)),
+        _unary("Acosh", lambda t, F, x: t.acosh(x), above),
+        _unary("Atanh", lambda t, F, x: t.atanh(x), inside),
+        _unary("Shrink", lambda t, F, x: F.hardshrink(x, 0.7), lambd=0.7),
+        _unary("Shrink", lambda t, F, x: F.softshrink(x, 0.7), lambd=0.7, bias=0.7),
+    ]
+
+
 def _elementwise() -> list[Case]:
     channel, corner, column = Weight((4, 1, 1)), Weight((1, 4, 1, 5)), Weight((6, 1))
     gate, whole = Data((3, 4, 1, 1)), Data((3, 4, 6, 5), 0.5, 2.0)
@@ -845,6 +861,7 @@ def _scalars() -> list[Case]:
 
 CASES = [
     *_activations(),
+    *_trigonometric(),
     *_elementwise(),
     *_convolutions(),
     *_pools(),

@@ -33,6 +33,14 @@ def test_page_is_fresh(repository: Path) -> None:
     assert (repository / "docs" / "gradients.md").read_text() == table.gradients(), "run `make docs`"
 
 
+def test_the_table_beside_onnx_ad(repository: Path) -> None:
+    pytest.importorskip("onnx_ad", reason="onnx-ad is not installed: the table of operators is not compared with it")
+    from benchmarks import operators
+
+    page = (repository / "docs" / "gradients.md").read_text()
+    assert operators.section() in page, "put what `python benchmarks/operators.py` prints into gradients.md"
+
+
 def test_every_rule_says_what_it_does() -> None:
     for entry in registry.entries():
         assert (entry.rule.__doc__ or "").strip(), entry.operators
