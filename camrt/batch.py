@@ -8,8 +8,9 @@ import glob
 import hashlib
 import io
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeGuard
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
     from camrt.engines.engine import Providers
     from camrt.explanation import Explanation
     from camrt.localize.crf import CRF
-    from camrt.render import Style
+    from camrt.render import PictureFormat, Style
 
-MAX_SIDE = 2048  # pixels: of the pictures; as `camrt.explanation.MAX_SIDE`, which loads NumPy
+MAX_SIDE = 1024  # pixels: of the pictures; as `camrt.explanation.MAX_SIDE`, which loads NumPy
 PAGE, LOCK, CARDS = "index.html", ".camrt-lock", ".cards"
+_DRAWING_BYTES = 1 << 28  # of images that are drawn at once
 _BUSY = "another camrt explain writes into this folder. Wait for it, or name another one with --out"
 # What is looked for in folders. A file that is named is read whatever its ending.
 ENDINGS = (
@@ -103,6 +105,7 @@ class Batch:
         max_pixels: The most pixels of an image that is read.
         style: How the overlays are drawn; if left out, as `camrt.render.Style` says. Its boxes are in the lines too.
         maps: How the maps are written; None for not at all.
+        form: The format of the overlays, as for `Explanation.save_files`.
         cards: Whether what `page` needs is kept of each image.
         crf: How the maps are refined, as for `Explanation.refine`; None for not at all.
         side: The size at which they are, as for `Explanation.refine`.
@@ -138,7 +141,8 @@ class Batch:
         max_side: int | None = MAX_SIDE,
         max_pixels: int | None = None,
         style: Style | None = None,
-        maps: Literal["png", "npz"] | None = "png",
+        maps: Literal["png", "npz"] | None = None,
+        form: PictureFormat = "jpeg",
         cards: bool = False,
         crf: CRF | None = None,
         side: int = 256,
@@ -150,7 +154,7 @@ class Batch:
         self.weights, self.preprocess = weights, preprocess
         self.providers, self.precision = providers, precision
         self.max_side, self.max_pixels = max_side, max_pixels
-        self._style, self.maps, self.cards = style, maps, cards
+        self._style, self.maps, self.form, self.cards = style, maps, form, cards
         self.crf, self.side = crf, side
         self.total = self.skipped = self.explained = 0
         self._lock: FileLock | None = None
@@ -242,23 +246,17 @@ class Batch:
         with contextlib.suppress(OSError):  # which is said when the first line is written
             (self.folder / LINES).touch()
         replaces = bool(self._lines.keys() & {image.path for image in waiting.values()})
-        with (
-            progress(self.total) as advance,
-            ThreadPoolExecutor(min(8, os.cpu_count() or 1), "camrt-draw") as threads,
-        ):
+        with progress(self.total) as advance:
             advance(self.skipped)
 
             def record_failure(name: str, error: CamrtError) -> None:
                 failed.append((name, str(error)))
                 advance(1)
 
-            for found in explainer.map(list(waiting), batch=batch, on_error=record_failure):
-                try:
-                    record = self._write(found, waiting[found.source], settings, threads)
-                except Exception as error:  # whatever it is, it is about this image; unless it is about the folder
-                    if _is_lost(error):
-                        raise
-                    record_failure(found.source, of_image(error, found.source))
+            explained = explainer.map(list(waiting), batch=batch, on_error=record_failure)
+            for source, record in self._written(explained, waiting, settings):
+                if isinstance(record, Exception):
+                    record_failure(source, of_image(record, source))
                     continue
                 self._keep(record)
                 self.explained += 1
@@ -322,6 +320,7 @@ class Batch:
             "top": self.top,
             **self._chosen(),
             "style": self.style.as_dict(),
+            "format": self.form,
             "maps": self.maps or "none",
             **({"crf": {**self.crf.as_dict(), "side": self.side}} if self.crf else {}),
         }
@@ -349,16 +348,44 @@ class Batch:
 
     # ------------------------------------------------------------------------------------------------------- the files
 
-    def _write(
-        self, found: Explanation, image: ImageFile, settings: Mapping[str, Any], threads: Executor
-    ) -> dict[str, Any]:
+    def _written(
+        self, explanations: Iterable[Explanation], images: Mapping[str, ImageFile], settings: Mapping[str, Any]
+    ) -> Iterator[tuple[str, dict[str, Any] | Exception]]:
+        """Write the files of images in threads, each image in one, a few at once.
+
+        Yields:
+            For each image, in order, its source, and what its line is to say, or why it could not be written.
+
+        Raises:
+            CamrtError: The folder can no longer be written to.
+        """
+        workers = min(8, os.cpu_count() or 1)
+        under_way: deque[tuple[Explanation, Future[dict[str, Any]]]] = deque()
+
+        def first() -> tuple[str, dict[str, Any] | Exception]:
+            found, result = under_way.popleft()
+            try:
+                return found.source, result.result()
+            except Exception as error:  # whatever it is, it is about this image; unless it is about the folder
+                if _is_lost(error):
+                    raise
+                return found.source, error
+
+        with ThreadPoolExecutor(workers, "camrt-draw") as threads:
+            for found in explanations:
+                image = images[found.source]
+                under_way.append((found, threads.submit(self._write, found, image, self._stem(image.path), settings)))
+                while len(under_way) > workers or sum(one.image.nbytes for one, _ in under_way) > _DRAWING_BYTES:
+                    yield first()
+            while under_way:
+                yield first()
+
+    def _write(self, found: Explanation, image: ImageFile, stem: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Write the files of an image. Returns what its line is to say."""
         if self.crf:
             found = found.refine(crf=self.crf, side=self.side)
-        stem = self._stem(image.path)
-        # Encoding PNG takes longer than the network on a GPU.
         files = found.save_files(
-            self.folder, stem=stem, maps=self.maps, style=self.style, max_side=None, threads=threads
+            self.folder, stem=stem, maps=self.maps, style=self.style, form=self.form, max_side=None
         )
         if self.cards:
             from camrt.report import html_card

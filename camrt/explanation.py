@@ -8,7 +8,6 @@ import io
 import math
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -28,8 +27,9 @@ if TYPE_CHECKING:
 
     from camrt.images import ImageLike
     from camrt.localize.crf import CRF
+    from camrt.render import PictureFormat
 
-MAX_SIDE = 2048  # pixels: the longer side of the pictures that are written, where nothing else is said
+MAX_SIDE = 1024  # pixels: the longer side of the pictures that are written, where nothing else is said
 _NOTEBOOK_SIDE = 256  # pixels: the longer side of the pictures in a notebook
 MAX_CRF_SIDE = 2048  # pixels; a square of them takes some 1.2 GB
 _MASK = 0.5
@@ -359,8 +359,9 @@ class Explanation:
         *,
         stem: str | None = None,
         overlays: bool = True,
-        maps: Literal["png", "npz"] | None = "png",
+        maps: Literal["png", "npz"] | None = None,
         style: Style = STYLE,
+        form: PictureFormat = "jpeg",
         max_side: int | None = MAX_SIDE,
     ) -> dict[str, Any]:
         """Write the explanation to a folder.
@@ -374,6 +375,7 @@ class Explanation:
             overlays: Whether overlays are written.
             maps: How the maps are written; None for not at all.
             style: How the overlays are drawn. The boxes that are drawn are in the line too.
+            form: The format of the overlays, as for `camrt.render.encode`.
             max_side: The longer side in pixels of the largest pictures, as for `save_files`.
 
         Returns:
@@ -384,7 +386,9 @@ class Explanation:
         """
         shown = self if max_side is None else self.fitted(max_side)
         record = shown.as_dict(style.boxes, style.thresholds)
-        record["files"] = shown.save_files(folder, stem=stem, overlays=overlays, maps=maps, style=style, max_side=None)
+        record["files"] = shown.save_files(
+            folder, stem=stem, overlays=overlays, maps=maps, style=style, form=form, max_side=None
+        )
         results.append(Path(folder) / LINES, record)
         return record
 
@@ -394,16 +398,16 @@ class Explanation:
         *,
         stem: str | None = None,
         overlays: bool = True,
-        maps: Literal["png", "npz"] | None = "png",
+        maps: Literal["png", "npz"] | None = None,
         style: Style = STYLE,
+        form: PictureFormat = "jpeg",
         max_side: int | None = MAX_SIDE,
-        threads: Executor | None = None,
     ) -> list[str]:
         """Write the overlays and maps.
 
-        For ``cat.jpg``: ``cat_top1.png``, ... (overlays), ``cat_map1.png``, ... (16 bits, `heatmap` times 65535) or
-        ``cat_maps.npz`` (``heatmaps`` as they are, ``classes``, ``scores``, ``all_scores``). A file that is there is
-        replaced, and only by a whole one.
+        For ``cat.png``: ``cat_top1.jpg``, ... (overlays); if maps are asked for, ``cat_map1.png``, ... (16 bits,
+        `heatmap` times 65535) or ``cat_maps.npz`` (``heatmaps`` as the graph gives them, in float16 where its range
+        holds them, ``classes``, ``scores``, ``all_scores``). A file that is there is replaced, and only by a whole one.
 
         Args:
             folder: Made if it is not there.
@@ -411,9 +415,9 @@ class Explanation:
             overlays: Whether overlays are written.
             maps: How the maps are written; None for not at all.
             style: How the overlays are drawn.
+            form: The format of the overlays, as for `camrt.render.encode`.
             max_side: The longer side in pixels of the largest pictures: those of a larger image are as large as
                 `fitted` makes them. None for pictures as large as the image.
-            threads: Where the classes are drawn and encoded beside each other.
 
         Returns:
             The names of the files in the folder.
@@ -423,6 +427,8 @@ class Explanation:
         """
         if maps not in ("png", "npz", None):
             raise CamrtError(f"found maps={maps!r}, expected 'png', 'npz' or None")
+        if form not in render.ENDINGS:
+            raise CamrtError(f"found form={form!r}, expected one of {', '.join(render.ENDINGS)}")
         stem = self._stem() if stem is None else stem
         target = Path(folder)
         if not stem or Path(stem).name != stem:
@@ -431,7 +437,7 @@ class Explanation:
         try:
             target.mkdir(parents=True, exist_ok=True)
             shown = self if max_side is None else self.fitted(max_side)
-            for name, content in shown._contents(stem, overlays, maps, style, threads):
+            for name, content in shown._contents(stem, form if overlays else None, maps, style):
                 results.write(target / name, content)
                 files.append(name)
         except OSError as error:
@@ -503,23 +509,24 @@ class Explanation:
         return results.shortened(Path(self.source).stem.strip("<>") or "image")
 
     def _contents(
-        self, stem: str, overlays: bool, maps: str | None, style: Style, threads: Executor | None
+        self, stem: str, form: PictureFormat | None, maps: str | None, style: Style
     ) -> Iterator[tuple[str, bytes]]:
         """The names of the files and what is in them."""
-        draw = functools.partial(self._pictures, stem=stem, overlays=overlays, maps=maps, style=style)
-        for content in (threads.map if threads else map)(draw, range(len(self))):
-            yield from content
+        for i in range(len(self)):
+            yield from self._pictures(i, stem, form, maps, style)
         if maps == "npz":
             stream = io.BytesIO()
             arrays: dict[str, Any] = self._arrays()
             np.savez_compressed(stream, **arrays)
             yield f"{stem}_maps.npz", stream.getvalue()
 
-    def _pictures(self, i: int, stem: str, overlays: bool, maps: str | None, style: Style) -> list[tuple[str, bytes]]:
-        """The files of a class."""
+    def _pictures(
+        self, i: int, stem: str, form: PictureFormat | None, maps: str | None, style: Style
+    ) -> list[tuple[str, bytes]]:
+        """The files of a class; overlays where there is a format for them."""
         drawn = []
-        if overlays:
-            drawn.append((f"{stem}_top{i + 1}.png", render.png(self.overlay(i, style))))
+        if form is not None:
+            drawn.append((f"{stem}_top{i + 1}{render.ENDINGS[form]}", render.encode(self.overlay(i, style), form)))
         if maps == "png":
             gray = np.floor(self.heatmap(i).astype(np.float64) * 65535 + 0.5).astype(np.uint16)
             drawn.append((f"{stem}_map{i + 1}.png", render.png(gray)))
@@ -527,7 +534,15 @@ class Explanation:
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         """What the file of maps holds."""
-        return {name: getattr(self, name) for name in ("heatmaps", "classes", "scores", "all_scores")}
+        arrays = {name: getattr(self, name) for name in ("classes", "scores", "all_scores")}
+        return {"heatmaps": _halved(self.heatmaps), **arrays}
+
+
+def _halved(heatmaps: NDArray[np.float32]) -> NDArray[Any]:
+    """Maps (n, h, w) in float16, if each keeps its peak to 11 bits; else as they are, as are those without a range."""
+    peaks = np.abs(heatmaps).max(axis=(1, 2), initial=0)
+    fits = ((peaks == 0) | ((peaks >= 2.0**-4) & (peaks <= np.finfo(np.float16).max))).all()
+    return heatmaps.astype(np.float16) if fits else heatmaps
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -631,10 +646,12 @@ class Refined(Explanation):
 
         return boxes_from_mask(self.mask(i))
 
-    def _pictures(self, i: int, stem: str, overlays: bool, maps: str | None, style: Style) -> list[tuple[str, bytes]]:
+    def _pictures(
+        self, i: int, stem: str, form: PictureFormat | None, maps: str | None, style: Style
+    ) -> list[tuple[str, bytes]]:
         mask = np.where(self.mask(i), np.uint8(255), np.uint8(0))
         return [
-            *super()._pictures(i, stem, overlays, maps, style),
+            *super()._pictures(i, stem, form, maps, style),
             (f"{stem}_mask{i + 1}.png", render.png(mask)),
         ]
 

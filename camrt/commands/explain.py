@@ -35,10 +35,19 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from camrt.localize.crf import CRF
+    from camrt.render import PictureFormat
 
 DEFAULT_MODEL = "googlenetCAM"
 _SHOWN = 10  # images in the table that is printed
 _SHOWN_PICTURES = 3
+
+
+class Format(StrEnum):
+    """The format of the overlays: a key of `camrt.render.ENDINGS`, which loads NumPy."""
+
+    JPEG = "jpeg"
+    WEBP = "webp"
+    PNG = "png"
 
 
 class Maps(StrEnum):
@@ -50,6 +59,9 @@ class Maps(StrEnum):
 
 
 _MAPS: dict[Maps, Literal["png", "npz"] | None] = {Maps.PNG: "png", Maps.NPZ: "npz", Maps.NONE: None}
+
+
+_FORMATS: dict[Format, PictureFormat] = {Format.JPEG: "jpeg", Format.WEBP: "webp", Format.PNG: "png"}
 
 
 @dataclass(frozen=True)
@@ -116,6 +128,8 @@ EXAMPLES = f"""Examples:
 
   camrt explain cat.jpg --show
 
+  camrt explain photos/ --format png --maps npz --max-side 0
+
   camrt explain photos/ --colormap inferno --opacity 0.6 --no-caption
 
   camrt explain photos/ --model explainer.onnx --provider cuda --batch 16
@@ -127,10 +141,10 @@ EXAMPLES = f"""Examples:
   camrt explain photos/ --crf --crf-bilateral 50 13 10 --crf-gaussian 3 3 --crf-iterations 10
 
 It prints the best classes and the pictures of the first images; --json has all of them.
-In the folder --out: NAME_top1.png, ... (overlays), NAME_map1.png, ... (the maps, 16 bits) or NAME_maps.npz, with --crf
-NAME_mask1.png, ..., a line for each image in {LINES}, and with --html the page {PAGE}. Interrupted and
-started again, it goes on where it stopped: an image is done while its path, size and time of change, the model and the
-options are those of its line.
+In the folder --out: NAME_top1.jpg, ... (overlays), with --maps npz NAME_maps.npz (what the graph gives) or with
+--maps png NAME_map1.png, ... (16 bits), with --crf NAME_mask1.png, ..., a line for each image in {LINES}, and
+with --html the page {PAGE}. Interrupted and started again, it goes on where it stopped: an image is done while
+its path, size and time of change, the model and the options are those of its line.
 
 {STATUS}
 """
@@ -146,7 +160,8 @@ def explain(
     what: MapOptions,
     drawn: StyleOptions,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("explained"),
-    maps: Annotated[Maps, typer.Option(help="How the maps are written.")] = Maps.PNG,
+    form: Annotated[Format, typer.Option("--format", help="The format of the overlays.")] = Format.JPEG,
+    maps: Annotated[Maps, typer.Option(help="How the maps themselves are written.")] = Maps.NONE,
     max_side: MaxSide = MAX_SIDE,
     max_pixels: MaxPixels = None,
     html: Annotated[bool, typer.Option("--html", help=f"Write {PAGE}: a page to look through, in one file.")] = False,
@@ -178,6 +193,7 @@ def explain(
         weights=weights,
         preprocess=preprocess.value if preprocess else None,
         style=drawn.style(),
+        form=_FORMATS[form],
         maps=_MAPS[maps],
         max_side=max_side or None,
         max_pixels=max_pixels,

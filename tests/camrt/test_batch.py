@@ -57,7 +57,7 @@ def test_a_second_run_has_nothing_to_do(photos: Path, model: str, tmp_path: Path
     assert counts == [3, 0, 1, 1, 1]
     lines = [json.loads(line) for line in (tmp_path / "out" / LINES).read_text().splitlines()]
     assert [line["path"] for line in lines] == [image.path for image in found]
-    assert lines[0]["files"] == ["a_top1.png", "a_top2.png", "a_maps.npz"]
+    assert lines[0]["files"] == ["a_top1.jpg", "a_top2.jpg", "a_maps.npz"]
 
 
 def test_the_precision_decides_which_results_count(photos: Path, model: str, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_an_odd_name(photos: Path, model: str, tmp_path: Path) -> None:
         with Batch(tmp_path / "out", model) as batch:
             assert batch.explain(find_images([str(photos / "..png")])[0]) == []
             assert batch.explained == explained
-    assert (tmp_path / "out" / "..png_top1.png").exists()
+    assert (tmp_path / "out" / "..png_top1.jpg").exists()
 
 
 def test_lenet_cam_by_name(tmp_path: Path) -> None:
@@ -183,12 +183,12 @@ def test_odd_images_and_names_are_explained(size: tuple[int, int], model: str, t
     folder = tmp_path / "photos"
     folder.mkdir()
     Image.new("RGB", size).save(folder / "line.bmp")
-    long = "x" * 245 + ".png"  # 249 bytes: no room for _top1.png
+    long = "x" * 245 + ".png"  # 249 bytes: no room for _top1.jpg
     for name in (long, long.replace("x.", "y."), "z.png"):
         Image.fromarray(photo(30, 40)).save(folder / name)
     found, _ = find_images([str(folder)])
     for explained in (4, 0):
-        with Batch(tmp_path / "out", model, cards=True, style=Style(boxes="all")) as batch:
+        with Batch(tmp_path / "out", model, cards=True, maps="png", style=Style(boxes="all")) as batch:
             assert batch.explain(found) == []
             assert batch.explained == explained
         files = [name for line in batch.lines(found) for name in line["files"]]
@@ -218,10 +218,10 @@ def test_the_largest_side_is_an_option_that_counts(model: str, tmp_path: Path) -
     Image.fromarray(photo(60, 80)).save(tmp_path / "a.png")
     found, _ = find_images([str(tmp_path / "a.png")])
     for side, size in ((40, (40, 30)), (None, (80, 60)), (40, (40, 30))):
-        with Batch(tmp_path / "out", model, max_side=side, style=PLAIN) as batch:
+        with Batch(tmp_path / "out", model, max_side=side, style=PLAIN, maps="png") as batch:
             batch.explain(found)
             assert batch.explained == 1
-        assert Image.open(tmp_path / "out" / "a_top1.png").size == size
+        assert Image.open(tmp_path / "out" / "a_top1.jpg").size == size
         assert Image.open(tmp_path / "out" / "a_map1.png").size == size
         (line,) = batch.lines(found)
         assert (line["width"], line["height"]) == (80, 60)

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -431,3 +432,79 @@ def test_memory_follows_the_limit_and_not_the_threads(repository: Path, tmp_path
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 200
+
+
+# ----------------------------------------------------------------------------------------------------- reduced decoding
+
+
+def stripes(height: int, width: int) -> np.ndarray:
+    """Stripes in all directions and at all scales, up to what pixels hold."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    radius = np.hypot(x - width / 2, y - height / 2)
+    gray = 128 + 120 * np.cos(np.pi * radius**2 / (2 * radius.max()))
+    return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def real_photo(height: int, width: int) -> np.ndarray:
+    data = pytest.importorskip("skimage.data", reason="needs the photographs of scikit-image")
+    return images.resize(data.astronaut(), (height, width))
+
+
+def texture(height: int, width: int) -> np.ndarray:
+    data = pytest.importorskip("skimage.data", reason="needs the photographs of scikit-image")
+    return np.repeat(np.tile(data.gravel(), (3, 4))[:height, :width, None], 3, axis=2)
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+@pytest.mark.parametrize(
+    ("make", "share"),
+    [(photo, 1.0), (real_photo, 1.0), (texture, 1.0), (stripes, 0.98), (noise, 0.95)],
+    ids=["photo", "real photo", "texture", "stripes", "noise"],
+)
+def test_a_reduced_jpeg_gives_the_same_within_a_gray_level(make: Any, share: float, subsampling: int) -> None:
+    """Against libjpeg at full size. Only stripes and noise as fine as pixels differ by more, here and there."""
+    data = encoded(Image.fromarray(make(1536, 2048)), "JPEG", quality=92, subsampling=subsampling)
+    decoded = images.decode(data)
+    for side, max_side, reduction in ((48, 64, 4), (96, 128, 2), (24, 32, 8)):
+        found = images.load(data, side, max_side=max_side)
+        assert images._decode_for(data, side, max_side, images.MAX_PIXELS)[1] == reduction
+        assert found.size == (1536, 2048)
+        for one, size in ((found.square, (side, side)), (found.image, (max_side * 3 // 4, max_side))):
+            difference = np.abs(one.astype(int) - images.resize(decoded, size))
+            assert (difference <= 1).mean() >= share
+            assert difference.max() <= 3
+
+
+def test_only_large_jpegs_are_reduced(tmp_path: Path) -> None:
+    def reduction(data: Any, side: int = 24, max_side: int | None = 40) -> int:
+        return images._decode_for(data, side, max_side, images.MAX_PIXELS)[1]
+
+    image = Image.fromarray(photo(960, 1280))
+    data = encoded(image, "JPEG")
+    assert reduction(data) == 4
+    assert reduction(data, side=96) == 1
+    assert reduction(data, max_side=400) == 1
+    assert reduction(data, max_side=None) == 1
+    assert reduction(encoded(image, "PNG")) == 1
+    assert reduction(encoded(Image.fromarray(photo(961, 1281)), "JPEG")) == 1, "its sides cannot be divided"
+    with Image.open(io.BytesIO(data)) as opened:
+        assert reduction(opened) == 1
+        assert opened.size == (1280, 960), "the image of the caller stays as it is"
+    with pytest.raises(CamrtError, match="is gigantic"):
+        images.load(data, 24, max_side=40, max_pixels=1000)
+    with pytest.raises(CamrtError, match="broken or truncated"):
+        images.load(data[: len(data) // 2], 24, max_side=40)
+
+
+def test_a_reduced_jpeg_is_upright() -> None:
+    image = Image.fromarray(photo(960, 1280))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    data = encoded(image, "JPEG", exif=exif, quality=95)
+    found = images.load(data, 24, max_side=40)
+    assert found.size == (1280, 960)
+    assert np.abs(found.image.astype(int) - images.resize(images.decode(data), (40, 30))).max() <= 1

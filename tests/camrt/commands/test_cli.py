@@ -197,7 +197,7 @@ def test_explain_writes_overlays_maps_and_lines(model: Path) -> None:
     save_photos(Path("photos"), "b.png", "a.jpg", "deep/c.webp")
     Path("photos/notes.txt").write_text("no image")
     Path("photos/.hidden.png").write_text("no image")
-    status, out, err = run("explain", "photos", "--model", model, "--out", "out")
+    status, out, err = run("explain", "photos", "--model", model, "--out", "out", "--maps", "png", "--format", "png")
     assert status == 0, err
     assert "3 explained" in out
     assert "CPUExecutionProvider" in err
@@ -232,7 +232,7 @@ def test_explain_with_boxes_npz_and_page(model: Path) -> None:
     explanation = Explainer(str(model))("a <b>.png")
     assert [entry["boxes"] for entry in line["top"]] == [explanation.boxes(i).tolist() for i in range(2)]
     with np.load("out/a <b>_maps.npz") as archive:
-        assert (archive["heatmaps"] == explanation.heatmaps).all()
+        assert (archive["heatmaps"] == explanation.heatmaps.astype(np.float16)).all()
     page = Path(facts["page"]).read_text(encoding="utf-8")
     assert "a &lt;b&gt;.png" in page
     assert "<b>" not in page
@@ -244,7 +244,7 @@ def test_explain_with_boxes_npz_and_page(model: Path) -> None:
 
 def test_explain_draws_as_it_is_told(model: Path) -> None:
     save_photos(Path(), "a.png")
-    options = ["--colormap", "bwr", "--opacity", "0.4", "--boxes", "none", "--no-caption"]
+    options = ["--colormap", "bwr", "--opacity", "0.4", "--boxes", "none", "--no-caption", "--format", "png"]
     assert run("explain", "a.png", "--model", model, *options)[0] == 0
     expected = Explainer(str(model))("a.png").overlay(0, Style("bwr", 0.4, None, caption=False))
     assert (np.asarray(Image.open("explained/a_top1.png")) == expected).all()
@@ -322,22 +322,24 @@ def test_what_changed_is_explained_again(model: Path, tmp_path: Path) -> None:
     assert (Path("out") / LINES).read_bytes() == before
     Image.fromarray(photo(33, 44, 7)).save(a)  # an image
     assert json.loads(run(*options)[1])["explained"] == 1
-    (Path("out") / "b_top1.png").unlink()  # a result
+    (Path("out") / "b_top1.jpg").unlink()  # a result
     assert json.loads(run(*options)[1])["explained"] == 1
     assert json.loads(run(*options, "--boxes", "none")[1])["explained"] == 2  # an option
     onnx.save(tiny_explainer(top=1), model)  # the model
     assert json.loads(run(*options)[1])["explained"] == 2
     found = lines(Path("out"))
     assert sorted(line["source"] for line in found) == ["photos/a.png", "photos/b.png"]
-    assert not (Path("out") / "a_top2.png").exists(), "what the new run does not write is gone"
-    assert {path.name for path in Path("out").glob("*.png")} == {name for line in found for name in line["files"]}
+    assert not (Path("out") / "a_top2.jpg").exists(), "what the new run does not write is gone"
+    assert json.loads(run(*options, "--format", "png", "--maps", "npz")[1])["explained"] == 2  # other files
+    found = lines(Path("out"))
+    assert {path.name for path in Path("out").glob("*_*")} == {name for line in found for name in line["files"]}
 
 
 def test_results_are_not_taken_for_images(model: Path) -> None:
     save_photos(Path(), "a.png")
     for _ in range(2):
         assert run("explain", ".", "--model", model, "--out", "./out")[0] == 0
-        assert run("explain", "*.png", "out/*.png", "--model", model, "--out", "out")[0] in (0, 1)
+        assert run("explain", "*.png", "out/*.jpg", "--model", model, "--out", "out")[0] in (0, 1)
     assert [one["source"] for one in lines(Path("out"))] == ["a.png"]
     status, _, err = run("explain", "out", "--model", model, "--out", "out")
     assert status == 2
@@ -476,14 +478,14 @@ def test_explain_prints_the_classes_and_the_pictures(model: Path) -> None:
         for rank, row in enumerate(rows):
             assert found.labels[rank] in row
             assert f"{found.scores[rank]:.1%}" in row
-            assert row.rstrip().endswith(f"out/a_top{rank + 1}.png")
+            assert row.rstrip().endswith(f"out/a_top{rank + 1}.jpg")
         assert len(rows) == 2
         assert rows[0].startswith("photos/a.png ")
         facts = json.loads(run("explain", one, "--model", model, "--out", "out", "--json")[1])
         (image,) = facts["images"]
         assert image["source"] == "photos/a.png"
         assert image["top"] == found.as_dict("best")["top"]
-        assert image["files"][0] == "a_top1.png"
+        assert image["files"][0] == "a_top1.jpg"
 
 
 def test_of_many_images_the_first_and_a_count_are_printed(model: Path) -> None:
@@ -545,7 +547,7 @@ def test_the_largest_side_of_pictures(model: Path) -> None:
     save_photos(Path(), "a.png")
     for side, size in ((24, (24, 20)), (0, (48, 40)), (2048, (48, 40))):
         assert run("explain", "a.png", "--model", model, "--max-side", side, "--no-caption")[0] == 0
-        assert Image.open("explained/a_top1.png").size == size
+        assert Image.open("explained/a_top1.jpg").size == size
 
 
 @pytest.mark.parametrize(
