@@ -22,6 +22,7 @@ from camrt.commands import (
     surgery,
     train,
     validate,
+    web,
 )
 from converters import cli as converters_cli
 from converters import show as converters_show
@@ -70,6 +71,7 @@ app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("surgery", epilog=surgery.EXAMPLES)(surgery.surgery)
 app.command("validate", epilog=validate.EXAMPLES)(validate.validate)
+app.command("web", epilog=web.EXAMPLES)(web.web)
 
 
 def main() -> None:

@@ -1,0 +1,94 @@
+"""A server for a site on this machine: to look at it. Any static host serves it as well."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from camrt.errors import CamrtError
+from camrt.web.site import content_policy, stated_site
+
+HOST = "127.0.0.1"
+
+
+@contextlib.contextmanager
+def serving(folder: Path, port: int) -> Iterator[ThreadingHTTPServer]:
+    """Listen on this machine alone, with the headers that isolate the page, so that wasm gets threads.
+
+    Args:
+        folder: Of a site.
+        port: 0 for a free one.
+
+    Yields:
+        The server; its ``serve_forever`` serves.
+
+    Raises:
+        CamrtError: The folder holds no site, or the port is taken.
+    """
+    site = stated_site(folder)
+    if site is None:
+        raise CamrtError("holds no site, expected one of camrt web MODEL --out", file=str(folder))
+    policy = content_policy(is_vendored=bool(site.get("runtime", {}).get("vendored")))
+
+    def handler(*arguments: Any) -> _Handler:
+        return _Handler(*arguments, directory=str(folder), policy=policy)
+
+    try:
+        server = ThreadingHTTPServer((HOST, port), handler)
+    except OSError as error:
+        raise CamrtError(
+            f"{HOST}:{port} cannot be listened on ({error.strerror or error}). Name another port with --port, or 0 "
+            "for a free one"
+        ) from error
+    with server:
+        yield server
+
+
+def url_of(server: ThreadingHTTPServer) -> str:
+    """Return the address of the page."""
+    return f"http://{HOST}:{server.server_address[1]}/"
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version = "camrt"
+    timeout = 30  # seconds for a request: a connection that says nothing does not hold its thread for ever
+    extensions_map = {  # noqa: RUF012 - as the base class has it; not the system's table, which may be wrong
+        ".html": "text/html; charset=utf-8",
+        ".css": "text/css; charset=utf-8",
+        ".js": "text/javascript; charset=utf-8",
+        ".mjs": "text/javascript; charset=utf-8",
+        ".json": "application/json",
+        ".wasm": "application/wasm",
+        ".png": "image/png",
+        ".jpg": "image/jpeg",
+        ".jpeg": "image/jpeg",
+        ".webp": "image/webp",
+        "": "application/octet-stream",
+    }
+
+    def __init__(self, *arguments: Any, directory: str, policy: str) -> None:
+        self.policy = policy
+        super().__init__(*arguments, directory=directory)
+
+    def end_headers(self) -> None:
+        for name, value in {
+            "Cross-Origin-Opener-Policy": "same-origin",
+            "Cross-Origin-Embedder-Policy": "require-corp",
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "Content-Security-Policy": self.policy,
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cache-Control": "no-cache",
+        }.items():
+            self.send_header(name, value)
+        super().end_headers()
+
+    def list_directory(self, path: Any) -> None:
+        self.send_error(404)
+
+    def log_message(self, *arguments: Any) -> None:
+        """Say nothing: a page asks for a dozen files."""
