@@ -93,8 +93,8 @@ def build(
 ) -> dict[str, Any]:
     """Write the site.
 
-    ``site.json`` is written last and names all other files: until then, a site that is built anew is the old one. Graphs
-    and samples that the old one named are removed.
+    ``site.json`` is written last and names all other files: until then, a site that is built anew is the old one.
+    Graphs and samples that the old one named are removed.
 
     Args:
         models: The first is the one that the page shows first.

@@ -328,25 +328,8 @@ class Engine {
 
   /** Decode an image file; what follows is about it. Returns a picture of it that is at most `side` pixels long. */
   async decode({ blob, side }) {
-    let bitmap;
-    try {
-      const as = { imageOrientation: "from-image", colorSpaceConversion: "none", premultiplyAlpha: "none" };
-      bitmap = await createImageBitmap(blob, as);
-    } catch {
-      const kind = blob.type ? `${blob.type}, ` : "";
-      throw new Error(
-        `is no image that this browser can read (${kind}${blob.size.toLocaleString("en")} bytes), ` +
-          "expected a whole JPEG, PNG, WebP, GIF, BMP or AVIF file",
-      );
-    }
-    const { width, height } = bitmap;
-    if (width * height > MAX_PIXELS) {
-      throw new Error(
-        `is too large: found ${width} × ${height} pixels, expected at most ${MAX_PIXELS.toLocaleString("en")}. ` +
-          "Make it smaller",
-      );
-    }
-    this.image = { data: pixelsOf(bitmap, true), width, height };
+    const { bitmap, data, width, height } = await decoded(blob);
+    this.image = { data, width, height };
     this.squares.clear();
     const scale = Math.min(1, side / Math.max(width, height));
     const [resizeWidth, resizeHeight] = [width, height].map((length) => Math.max(1, Math.round(length * scale)));
@@ -407,6 +390,34 @@ class Engine {
 /** The indices of scores, the best first. */
 export function ranked(scores) {
   return Array.from(scores.keys()).sort((one, other) => scores[other] - scores[one]);
+}
+
+/**
+ * Decode an image file as camrt.images.decode: upright, without its color profile, and with the colors below alpha.
+ *
+ * @returns {Promise<{bitmap: ImageBitmap, data: Uint8ClampedArray, width: number, height: number}>} `data` is RGBA.
+ */
+export async function decoded(blob) {
+  let bitmap;
+  try {
+    const as = { imageOrientation: "from-image", colorSpaceConversion: "none", premultiplyAlpha: "none" };
+    bitmap = await createImageBitmap(blob, as);
+  } catch {
+    const kind = blob.type ? `${blob.type}, ` : "";
+    throw new Error(
+      `is no image that this browser can read (${kind}${blob.size.toLocaleString("en")} bytes), ` +
+        "expected a whole JPEG, PNG, WebP, GIF, BMP or AVIF file",
+    );
+  }
+  const { width, height } = bitmap;
+  if (width * height > MAX_PIXELS) {
+    bitmap.close();
+    throw new Error(
+      `is too large: found ${width} × ${height} pixels, expected at most ${MAX_PIXELS.toLocaleString("en")}. ` +
+        "Make it smaller",
+    );
+  }
+  return { bitmap, data: pixelsOf(bitmap, true), width, height };
 }
 
 let drawing = null;
