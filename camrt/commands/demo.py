@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from camrt.commands.options import (
 from camrt.commands.output import reporting, write_picture
 from camrt.commands.reference import ReferenceDir, categories, hint_of_download, reference_folder
 from camrt.errors import CamrtError
-from camrt.loading import LENET, is_name
+from camrt.loading import LENET, Request, is_name
 from camrt.results import json_line
 from converters import metadata
 from converters.errors import ConversionError
@@ -51,6 +52,8 @@ EXAMPLES = f"""Examples:
 
   camrt demo --cached 1                       the original's features of its image 1
 
+  camrt demo --web                            a page in the browser, for your own images and the camera
+
 {STATUS}
 """
 
@@ -74,6 +77,9 @@ def demo(
     reference_dir: ReferenceDir = None,
     max_pixels: MaxPixels = None,
     provider: Provider = None,
+    as_page: Annotated[
+        bool, typer.Option("--web", help="Open a page that explains images in the browser, until Ctrl-C.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what demo.m shows: the five best classes, and a picture of where the network sees them."""
@@ -87,9 +93,15 @@ def demo(
     check_picture(output, "--output")
     if is_same_file(output, image):
         raise typer.BadParameter(f"{output} is the image", param_hint="--output")
+    if as_page and cached is not None:
+        raise typer.BadParameter("goes without --cached: the page runs a network", param_hint="--web")
     is_first_look = (model, image, cached) == (LENET, None, None)
     began = time.perf_counter()
     with reporting():
+        if as_page:
+            request = Request(preprocess=preprocess.value if preprocess else None, weights=weights, target="any")
+            _web_demo(model, request, _demo_image(model, image, reference_folder(reference_dir)))
+            return
         if cached is not None:
             record, picture = _cached_demo(reference_folder(reference_dir), cached)
         else:
@@ -147,6 +159,19 @@ def _network_demo(
     if found.heatmaps.shape[-1] < _SMALL:
         return record | {"boxes": found.boxes(0).tolist()}, _enlarged(found, name)
     return record, found.demo_picture()
+
+
+def _web_demo(name: str, request: Request, sample: Path) -> None:
+    """Serve a page of a model in a temporary folder, and open it."""
+    from camrt.web import runtime
+    from camrt.web.server import serve_site
+    from camrt.web.site import build, site_model
+
+    with tempfile.TemporaryDirectory(prefix="camrt-demo-") as folder:
+        site = Path(folder) / "site"
+        title = "What does the network see?"
+        build([site_model(name, request)], site, title=title, samples=[sample], package=runtime.cached())
+        serve_site(site, 0, is_opened=True)
 
 
 def _enlarged(found: Explanation, name: str) -> NDArray[np.uint8]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -127,6 +125,8 @@ def web(
             site = build(made, out, title=title, samples=samples or (), package=package)
             _report(site, out, as_json=as_json)
         if serve or open_page:
+            from camrt.web.server import serve_site
+
             serve_site(out, port, is_opened=open_page)
 
 
@@ -137,29 +137,6 @@ def _explainers(
 
     preprocess = wants.preprocessing(name)
     return [site_model(name, Request(method, preprocess=preprocess, target=ANY, **chosen)) for method in methods]
-
-
-def serve_site(folder: Path, port: int, *, is_opened: bool) -> None:
-    """Serve a site until Ctrl-C.
-
-    Args:
-        folder: Of the site.
-        port: 0 for a free one.
-        is_opened: Whether the browser opens it.
-
-    Raises:
-        CamrtError: The folder holds no site, or the port is taken.
-    """
-    from camrt.web.server import serving, url_of
-
-    with serving(folder, port) as server:
-        say(f"serving {folder} at {url_of(server)} (Ctrl-C stops)")
-        if is_opened:
-            threading.Thread(target=webbrowser.open, args=[url_of(server)], daemon=True).start()
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            say("stopped")
 
 
 def _report(site: dict[str, Any], out: Path, *, as_json: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+import webbrowser
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,8 +12,30 @@ from typing import Any
 
 from camrt.errors import CamrtError
 from camrt.web.site import content_policy, stated_site
+from converters.terminal import say
 
 HOST = "127.0.0.1"
+
+
+def serve_site(folder: Path, port: int, *, is_opened: bool) -> None:
+    """Serve a site until Ctrl-C, and say where.
+
+    Args:
+        folder: Of the site.
+        port: 0 for a free one.
+        is_opened: Whether the browser opens it.
+
+    Raises:
+        CamrtError: The folder holds no site, or the port is taken.
+    """
+    with serving(folder, port) as server:
+        say(f"serving {folder} at {url_of(server)} (Ctrl-C stops)")
+        if is_opened:
+            threading.Thread(target=webbrowser.open, args=[url_of(server)], daemon=True).start()
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            say("stopped")
 
 
 @contextlib.contextmanager

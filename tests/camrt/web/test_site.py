@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -172,6 +173,36 @@ def test_serving_until_interrupted(tmp_path: Path, lenet: list[SiteModel]) -> No
         os.kill(process.pid, signal.SIGINT)
         assert process.stderr.read().strip().endswith("stopped")
         assert process.wait() == 0
+
+
+def test_the_demo_opens_the_page(tmp_path: Path) -> None:
+    """A program in place of the browser writes down what it is to open."""
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/part && mv {tmp_path}/part {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    environment = {
+        **os.environ,
+        "BROWSER": f"{browser} %s",
+        "TMPDIR": str(tmp_path),
+        "CAMRT_HOME": str(tmp_path / "home"),
+    }
+    command = [sys.executable, "-m", "camrt", "demo", "--web"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        url = next(line for line in process.stderr if " at http" in line).split(" at ")[1].split(" ")[0]
+        with urllib.request.urlopen(f"{url}site.json") as answer:
+            site = json.load(answer)
+        assert [(one["title"], one["target"]) for one in site["models"]] == [(LENET, "any")]
+        with urllib.request.urlopen(url + site["samples"][0]["file"]) as answer:
+            assert answer.read() == SAMPLE.read_bytes()
+        for _ in range(200):
+            if (tmp_path / "opened").exists():
+                break
+            time.sleep(0.05)
+        assert (tmp_path / "opened").read_text().strip() == url
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait() == 0
+    assert not list(tmp_path.glob("camrt-demo-*"))
 
 
 def test_a_port_that_is_taken_is_told(tmp_path: Path, lenet: list[SiteModel]) -> None:
