@@ -1129,8 +1129,9 @@ class Page {
     if (!words || !panel) return list.replaceChildren();
     const { model, result } = panel;
     const order = result ? ranked(result.scores) : [...Array(model.classes).keys()];
-    const isMeant = (each) => String(each) === words || panel.label(each).toLowerCase().includes(words);
-    const found = order.filter(isMeant);
+    const matches = order.filter((each) => String(each) === words || panel.label(each).toLowerCase().includes(words));
+    const begins = (each) => String(each) === words || ` ${panel.label(each).toLowerCase()}`.includes(` ${words}`);
+    const found = [...matches.filter(begins), ...matches.filter((each) => !begins(each))]; // whole words first
     const items = found.slice(0, 8).map((number) => {
       const button = element("button", "", { type: "button" });
       button.append(element("span", panel.label(number), { class: "label" }));
@@ -1171,8 +1172,9 @@ class Page {
   showCamera(isOn) {
     byId("camera").setAttribute("aria-pressed", String(isOn));
     byId("freeze").hidden = byId("rate").hidden = !isOn;
-    if (!isOn) byId("flip").hidden = true;
-    if (isOn) byId("empty").hidden = true;
+    if (!isOn) return void (byId("flip").hidden = true);
+    byId("empty").hidden = true;
+    byId("freeze").focus({ preventScroll: true }); // where the space bar presses it
   }
 
   async stopCamera() {
@@ -1269,7 +1271,7 @@ class Page {
   applySettings() {
     const { opacity, colormap, boxes } = this.settings;
     byId("opacity").value = Math.round(100 * opacity);
-    byId("opacity-value").textContent = `${Math.round(100 * opacity)} %`;
+    byId("opacity-value").textContent = `${Math.round(100 * opacity)}%`;
     byId("colormap").value = colormap;
     byId("boxes").checked = boxes;
     const { table, diverging } = this.colors();

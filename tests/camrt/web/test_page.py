@@ -225,12 +225,11 @@ def test_camera(page: Any) -> None:
     page.wait_for_selector('#rate:text-matches("frames/s")')
     page.wait_for_selector(".classes button")
     assert page.locator(".video").evaluate("(video) => !video.paused && video.videoWidth > 0")
-    page.evaluate("() => { (camrt.panels.values().next().value.result ?? {}).isFirst = true }")
     page.evaluate(  # until a later frame is explained
         """async () => {
-            while (camrt.panels.values().next().value.result?.isFirst ?? true) {
-                await new Promise((resolve) => setTimeout(resolve, 20));
-            }
+            const panel = camrt.panels.values().next().value;
+            const first = panel.result;
+            while (!panel.result || panel.result === first) await new Promise((resolve) => setTimeout(resolve, 20));
         }"""
     )
     page.keyboard.press("Space")  # the frame stays, as an image
