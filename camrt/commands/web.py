@@ -152,9 +152,7 @@ def _report(site: dict[str, Any], out: Path, *, as_json: bool) -> None:
     if as_json:
         print(json_line(record))
         return
-    listed = "\n".join(
-        f"{one['title']}, {one['method']}, {one['protocol']}: {amount(one['bytes'])}" for one in site["models"]
-    )
+    listed = [f"{one['title']}, {one['method']}, {one['protocol']}: {amount(one['bytes'])}" for one in site["models"]]
     show(
         table(
             {
