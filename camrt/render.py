@@ -10,6 +10,7 @@ import base64
 import dataclasses
 import functools
 import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -111,22 +112,42 @@ def overlay(
     share, rest = _mixing_tables(colormap, opacity)
     height, width = image.shape[:2]
     level: NDArray[Any] = colors.levels(heatmap, colormap, limits)
+    window = _drawn_window(rest[level] < 255, (height, width))
     if level.shape != (height, width):
         method = cv2.INTER_AREA if level.size > height * width else cv2.INTER_LINEAR
         level = cv2.resize(level, (width, height), interpolation=method)
-    drawn: NDArray[Any] = cv2.applyColorMap(level, rest)
-    cv2.multiply(image, drawn, drawn, 1 / 255)
-    cv2.add(drawn, cv2.applyColorMap(level, share), drawn)
+    drawn = image.copy()
+    level, under = level[window], np.ascontiguousarray(image[window])
+    if level.size:
+        left = cv2.cvtColor(cv2.LUT(level, rest), cv2.COLOR_GRAY2RGB)
+        cv2.multiply(under, left, left, 1 / 255)
+        drawn[window] = cv2.add(left, cv2.applyColorMap(level, share), left)
     return drawn
+
+
+def _drawn_window(drawn: NDArray[np.bool_], size: tuple[int, int]) -> tuple[slice, slice]:
+    """The rows and columns of an image outside of which nothing is drawn.
+
+    Args:
+        drawn: (h, w): where something is, at the size of the map.
+        size: Height and width of the image.
+    """
+    sides = []
+    for axis, length in enumerate(size):
+        there = np.flatnonzero(drawn.any(axis=1 - axis))
+        scale = length / drawn.shape[axis]
+        # Resizing blends with the next value on either side.
+        first, last = (int((there[0] - 1) * scale), math.ceil((there[-1] + 2) * scale)) if there.size else (0, 0)
+        sides.append(slice(max(first, 0), min(last, length)))
+    return sides[0], sides[1]
 
 
 @functools.lru_cache(maxsize=64)
 def _mixing_tables(colormap: str, opacity: float) -> tuple[Image, Image]:
-    """For each level the color times its opacity, and what is left for the image: (256, 1, 3) uint8 each."""
+    """For each level the color times its opacity, (256, 1, 3) uint8, and what is left for the image, (256,) uint8."""
     opacities = np.rint(255 * colors.opacity_table(colormap, opacity))[:, None]
     share = np.rint(colors.color_table(colormap) * (opacities / 255)).astype(np.uint8)
-    rest = np.repeat(255 - opacities, 3, axis=1).astype(np.uint8)
-    return share[:, None], rest[:, None]
+    return share[:, None], (255 - opacities[:, 0]).astype(np.uint8)
 
 
 def demo_overlay(

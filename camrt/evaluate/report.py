@@ -233,7 +233,7 @@ def card(
     for panel in panels:
         drawn = ground
         if panel.heatmap is not None:
-            drawn = render.overlay(ground, resize(panel.heatmap, ground.shape[:2]))
+            drawn = render.overlay(ground, panel.heatmap)
         drawn = render.draw_boxes(drawn, np.rint(truth * scale), color=_TRUE)
         if panel.found is not None:
             drawn = render.draw_boxes(drawn, np.rint(panel.found * scale), color=_FOUND)

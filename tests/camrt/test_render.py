@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -101,6 +102,24 @@ def test_a_map_of_any_size_is_resized_to_the_image(side: int) -> None:
     steps = np.abs(np.diff(drawn[:, :, 0].astype(int), axis=1))
     if side == 4:
         assert steps.max() <= 12, "smooth edges: no blocks of 35 pixels"
+
+
+@pytest.mark.parametrize("colormap", ["turbo", "bwr"])
+@pytest.mark.parametrize(("height", "width"), [(7, 7), (40, 31), (90, 140), (300, 200)])
+def test_a_small_hot_spot_is_drawn_whole(height: int, width: int, colormap: str) -> None:
+    """Only a part of the image is mixed: the rest is as if it were."""
+    rng = np.random.default_rng(height)
+    image = photo(height, width)
+    share, rest = render._mixing_tables(colormap, 0.7)
+    for _ in range(30):
+        drawn_map = np.zeros((32, 32), np.float32)
+        y, x, h, w = rng.integers(0, 28, 2).tolist() + rng.integers(1, 5, 2).tolist()
+        drawn_map[y : y + h, x : x + w] = rng.choice([-2, 1], (h, w)) if colormap == "bwr" else rng.random((h, w))
+        method = cv2.INTER_AREA if height * width < 32 * 32 else cv2.INTER_LINEAR
+        level = cv2.resize(colors.levels(drawn_map, colormap), (width, height), interpolation=method)
+        expected = np.rint(image * (rest[level][:, :, None] / 255)) + share[level, 0]
+        difference = np.abs(render.overlay(image, drawn_map, colormap=colormap) - expected)
+        assert difference.max() <= 1
 
 
 def test_overlay_of_views_leaves_them_as_they_are() -> None:
