@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from camrt import images, tuning
 from camrt.classes import class_number
-from camrt.engines.onnxruntime import CUDA
+from camrt.engines.onnxruntime import GPU
 from camrt.errors import CamrtError, CamrtWarning
 from camrt.explanation import Explanation
 from camrt.loading import Request, explainer_graph
@@ -37,6 +37,7 @@ _GIVEN, _ANY = "input", "any"  # what the metadata of graphs say that take class
 _BEST = -1  # in place of a class, for a graph of the target "any"
 _LATER = "<image>"  # an image that a function could not return
 _WAITING_BYTES = 1 << 28  # of decoded images that wait for their turn
+_BATCH, _MOST = 4, 64  # images at once on a GPU: where its memory is not known, and at most
 
 OnError = Literal["warn", "raise"] | Callable[[str, CamrtError], object]
 
@@ -114,6 +115,8 @@ class Explainer:
         target: What is explained: ``"top"``, ``"input"``, ``"any"``, ``"sum"``, or the numbers of classes.
         size: The side in pixels of the square that images are resized to; the heatmaps' too.
         labels: The names of all classes, or None.
+        batch: How many images `map` gives the session at once by default: 1 on a CPU; on a GPU as many as half of its
+            free memory holds, at most 64.
 
     Example:
         >>> explainer = camrt.Explainer("googlenetCAM")  # doctest: +SKIP
@@ -149,6 +152,7 @@ class Explainer:
         )  # fmt: skip
         graph = explainer_graph(model, request)
         self._session = tuning.session(graph, providers=providers, precision=precision, threads=threads)
+        self.batch = _default_batch(graph, self._session)
         del graph
         file = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
         try:
@@ -256,7 +260,7 @@ class Explainer:
             images: As for a call, or functions that return one, which are called in the threads that decode: to read
                 from a network, for example. Asked for in the caller's thread, a few ahead of the results.
             targets: What is explained of each, as for a call.
-            batch: How many images the session gets at once: 1 if left out, 4 on CUDA.
+            batch: How many images the session gets at once: as many as `batch` says, if left out.
             workers: How many threads decode: as many as there are processors, at most 8, if left out.
             on_error: What to do about an image that cannot be explained. ``"warn"``: leave it out, with a CamrtWarning.
                 ``"raise"``: raise its CamrtError. A function: leave it out, and call the function with its name and its
@@ -268,7 +272,7 @@ class Explainer:
         Raises:
             CamrtError: At once, for an argument; when its turn comes, for an image (``on_error="raise"``).
         """
-        batch = (4 if self.provider == CUDA else 1) if batch is None else batch
+        batch = self.batch if batch is None else batch
         workers = min(8, os.cpu_count() or 1) if workers is None else workers
         if batch < 1 or workers < 1:
             raise CamrtError(f"found batch {batch} and workers {workers}, expected at least 1 of each")
@@ -439,6 +443,23 @@ def _pool(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _default_batch(graph: onnx.ModelProto | Path, session: Session | AutoSession) -> int:
+    """Return how many images the session gets at once: on a GPU, what half of its free memory holds."""
+    if session.provider not in GPU:
+        return 1
+    import onnx
+
+    from camrt.engines.cuda import free_memory
+    from camrt.graph.memory import bytes_per_image
+
+    model = graph if isinstance(graph, onnx.ModelProto) else onnx.load(graph, load_external_data=False)
+    free, each = free_memory(), bytes_per_image(model)
+    if not free or not each:
+        return _BATCH
+    fitting = max(1, min(_MOST, free // 2 // each))
+    return int(2 ** (fitting.bit_length() - 1))  # a power of two: kernels like them
 
 
 def _next_batch(decoded: Iterator[Prepared | _Failure], batch: int) -> list[Prepared | _Failure]:

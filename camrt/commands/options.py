@@ -181,7 +181,9 @@ class RuntimeOptions:
 
     provider: Provider = None
     precision: Precision = None
-    batch: Annotated[int | None, typer.Option(min=1, help="Images at once; by default 1, on CUDA 4.")] = None
+    batch: Annotated[int | None, typer.Option(min=1, help="Images at once; by default 1, on a GPU as many as fit.")] = (
+        None
+    )
 
     def as_arguments(self) -> dict[str, Any]:
         """Return what `camrt.Explainer` takes of them: ``providers`` and ``precision``."""

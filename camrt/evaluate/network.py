@@ -145,10 +145,10 @@ def class_count(explainer: Explainer) -> int:
 
 
 def worker_count(explainer: Explainer, on_cpu: int) -> int:
-    """Return the default number of worker processes beside an explainer: up to 8 on CUDA, else ``on_cpu``."""
-    from camrt.engines.onnxruntime import CUDA
+    """Return the default number of worker processes beside an explainer: up to 8 on a GPU, else ``on_cpu``."""
+    from camrt.engines.onnxruntime import GPU
 
-    return min(8 if explainer.provider == CUDA else on_cpu, os.cpu_count() or 1)
+    return min(8 if explainer.provider in GPU else on_cpu, os.cpu_count() or 1)
 
 
 def _metadata(path: Path) -> Mapping[str, str]:

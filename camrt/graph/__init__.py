@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "explain": ["explain_graph"],
         "gradient": ["differentiate"],
         "opening": ["open_model"],
+        "static": ["cuda_graph_obstacles", "with_fixed_batch"],
         "view": ["GraphView"],
     },
 )
