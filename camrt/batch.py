@@ -281,7 +281,7 @@ class Batch:
         from camrt.report import facts_of, html_document
 
         lines = self.lines(images)
-        facts = facts_of(lines[-1], model=self.model) if lines else {}
+        facts = facts_of(lines[-1], model=Path(self.model).name) if lines else {}
         cards = [self._card(line["stem"]) for line in lines]
         texts = (card.read_text(encoding="utf-8") for card in cards if card.exists())
         page = html_document(texts, facts=facts, style=self.style)

@@ -497,7 +497,9 @@ class Explanation:
             left, right = captions.drawable(Path(self.source).name, "image"), ""
             note = f"{width} x {height}"
         else:
-            left = captions.drawable(self.labels[i], f"class {self.classes[i]}")
+            by_number = f"class {self.classes[i]}"
+            nameless = self.labels[i] == str(self.classes[i])
+            left = by_number if nameless else captions.drawable(self.labels[i], by_number)
             right, note = captions.score_text(float(self.scores[i])), self._made()
         return captions.caption(self._size[1], left, right, note, side=max(self._size))
 

@@ -203,6 +203,8 @@ def test_captions_say_class_score_and_method(monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_array_equal(drawn[:90], one.overlay(0, Style(caption=False)))
     one.picture()
     assert said[:2] == [(140, "tabby, <cat>", "70.0%", "gradcam · center", 140), (140, "cat.jpg", "", "140 x 90", 140)]
+    one.overlay(2, Style())
+    assert said[-1][1] == "class 2", "a class without a name"
 
 
 # -------------------------------------------------------------------------------------------------------------- saving
