@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -117,3 +118,13 @@ def test_labels_that_are_not_text() -> None:
         drawn = captions.drawable(label, "class 1")
         assert drawn.isprintable()
         assert captions.caption(100, drawn, "1%", side=100).shape[1] == 100
+
+
+def test_threads_draw_the_same() -> None:
+    """Fonts are shared."""
+    labels = [f"class {number} Hütte" for number in range(40)]
+    expected = [captions.caption(300, label, "1%", "cam", side=300).tobytes() for label in labels]
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(5):
+            drawn = threads.map(lambda label: captions.caption(300, label, "1%", "cam", side=300).tobytes(), labels)
+            assert list(drawn) == expected
