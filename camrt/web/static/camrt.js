@@ -321,7 +321,7 @@ class Engine {
   async open({ model }, advance) {
     if (this.sessions.has(model.id)) return {};
     const content = await fetched(model, advance);
-    const options = { executionProviders: [this.backend], graphOptimizationLevel: "all" };
+    const options = { executionProviders: [this.backend], graphOptimizationLevel: "all", logSeverityLevel: 3 };
     this.sessions.set(model.id, await this.ort.InferenceSession.create(content, options));
     return {};
   }
@@ -488,7 +488,7 @@ class RemoteEngine {
 
   /** Start with a backend; where WebGPU fails, with wasm, and `note` says why. */
   async start(wanted, advance) {
-    const reason = wanted === "wasm" ? null : await this.webgpuIsMissing();
+    const reason = wanted === "wasm" ? null : await this.webgpuIsMissing(wanted === "webgpu");
     const backends = wanted === "wasm" || reason ? ["wasm"] : ["webgpu", "wasm"];
     this.note = wanted === "wasm" ? "" : (reason ?? "");
     for (const backend of backends) {
@@ -513,15 +513,18 @@ class RemoteEngine {
     this.threads = threads;
   }
 
-  /** Why WebGPU is not used; null where it can be. */
-  async webgpuIsMissing() {
+  /** Why WebGPU is not used; null where it can be. A GPU that is a program is slower than wasm: it is taken if asked. */
+  async webgpuIsMissing(isAsked) {
     if (!navigator.gpu) {
       return window.isSecureContext
         ? "This browser has no WebGPU; computing with wasm"
         : "WebGPU needs https; computing with wasm";
     }
     try {
-      return (await navigator.gpu.requestAdapter()) ? null : "There is no GPU for WebGPU; computing with wasm";
+      const adapter = await navigator.gpu.requestAdapter();
+      if (!adapter) return "There is no GPU for WebGPU; computing with wasm";
+      const isProgram = adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter;
+      return isProgram && !isAsked ? "There is no GPU but a program that acts as one; computing with wasm" : null;
     } catch (error) {
       return `WebGPU does not start (${error.message}); computing with wasm`;
     }
@@ -668,6 +671,7 @@ class Panel {
     image.setAttribute("aria-label", name);
     image.getContext("2d").drawImage(picture, 0, 0);
     this.drawn = null;
+    this.root.setAttribute("aria-busy", "true"); // until it is explained
   }
 
   /** Show a camera. */
@@ -814,6 +818,7 @@ class Page {
     this.shown = null; // what is seen: picture, width, height, name, original
     this.selection = null; // a class that was chosen; null for the best
     this.turn = 0; // of what is asked; older answers are dropped
+    this.choice = 0; // of images, likewise
     this.stream = null;
     this.facing = "environment";
     this.settings = { opacity: site.colors.opacity, colormap: site.colors.default, boxes: true };
@@ -963,7 +968,7 @@ class Page {
     const panel = new Panel(this, model);
     this.panels.set(model.id, panel);
     this.arrangePanels();
-    if (this.stream) panel.play(this.stream, this.shown);
+    if (this.stream) this.playIn(panel);
     else if (this.shown) {
       panel.paintImage(this.shown);
       await this.explain([panel]);
@@ -1045,9 +1050,10 @@ class Page {
     }
   }
 
-  /** Show an image, and explain it. Returns whether it was shown. */
+  /** Show an image, and explain it. Returns whether it can be shown. */
   async choose(image) {
-    const turn = ++this.turn;
+    const choice = ++this.choice;
+    this.turn++;
     let decoded;
     try {
       decoded = await this.engine.ask("decode", { blob: image.blob, side: MAX_SIDE });
@@ -1058,7 +1064,7 @@ class Page {
       if (this.current) await this.engine.ask("decode", { blob: this.current.blob, side: MAX_SIDE });
       return false;
     }
-    if (turn !== this.turn) return false;
+    if (choice !== this.choice) return true; // another one was chosen since
     const { shown, width, height } = decoded;
     this.current = image;
     this.shown = { picture: shown, width: shown.width, height: shown.height, name: image.name, original: { width, height } };

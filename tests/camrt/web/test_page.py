@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,23 @@ def test_the_drawn_map_is_that_of_python(page: Any, site: Site, canvas: Path) ->
     black = np.zeros((230, 320, 3), np.uint8)
     theirs = render.overlay(black, explainer(site)(canvas).heatmaps[0])
     assert np.abs(ours - theirs).max() <= 6  # gray levels: a browser keeps colors multiplied by alpha, in 8 bits
+
+
+@pytest.mark.slow
+def test_webgpu_equals_python(launch: Callable[..., Any], site: Site, canvas: Path) -> None:
+    """On whatever adapter is there: SwiftShader, a program that comes with Chromium, if there is no GPU."""
+    flags = ["--enable-unsafe-webgpu", "--enable-features=Vulkan", "--ignore-gpu-blocklist"]
+    browser = launch(*flags, "--use-webgpu-adapter=swiftshader")
+    try:
+        with opened(browser, f"{site.url}?backend=webgpu") as page:
+            if page.get_attribute("#engine", "data-backend") != "webgpu":
+                pytest.skip(f"Chromium has no WebGPU adapter: {page.inner_text('#status')}")
+            explain(page, canvas)
+            assert_equal_to_python(result_of(page), explainer(site)(canvas))
+        with opened(browser, site.url) as page:
+            assert page.inner_text("#status") == "There is no GPU but a program that acts as one; computing with wasm"
+    finally:
+        browser.close()
 
 
 # ------------------------------------------------------------------------------------------------- how it is used
