@@ -134,7 +134,7 @@ async def client(
 
 async def ask(place: tuple[str, int], load: Load, clients: int, seconds: float, measured: Measured) -> None:
     """Let all clients ask for some seconds."""
-    numbers, done = itertools.count(), []
+    numbers, done = itertools.count(), list[float]()
     began = time.perf_counter()
     until = began + seconds
     await asyncio.gather(*(client(place, load, numbers, until, measured, done) for _ in range(clients)))
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
 
-    explainer = Explainer(given.model, **({} if given.model == LENET else {"preprocess": "torchvision"}))
+    explainer = Explainer(given.model, preprocess=None if given.model == LENET else "torchvision")
     options = [] if given.model == LENET else ["--preprocess", "torchvision"]
     with tempfile.TemporaryDirectory() as folder:
         images = [file.read_bytes() for file in folder_of_photographs(Path(folder), 16)]

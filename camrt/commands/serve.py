@@ -44,6 +44,8 @@ EXAMPLES = """Examples:
 
   camrt serve --repository models/ --host 0.0.0.0
 
+  camrt web resnet50.onnx --preprocess torchvision --out site && camrt serve --model resnet50.onnx --site site
+
 Then, from another terminal:
 
   curl -F image=@photo.jpg http://127.0.0.1:8000/explain
@@ -109,6 +111,10 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="The address to serve at; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one, which is printed.")] = 8000,
+    site: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A site of camrt web for /, in place of the page that asks this server."),
+    ] = None,
     cors: Annotated[
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="A web origin whose pages may use the API; may be repeated."),
@@ -152,7 +158,7 @@ def serve(
             if repository is not None:
                 own = {name: arguments[name] for name in ("providers", "precision", "max_pixels", "max_side")}
                 loaded += _stored(repository, own, bounds)
-            run(Application(loaded, limits, origins=cors or ()), listening)
+            run(Application(loaded, limits, origins=cors or (), site=site), listening)
 
 
 def _named(text: str) -> tuple[str | None, str]:

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from fastapi import FastAPI, File, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -29,6 +29,7 @@ from camrt.serve.guard import GONE, Guard, error_response, refusal
 from camrt.serve.limits import Limits
 from camrt.serve.metrics import CONTENT_TYPE, Metrics
 from camrt.serve.model import Loaded, ServedModel
+from camrt.web.server import headers_of
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -176,10 +177,10 @@ class Application:
         models: The models; the first one explains where none is named.
         limits: The limits.
         origins: Web origins whose pages may use the API (CORS); none by default.
-        site: A folder with a static page for ``/``; a small page of this package by default.
+        site: A folder that `camrt.web.site.build` wrote, for ``/``; by default a small page that asks ``/explain``.
 
     Raises:
-        CamrtError: As for `Service`.
+        CamrtError: As for `Service`; the folder holds no site.
     """
 
     def __init__(
@@ -430,10 +431,21 @@ def _as_picture(explanation: Explanation, kind: Format, rank: int, style: Style)
 
 
 def _add_page(api: FastAPI, site: Path | None) -> None:
-    folder = Path(__file__).parent / "page" if site is None else site
+    if site is None:
+        api.mount("/", _Page(Path(__file__).parent / "page", _SECURITY), name="page")
+    else:
+        api.mount("/", _Page(site, headers_of(site)), name="page")
 
-    @api.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(folder / "index.html", headers=None if site else _SECURITY)
 
-    api.mount("/", StaticFiles(directory=folder), name="page")
+class _Page(StaticFiles):
+    """A folder of files, whose index.html is the page."""
+
+    def __init__(self, folder: Path, headers: Mapping[str, str]) -> None:
+        super().__init__(directory=folder, html=True)
+        self._headers = headers
+
+    def file_response(self, *arguments: Any, **settings: Any) -> Response:
+        """Return a file with the headers of the page."""
+        response: Response = super().file_response(*arguments, **settings)
+        response.headers.update(self._headers)
+        return response

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,10 @@ def serving(folder: Path, port: int) -> Iterator[ThreadingHTTPServer]:
     Raises:
         CamrtError: The folder holds no site, or the port is taken.
     """
-    site = stated_site(folder)
-    if site is None:
-        raise CamrtError("holds no site, expected one of camrt web MODEL --out", file=str(folder))
-    policy = content_policy(is_vendored=bool(site.get("runtime", {}).get("vendored")))
+    headers = headers_of(folder)
 
     def handler(*arguments: Any) -> _Handler:
-        return _Handler(*arguments, directory=str(folder), policy=policy)
+        return _Handler(*arguments, directory=str(folder), headers=headers)
 
     try:
         server = ThreadingHTTPServer((HOST, port), handler)
@@ -69,6 +66,29 @@ def serving(folder: Path, port: int) -> Iterator[ThreadingHTTPServer]:
         ) from error
     with server:
         yield server
+
+
+def headers_of(folder: Path) -> dict[str, str]:
+    """Return the headers of a site's files: they isolate the page, so that wasm gets threads.
+
+    Args:
+        folder: Of the site.
+
+    Raises:
+        CamrtError: It holds no site.
+    """
+    site = stated_site(folder)
+    if site is None:
+        raise CamrtError("holds no site, expected one of camrt web MODEL --out", file=str(folder))
+    return {
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Embedder-Policy": "require-corp",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Content-Security-Policy": content_policy(is_vendored=bool(site.get("runtime", {}).get("vendored"))),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-cache",
+    }
 
 
 def url_of(server: ThreadingHTTPServer) -> str:
@@ -94,20 +114,12 @@ class _Handler(SimpleHTTPRequestHandler):
         "": "application/octet-stream",
     }
 
-    def __init__(self, *arguments: Any, directory: str, policy: str) -> None:
-        self.policy = policy
+    def __init__(self, *arguments: Any, directory: str, headers: Mapping[str, str]) -> None:
+        self._site_headers = headers
         super().__init__(*arguments, directory=directory)
 
     def end_headers(self) -> None:
-        for name, value in {
-            "Cross-Origin-Opener-Policy": "same-origin",
-            "Cross-Origin-Embedder-Policy": "require-corp",
-            "Cross-Origin-Resource-Policy": "same-origin",
-            "Content-Security-Policy": self.policy,
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-            "Cache-Control": "no-cache",
-        }.items():
+        for name, value in self._site_headers.items():
             self.send_header(name, value)
         super().end_headers()
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ import requests
 from PIL import Image
 
 from camrt import CamrtError, Explainer
+from camrt.loading import Request
 from camrt.render import Style
 from camrt.serve.limits import Limits
 from camrt.serve.logs import JsonFormatter
 from camrt.serve.model import Loaded
+from camrt.web import site
 from tests.camrt.serve.serving import NAME, Serving, infer_body, serving  # skips where the extra is not installed
 from tests.tiny_models import CLASSES, photo, tiny_classifier, tiny_explainer
 
@@ -414,6 +417,21 @@ def test_openapi_and_the_page(server: Serving) -> None:
     for name in re.findall(r'(?:src|href)="([\w.]+)"', page.text):
         assert server.get(f"/{name}").status_code == 200, name
     assert server.get("/..%2fapp.py").status_code == 404
+
+
+def test_a_site_of_camrt_web_takes_the_place_of_the_page(tmp_path: Path) -> None:
+    site.build([site.site_model("lenetCAM", Request())], tmp_path / "site", title="A site")
+    with serving(site=tmp_path / "site") as server:
+        page = server.get("/")
+        assert "<title>A site</title>" in page.text
+        model = server.get("/site.json").json()["models"][0]["file"]
+        for answer in (page, server.get(f"/{model}"), server.get("/camrt.js")):
+            assert answer.status_code == 200
+            assert answer.headers["cross-origin-embedder-policy"] == "require-corp"
+        assert "wasm-unsafe-eval" in page.headers["content-security-policy"]
+        assert server.explain(png()).status_code == 200
+    with pytest.raises(CamrtError, match="holds no site"), serving(site=tmp_path):
+        pass
 
 
 def test_several_models_and_versions() -> None:
