@@ -3,6 +3,7 @@
 #   make demo      set up, explain a picture with a tiny network, write build/result.png
 #   make test      set up, run the tests          make test ARGS="-k zoo -n 0"
 #   make lint      format, lint, types and layers of imports
+#   make gpu       on a machine with an NVIDIA GPU: set up, run the GPU tests and benchmarks/gpu.py
 #   make docs      write docs/layers.md, gradients.md and methods.md from the registries
 #   make schema    write converters/schema/caffe_pb2.py from caffe.proto
 #   make clean     remove all that make made
@@ -25,10 +26,11 @@ PIP       = PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 # A stamp says: these extras are installed, and the set-up files have not changed since.
 DEMO_READY := $(VENV)/.demo-$(RUNTIME)
 TEST_READY := $(VENV)/.test-$(RUNTIME)
+GPU_READY  := $(VENV)/.peers-gpu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format docs schema clean
+.PHONY: help demo test gpu no-gpu lint format docs schema clean
 
 help:
 	@sed -n '/^#   /s/^#   //p' Makefile
@@ -38,6 +40,17 @@ demo: $(DEMO_READY)
 
 test: $(TEST_READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+# ARGS goes to the tests, BENCHMARK to the benchmark: make gpu BENCHMARK="--batches 1 16"
+# The benchmark runs in any case; a failed test is reported after it.
+gpu: $(if $(filter gpu,$(RUNTIME)),$(GPU_READY),no-gpu)
+	@mkdir -p build
+	$(BIN)/python -m pytest -m gpu $(ARGS); tests=$$?; \
+	$(BIN)/python benchmarks/gpu.py --json build/gpu.json $(BENCHMARK) && exit $$tests
+
+no-gpu:
+	@echo "There is no NVIDIA GPU here (nvidia-smi finds none). Without one, after make test:" \
+	    "$(BIN)/python benchmarks/gpu.py --device cpu --quick" >&2; exit 1
 
 lint: $(TEST_READY)
 	$(BIN)/ruff format --check .
@@ -72,11 +85,18 @@ $(DEMO_READY): $(SETUP) | $(BIN)/python
 $(TEST_READY): $(SETUP) | $(BIN)/python
 	$(call install,$(RUNTIME)$(comma)hdf5$(comma)test)
 
+# What camrt is compared with. TensorRT and the peers may be missing: their rows say so.
+$(GPU_READY): $(TEST_READY)
+	$(PIP) install --quiet --editable '.[train]'
+	-$(PIP) install --quiet --editable '.[tensorrt]'
+	-$(PIP) install --quiet --no-deps 'grad-cam==1.5.*' ttach tqdm 'torchcam==0.5.*'
+	@touch $@
+
 comma := ,
 define install
 @echo "Setting up $(VENV) with camrt[$(1)]"
 @$(PIP) uninstall --quiet --yes $(UNWANTED) 2>/dev/null || true
-@rm -f $(VENV)/.demo-* $(VENV)/.test-*
+@rm -f $(VENV)/.demo-* $(VENV)/.test-* $(VENV)/.peers-*
 $(PIP) install --quiet --editable '.[$(1)]'
 @touch $@ $(DEMO_READY)
 endef
