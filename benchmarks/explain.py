@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Class activation maps in the graph, beside the bare network and torch-cam, in one process run.
+"""Class activation maps in the graph, beside the bare network and torch-cam, in fp32 and bf16, in one process run.
 
 usage: python benchmarks/explain.py [NAME...] [--runs 7] [--threads 2]
 
@@ -7,7 +7,9 @@ For each network (by default vgg16CAM and googlenetCAM, seeded weights): seconds
 
 * bare: the converted network alone in ONNX Runtime, fed with finished crops: the limit;
 * explainer: our graph, one centre crop an image, from uint8 pixels to scores, classes and five heatmaps;
-* torch-cam: its CAM of the best class on the same network in PyTorch, where torch and torchcam are installed.
+* torch-cam: its CAM of the best class on the same network in PyTorch, where torch and torchcam are installed;
+* the first two on OpenVINO in fp32 and bf16, where it is installed and the processor computes in bf16, and torch-cam
+  under PyTorch's autocast to bf16; with the correlation of the maps of bf16 with those of fp32.
 
 Then the ten-crop and the full protocol, and the correlation of their maps. The contenders take turns, run after run, so
 that a machine that drifts does so for all; medians, and ratios run by run.
@@ -34,8 +36,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 import converters
+from camrt import tuning
 from camrt.graph import explain_graph
 from camrt.preprocess import Preprocess
+from camrt.session import Session
+from camrt.tuning import Contender, agreement
 from converters import zoo
 from converters.conversion import weight_shapes
 from converters.net import Net, read_net
@@ -153,22 +158,22 @@ def torch_layer(layer: converters.Layer) -> Any:
     return simple[layer.type]()
 
 
-def torch_cam(net: Net, features: str, classifier: str, threads: int) -> tuple[Any, Callable[[Any], Work]]:
-    """The module, and what makes the work of a batch: forward pass and the CAM of each image's best class."""
+def torch_cam(net: Net, features: str, classifier: str, threads: int) -> Callable[..., Work]:
+    """What makes the work of a batch: forward pass and the CAM of each image's best class."""
     torch.set_num_threads(threads)
     module = torch_network(net)
     writer = next(layer.name for layer in reversed(net.layers) if layer.tops == (net.tensors[features],))
     extractor = CAM(module, target_layer=plain(writer), fc_layer=f"{plain(classifier)}.1")
 
-    def work_of(batch: Any) -> Work:
+    def work_of(batch: Any, *, half: bool = False) -> Work:
         def work() -> object:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
                 scores = module(batch)
                 return extractor(scores.argmax(1).tolist(), scores)
 
         return work
 
-    return module, work_of
+    return work_of
 
 
 # --------------------------------------------------------------------------------------------------------- measuring
@@ -187,6 +192,12 @@ def measure(name: str, runs: int, threads: int, console: Console) -> None:
         explainers = {p: explain_graph(model, protocol=p, top=TOP, **head) for p in PROTOCOLS}
         sessions = {protocol: session(explainer, threads) for protocol, explainer in explainers.items()}
         bare = session(model, threads)
+        halves = [each for each in ("fp32", "bf16") if not tuning.missing(Contender("openvino", each))]
+        engines = {
+            f"{title}, OpenVINO {precision}": Session(one, providers="openvino", precision=precision, threads=threads)
+            for precision in halves
+            for title, one in ((BARE, model), (OURS, explainers["center"]))
+        }
         peer = torch_cam(net, model_facts.features, model_facts.classifier, threads) if CAM else None
 
         generator = np.random.default_rng(0)
@@ -199,31 +210,55 @@ def measure(name: str, runs: int, threads: int, console: Console) -> None:
             images = generator.integers(0, 256, (batch, 256, 256, 3), dtype=np.uint8)
             crops = generator.uniform(-120, 130, (batch, 3, side, side)).astype(np.float32)
             contenders: dict[str, Work] = {
-                "bare network": lambda crops=crops: bare.run(None, {bare.get_inputs()[0].name: crops}),
-                "explainer (centre crop)": lambda images=images: sessions["center"].run(None, {"image": images}),
+                BARE: lambda crops=crops: bare.run(None, {bare.get_inputs()[0].name: crops}),
+                OURS: lambda images=images: sessions["center"].run(None, {"image": images}),
             }
             if peer:
-                contenders["torch-cam"] = peer[1](torch.from_numpy(crops))
+                contenders["torch-cam"] = peer(torch.from_numpy(crops))
+                if "bf16" in halves:
+                    contenders["torch-cam, autocast to bf16"] = peer(torch.from_numpy(crops), half=True)
+            for title, engine in engines.items():
+                feeds = {name: images if name == "image" else crops for name in engine.inputs}
+                contenders[title] = lambda engine=engine, feeds=feeds: engine.run(feeds)
             for contender, seconds in take_turns(contenders, runs).items():
                 rows.setdefault(contender, []).append([second / batch for second in seconds])
         for contender, (one, ten) in rows.items():
             table.add_row(contender, f"{statistics.median(one):.3f}", f"{statistics.median(ten):.3f}")
         console.print(table)
-        ours = rows["explainer (centre crop)"]
-        for other in ("bare network", "torch-cam"):
-            if other in rows:
+        for ours, other in PAIRS:
+            if ours in rows and other in rows:
                 ratios = [
-                    f"{ratio(a, b):.3f}" if other[0] == "b" else f"1/{1 / ratio(a, b):.2f}"
-                    for a, b in zip(ours, rows[other], strict=True)
+                    f"{ratio(a, b):.3f}" if other.startswith(BARE) else f"1/{1 / ratio(a, b):.2f}"
+                    for a, b in zip(rows[ours], rows[other], strict=True)
                 ]
                 console.print(
-                    f"explainer against {other}: {ratios[0]} at batch 1, {ratios[1]} at batch 10", highlight=False
+                    f"{ours} against {other}: {ratios[0]} at batch 1, {ratios[1]} at batch 10", highlight=False
                 )
+        for precision in halves:
+            image = {"image": smooth_image()[None]}
+            names = list(explainers["center"].graph.output)
+            exact = sessions["center"].run(None, image)
+            expected = dict(zip([value.name for value in names], exact, strict=True))
+            alike = agreement(engines[f"{OURS}, OpenVINO {precision}"].run(image), expected)
+            console.print(
+                f"OpenVINO {precision}: lowest correlation of a map with ONNX Runtime's {alike.correlation:.5f}, "
+                f"{alike.classes:.0%} of the classes",
+                highlight=False,
+            )
         if not peer:
             console.print("torch-cam: not installed (pip install torch torchcam)")
         protocols(sessions, runs, console)
 
 
+BARE, OURS = "bare network", "explainer (centre crop)"
+PAIRS = (
+    (OURS, BARE),
+    (OURS, "torch-cam"),
+    (f"{OURS}, OpenVINO fp32", BARE),
+    (f"{OURS}, OpenVINO bf16", f"{BARE}, OpenVINO bf16"),
+    (f"{OURS}, OpenVINO bf16", OURS),
+    (f"{OURS}, OpenVINO bf16", "torch-cam, autocast to bf16"),
+)
 PROTOCOLS = ("center", "ten-crop", "full")
 
 

@@ -8,7 +8,9 @@ Seeded weights, 224 x 224, batches of 1 and 10, in one process; seconds an image
 * bare: the converted network alone in ONNX Runtime, fed with finished crops: the limit;
 * camrt gradcam: our graph, from uint8 pixels (one centre crop) to scores, the best class and its map, by relu5_3; and
   the same of the five best classes;
-* pytorch-grad-cam: its GradCAM of the best class by the same layer, from finished crops;
+* the one of the best class on OpenVINO, in fp32 and bf16, where the processor computes in bf16;
+* pytorch-grad-cam: its GradCAM of the best class by the same layer, from finished crops; and under autocast to
+  bf16;
 * camrt guided-backprop: likewise to the best class's map of pixels;
 * PyTorch guided: hooks on the ReLUs, and no gradients of weights, which is the fastest that we know how to write;
 * pytorch-grad-cam guided: its GuidedBackpropReLUModel, which takes one image at a time.
@@ -41,15 +43,19 @@ sys.path.insert(0, str(REPOSITORY))
 
 import converters
 from benchmarks.explain import ratio, seeded_net, take_turns, torch_layer
+from camrt import tuning
 from camrt.graph import explain_graph
 from camrt.preprocess import Preprocess
+from camrt.session import Session
 from tests.camrt.graph import peers
 
 SIDE, LAYER = 224, "conv5_3"  # the tensor behind its ReLU, which runs in place
 BATCHES = (1, 10)
+PRECISIONS = [each for each in ("fp32", "bf16") if not tuning.missing(tuning.Contender("openvino", each))]
+HALF = [*(f"camrt gradcam, OpenVINO {each}" for each in PRECISIONS), "pytorch-grad-cam, autocast to bf16"]
 # Those that take turns: all at once would need more memory than many machines have.
 GROUPS = (
-    ("bare network", "camrt gradcam", "camrt gradcam, 5 classes", "pytorch-grad-cam"),
+    ("bare network", "camrt gradcam", "camrt gradcam, 5 classes", "pytorch-grad-cam", *HALF),
     ("bare network again", "camrt guided-backprop", "PyTorch guided", "pytorch-grad-cam guided"),
 )
 Work = Callable[[], object]
@@ -94,6 +100,8 @@ class Contenders:
             "camrt gradcam": lambda batch: self.ours("gradcam", batch),
             "camrt gradcam, 5 classes": lambda batch: self.ours("gradcam5", batch),
             "pytorch-grad-cam": self.peer,
+            "pytorch-grad-cam, autocast to bf16": self.peer_half,
+            **{f"camrt gradcam, OpenVINO {each}": functools.partial(self.openvino, each) for each in PRECISIONS},
             "camrt guided-backprop": lambda batch: self.ours("guided", batch),
             "PyTorch guided": self.hooked,
             "pytorch-grad-cam guided": self.peer_guided,
@@ -150,6 +158,44 @@ class Contenders:
 
         return work
 
+    def peer_half(self, batch: int) -> Work:
+        """The same in bf16. The layer's features and their gradient go back to float32, as the library needs them."""
+        import torch
+
+        library, (module, last) = peers.grad_cam(), self.module
+
+        class Float(torch.nn.Module):
+            def forward(self, features: Any) -> Any:
+                return features.float()
+
+        features = torch.nn.Sequential(module[last], Float())
+        layers = torch.nn.Sequential(*module[:last], features, *module[last + 1 :])
+
+        class Half(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layers = layers
+
+            def forward(self, crops: Any) -> Any:
+                with torch.autocast("cpu", torch.bfloat16):
+                    return self.layers(crops).float()
+
+        half, crops = Half().eval(), torch.from_numpy(self.crops(batch))
+
+        def work() -> object:
+            with library.GradCAM(half, [features]) as method:
+                return method(crops, None)
+
+        return work
+
+    def openvino(self, precision: str, batch: int) -> Work:
+        """Our graph of Grad-CAM on OpenVINO."""
+        runner = Session(
+            self.folder / "gradcam.onnx", providers="openvino", precision=precision, threads=self.threads
+        )  # fmt: skip
+        images = self.images(batch)
+        return lambda: runner.run({"image": images})
+
     def peer_guided(self, batch: int) -> Work:
         """pytorch-grad-cam's guided backpropagation, one image after the other."""
         import torch
@@ -201,12 +247,16 @@ def measure(contenders: Contenders, runs: int, console: Console) -> None:
     console.print(table)
     for ours, theirs in (
         ("camrt gradcam", "pytorch-grad-cam"),
+        ("camrt gradcam, OpenVINO bf16", "pytorch-grad-cam, autocast to bf16"),
+        ("camrt gradcam, OpenVINO bf16", "camrt gradcam"),
         ("camrt guided-backprop", "PyTorch guided"),
         ("camrt guided-backprop", "pytorch-grad-cam guided"),
         ("camrt gradcam", "bare network"),
         ("camrt gradcam, 5 classes", "bare network"),
         ("camrt guided-backprop", "bare network again"),
     ):
+        if ours not in rows:
+            continue
         ratios = [ratio(a, b) for a, b in zip(rows[ours], rows[theirs], strict=True)]
         said = [f"{1 / one:.2f} times faster" if theirs[0] != "b" else f"{one:.2f} times its time" for one in ratios]
         listed = ", ".join(f"{word} at batch {batch}" for word, batch in zip(said, BATCHES, strict=True))

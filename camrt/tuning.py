@@ -112,7 +112,7 @@ def _correlation(one: NDArray[Any], other: NDArray[Any]) -> float:
 
 
 def contenders(providers: Providers | None = None) -> list[Contender]:
-    """List what may be faster than what runs by default, and is there.
+    """List what may be faster than what runs by default, be it there or not.
 
     Args:
         providers: What was asked for, as for `camrt.session.Session`; None for all.
@@ -127,7 +127,7 @@ def contenders(providers: Providers | None = None) -> list[Contender]:
     running = [
         Contender(name, PROVIDERS[name][0]) for name in names if name in PROVIDERS and (providers or name == "cuda")
     ]
-    return [each for each in found if each not in running and not missing(each)]
+    return [each for each in found if each not in running]
 
 
 def missing(contender: Contender) -> str:
@@ -197,7 +197,7 @@ class AutoSession:
 
         best, outputs = self._session, expected
         exact = fastest = seconds(self._session)
-        for contender in contenders(self._providers):
+        for contender in self._present():
             try:
                 session = Session(
                     model, providers=self._providers or contender.provider, precision=contender.precision,
@@ -220,6 +220,14 @@ class AutoSession:
         _log.info("precision auto: %s %s is taken", best.provider, best.precision)
         self._session, self._model = best, None
         return outputs
+
+    def _present(self) -> list[Contender]:
+        """The contenders that are there; why the others are not is said, each reason once."""
+        reasons = {each: missing(each) for each in contenders(self._providers)}
+        for reason in dict.fromkeys(filter(None, reasons.values())):
+            left = ", ".join(str(each) for each in reasons if reasons[each] == reason)
+            _log.info("precision auto: not %s: %s", left, reason)
+        return [each for each, reason in reasons.items() if not reason]
 
 
 def _timed(session: Session, feeds: Mapping[str, NDArray[Any]]) -> float:

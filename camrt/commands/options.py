@@ -108,7 +108,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Provider = Annotated[
     str | None,
     typer.Option(
-        metavar="cuda|cpu|...", help="Where it runs; by default CUDA where ONNX Runtime has it, else the CPU."
+        metavar="cuda|cpu|openvino|...",
+        help="Where it runs; by default CUDA where ONNX Runtime has it, else the CPU (docs/speed.md).",
     ),
 ]
 Precision = Annotated[

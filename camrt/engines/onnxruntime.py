@@ -263,9 +263,10 @@ class _Loading:
         best = next(iter(providers))
         precision = self._precision or _default_precision(best)
         if precision not in (known := _PRECISIONS.get(best, _FP32_ALONE)):
+            hint = ". OpenVINO may have it: --provider openvino" if best == CPU and precision != TF32 else ""
             raise CamrtError(
                 f"found the precision {precision!r}, expected {' or '.join(known)}: ONNX Runtime computes "
-                f"no other on {best}"
+                f"no other on {best}{hint}"
             )
         if not {CUDA, TENSORRT}.isdisjoint(providers):
             _preload_cuda()

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from PIL import Image
 from scipy.io import loadmat
@@ -15,13 +14,17 @@ from camrt import matlab
 from camrt.graph import explain_graph
 from camrt.graph.explain import MAPS
 from camrt.preprocess import Preprocess
+from camrt.session import Session
 from converters import zoo
 from tests.released import seeded
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg16CAM", "alexnetplusCAM"])
-def test_graph_gives_caffes_maps(name: str, reference: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+def test_graph_gives_caffes_maps(name: str, provider: str, reference: Path, tmp_path: Path) -> None:
+    if provider == "openvino":
+        pytest.importorskip("openvino", reason="needs the extra openvino")
     facts, expected = zoo.find(name), np.load(reference / "nets" / name / "expected.npz")
     mean = loadmat(reference / "matlab_demo" / "ilsvrc_2012_mean.mat")["mean_data"].astype(np.float32)
     crop = facts.preprocessing.crop
@@ -33,8 +36,8 @@ def test_graph_gives_caffes_maps(name: str, reference: Path, tmp_path: Path) -> 
     explainer.graph.output.append(onnx.ValueInfoProto(name=MAPS))
     image = np.asarray(Image.open(reference / "matlab_demo" / "img1.jpg").convert("RGB"))
     image = matlab.imresize(image, (256, 256))
-    session = onnxruntime.InferenceSession(explainer.SerializeToString(), providers=["CPUExecutionProvider"])
-    scores, classes, heatmaps, maps = session.run(None, {"image": image[None]})
+    found = Session(explainer, providers=provider).run({"image": image[None]})
+    scores, classes, heatmaps, maps = (found[each] for each in ("scores", "classes", "heatmaps", MAPS))
 
     assert classes[0].tolist() == expected["top5"].tolist()
     np.testing.assert_allclose(maps[0], expected["cams"], atol=1e-4 * np.abs(expected["cams"]).max())

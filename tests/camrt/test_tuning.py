@@ -45,6 +45,7 @@ class FakeSession:
 
 def use(monkeypatch: pytest.MonkeyPatch, answered: Mapping[str, tuple[dict[str, np.ndarray], float]]) -> None:
     FakeSession.made, FakeSession.answers = [], answered
+    monkeypatch.setattr(tuning, "missing", lambda contender: "")
     monkeypatch.setattr(tuning, "Session", FakeSession)
     monkeypatch.setattr(
         tuning, "contenders", lambda providers: [Contender("openvino", "bf16"), Contender("openvino", "fp16")]
@@ -128,16 +129,34 @@ def test_a_run_that_fails_leaves_the_choice_to_the_next() -> None:
     assert one.first_batch == 1
 
 
-def test_contenders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "missing", lambda contender: "slow" if contender.precision == "fp16" else "")
-    assert contenders("cpu") == []
-    assert contenders("openvino") == [Contender("openvino", "bf16")]
-    assert [str(each) for each in contenders(["cuda", "cpu"])] == ["cuda tf32"]
-    assert [str(each) for each in contenders("CUDAExecutionProvider")] == ["cuda tf32"]
-    assert contenders("openvino:device=CPU") == [Contender("openvino", "bf16")]
-    assert contenders("coreml") == []
+@pytest.mark.parametrize(
+    ("providers", "expected"),
+    [
+        ("cpu", []),
+        ("coreml", []),
+        ("openvino", ["openvino bf16", "openvino fp16"]),
+        ("openvino:device=CPU", ["openvino bf16", "openvino fp16"]),
+        (["cuda", "cpu"], ["cuda tf32", "cuda fp16"]),
+        ("CUDAExecutionProvider", ["cuda tf32", "cuda fp16"]),
+        ("tensorrt", ["tensorrt fp16", "tensorrt bf16"]),
+        (None, ["openvino fp32", "openvino bf16", "openvino fp16"]),
+    ],
+    ids=str,
+)
+def test_contenders(providers: Any, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning.onnxruntime, "has_cuda", lambda: False)
-    assert [str(each) for each in contenders()] == ["openvino fp32", "openvino bf16"]
+    assert [str(each) for each in contenders(providers)] == expected
+
+
+def test_what_is_missing_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(tuning, "missing", lambda contender: "it is not installed")
+    one = AutoSession(tiny_explainer(), providers=("openvino",) if tuning.openvino.can("fp32") else None)
+    with caplog.at_level(logging.INFO, "camrt.tuning"):
+        one.run({"image": IMAGES})
+    assert one.precision == "fp32"
+    assert len(caplog.messages) == 2
+    assert caplog.messages[0].startswith("precision auto: not ")
+    assert caplog.messages[0].endswith("openvino bf16, openvino fp16: it is not installed")
 
 
 def test_threads() -> None:
