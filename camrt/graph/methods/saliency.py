@@ -125,11 +125,13 @@ def smoothgrad(context: MethodContext, *, samples: int = 25, sigma: float = 0.15
     again=True,
     top=1,
 )
-def integrated_gradients(context: MethodContext, *, steps: int = 32, baseline: str = "black") -> Value:
+def integrated_gradients(
+    context: MethodContext, *, steps: int = 32, baseline: str = "black", values: str = "magnitude"
+) -> Value:
     """The derivative along the line from a baseline B to the image X, times X - B: what each pixel adds to the score.
 
     IG = (X - B) * integral over t of dy_c/dX(B + t (X - B)), by the midpoint rule. With enough steps its
-    sum is y_c(X) - y_c(B). The map is the magnitude of its sum over the three channels.
+    sum is y_c(X) - y_c(B). The map is the magnitude of its sum over the three channels, or the sum with its sign.
 
     Source:
         Sundararajan, Taly, Yan: Axiomatic Attribution for Deep Networks. ICML 2017, equations 1 and 3.
@@ -138,10 +140,13 @@ def integrated_gradients(context: MethodContext, *, steps: int = 32, baseline: s
         context: The image.
         steps: The number of points on the line. One runs after the other.
         baseline: ``"black"``, or ``"mean"``: the mean of the network's preprocessing.
+        values: ``"magnitude"``, or ``"signed"``: what counts against the class is negative.
 
     Example:
         >>> explainer = camrt.explain_graph(model, method="integrated-gradients")  # doctest: +SKIP
     """
+    if values not in ("magnitude", "signed"):
+        raise CamrtError(f"found integrated-gradients' values {values!r}, expected magnitude or signed")
     if steps < 1 or baseline not in ("black", "mean"):
         raise CamrtError(
             f"found integrated-gradients' steps {steps} and baseline {baseline!r}, expected at least 1, and black or "
@@ -157,7 +162,8 @@ def integrated_gradients(context: MethodContext, *, steps: int = 32, baseline: s
         return (begin + way * part).reshape(-1, 3, side, side)
 
     added = context.named(_mean_gradient(context, steps, point) * way)
-    return abs(added.sum(2))
+    total = added.sum(2)
+    return total if values == "signed" else abs(total)
 
 
 def _mean_gradient(context: MethodContext, times: int, image: Callable[[Value], Value]) -> Value:

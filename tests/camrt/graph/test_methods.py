@@ -323,6 +323,7 @@ def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"method": "smoothgrad", "settings": {"sigma": "nan"}}, "0 or more"),
         ({"method": "integrated-gradients", "settings": {"steps": 0}}, "expected at least 1"),
         ({"method": "integrated-gradients", "settings": {"baseline": "white"}}, "black or mean"),
+        ({"method": "integrated-gradients", "settings": {"values": "both"}}, "magnitude or signed"),
         ({"method": "scorecam", "settings": {"channels": -1}}, "expected 0 .all. or more"),
     ],
 )  # fmt: skip

@@ -257,6 +257,10 @@ def test_integrated_gradients(net: tuple[Any, Any], baseline: str) -> None:
         wanted = (total / 8 * (x - begin)).numpy()
         np.testing.assert_allclose(added[:, 0, rank], wanted, atol=2 * TOLERANCE * np.abs(wanted).max())
         np.testing.assert_allclose(heatmaps[:, rank], np.abs(wanted.sum(1)), atol=2 * TOLERANCE * np.abs(wanted).max())
+    signed = {"steps": 8, "baseline": baseline, "values": "signed"}
+    sums = explained(model, images(), method="integrated-gradients", top=TOP, settings=signed)[2]
+    assert sums.min() < 0 < sums.max()
+    np.testing.assert_allclose(sums, added[:, 0].sum(2), atol=TOLERANCE * np.abs(sums).max())
     _, classes, _, added = explained(
         model, images(), GRADIENT, method="integrated-gradients", top=TOP, settings={"steps": 300, "baseline": baseline}
     )
