@@ -13,21 +13,28 @@ Seeded weights, 224 x 224, batches of 1 and 10, in one process; seconds an image
   bf16;
 * camrt guided-backprop: likewise to the best class's map of pixels;
 * PyTorch guided: hooks on the ReLUs, and no gradients of weights, which is the fastest that we know how to write;
-* pytorch-grad-cam guided: its GuidedBackpropReLUModel, which takes one image at a time.
+* pytorch-grad-cam guided: its GuidedBackpropReLUModel, which takes one image at a time;
+* camrt gradient: `camrt.graph.differentiate`, the plain gradient of the logits by the crops, with a seed as an input;
+* onnx-ad gradient: the same by `onnx_ad.reverse`, for a fixed batch, where onnx-ad is installed. Both are built from
+  the network in memory; the time of that is printed too.
 
-The contenders take turns, those of Grad-CAM and then those of guided backpropagation, run after run, so that a machine
-that drifts does so for all; medians, and ratios run by run. Then the peak memory of each, in a process of its own.
+The contenders take turns, those of Grad-CAM, of guided backpropagation and of the plain gradient, run after run, so
+that a machine that drifts does so for all; medians, and ratios run by run. Then the peak memory of each, in a process
+of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
+import json
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,11 +51,12 @@ sys.path.insert(0, str(REPOSITORY))
 import converters
 from benchmarks.explain import ratio, seeded_net, take_turns, torch_layer
 from camrt import tuning
-from camrt.graph import explain_graph
+from camrt.graph import differentiate, explain_graph
 from camrt.preprocess import Preprocess
 from camrt.session import Session
 from tests.camrt.graph import peers
 
+CLASSES = 1000
 SIDE, LAYER = 224, "conv5_3"  # the tensor behind its ReLU, which runs in place
 BATCHES = (1, 10)
 PRECISIONS = [each for each in ("fp32", "bf16") if not tuning.missing(tuning.Contender("openvino", each))]
@@ -57,7 +65,9 @@ HALF = [*(f"camrt gradcam, OpenVINO {each}" for each in PRECISIONS), "pytorch-gr
 GROUPS = (
     ("bare network", "camrt gradcam", "camrt gradcam, 5 classes", "pytorch-grad-cam", *HALF),
     ("bare network again", "camrt guided-backprop", "PyTorch guided", "pytorch-grad-cam guided"),
+    ("bare network once more", "camrt gradient", "onnx-ad gradient"),
 )
+BUILDS = "builds.json"  # contender -> seconds
 Work = Callable[[], object]
 Maker = Callable[[int], Work]
 
@@ -78,9 +88,42 @@ def prepare(folder: Path) -> None:
             layer = LAYER if wanted[0] == "gradcam" else None
             graph = explain_graph(model, wanted[0], "center", wanted[1], layer=layer, preprocess=preprocess)
         onnx.save(graph, folder / f"{name}.onnx")
+    prepare_gradients(converters.convert(net, outputs=["fc8"]), folder)
     layers = [(layer.name, torch_layer(layer)) for layer in net.layers if layer.type != "Softmax"]
     module = torch.nn.Sequential(*(module for _, module in layers)).eval()
     torch.save((module, [name for name, _ in layers].index("relu5_3")), folder / "module.pt")
+
+
+def prepare_gradients(model: onnx.ModelProto, folder: Path) -> None:
+    """Write the gradient of the logits by the image as camrt and onnx-ad build it, and how long that took."""
+    image, logits = model.graph.input[0].name, model.graph.output[0].name
+    builders: dict[str, Callable[[], onnx.ModelProto]] = {
+        "gradient": lambda: differentiate(model, logits, image, "seed")
+    }
+    if importlib.util.find_spec("onnx_ad"):
+        for batch in BATCHES:
+            builders[f"onnx-ad {batch}"] = functools.partial(onnx_ad_gradient, model, batch)
+    seconds = {}
+    for name, build in builders.items():
+        begin = time.perf_counter()
+        built = build()
+        seconds[name] = time.perf_counter() - begin
+        onnx.save(built, folder / f"{name}.onnx")
+        del built
+    (folder / BUILDS).write_text(json.dumps(seconds))
+
+
+def onnx_ad_gradient(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+    """The gradient of the logits by onnx-ad, which wants a fixed batch."""
+    import onnx_ad
+
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    del fixed.graph.value_info[:]
+    found: onnx.ModelProto = onnx_ad.reverse(onnx.shape_inference.infer_shapes(fixed), layout="onnx")
+    return found
 
 
 class Contenders:
@@ -105,7 +148,12 @@ class Contenders:
             "camrt guided-backprop": lambda batch: self.ours("guided", batch),
             "PyTorch guided": self.hooked,
             "pytorch-grad-cam guided": self.peer_guided,
+            "bare network once more": self.bare,
+            "camrt gradient": lambda batch: self.gradient("gradient", batch),
+            "onnx-ad gradient": lambda batch: self.gradient(f"onnx-ad {batch}", batch),
         }
+        if not (folder / f"onnx-ad {BATCHES[0]}.onnx").exists():
+            del self.makers["onnx-ad gradient"]
 
     def session(self, name: str) -> onnxruntime.InferenceSession:
         """A session over one of the files."""
@@ -144,6 +192,17 @@ class Contenders:
         """Our graph of a method."""
         runner, images = self.session(name), self.images(batch)
         return lambda: runner.run(None, {"image": images})
+
+    def gradient(self, name: str, batch: int) -> Work:
+        """The gradient of the first class's logit by the crops."""
+        runner, crops = self.session(name), self.crops(batch)
+        seeds = np.zeros((batch, CLASSES), np.float32)
+        seeds[:, 0] = 1
+        feeds = {}
+        for value in runner.get_inputs():  # onnx-ad's seed has an axis more, of size 1
+            is_image = value.shape[1:] == [3, SIDE, SIDE]
+            feeds[value.name] = crops if is_image else seeds.reshape(batch, CLASSES, *[1] * (len(value.shape) - 2))
+        return lambda: runner.run([runner.get_outputs()[-1].name], feeds)
 
     def peer(self, batch: int) -> Work:
         """pytorch-grad-cam's GradCAM of the best class."""
@@ -235,7 +294,7 @@ def measure(contenders: Contenders, runs: int, console: Console) -> None:
     for batch in BATCHES:
         for group in GROUPS:
             contenders.sessions.clear()  # ONNX Runtime keeps what it needed once
-            work = {name: contenders.makers[name](batch) for name in group}
+            work = {name: contenders.makers[name](batch) for name in group if name in contenders.makers}
             for name, seconds in take_turns(work, runs).items():
                 rows[name].append([second / batch for second in seconds])
             del work
@@ -254,8 +313,11 @@ def measure(contenders: Contenders, runs: int, console: Console) -> None:
         ("camrt gradcam", "bare network"),
         ("camrt gradcam, 5 classes", "bare network"),
         ("camrt guided-backprop", "bare network again"),
+        ("camrt gradient", "onnx-ad gradient"),
+        ("camrt gradient", "bare network once more"),
+        ("onnx-ad gradient", "bare network once more"),
     ):
-        if ours not in rows:
+        if ours not in rows or theirs not in rows:
             continue
         ratios = [ratio(a, b) for a, b in zip(rows[ours], rows[theirs], strict=True)]
         said = [f"{1 / one:.2f} times faster" if theirs[0] != "b" else f"{one:.2f} times its time" for one in ratios]
@@ -263,12 +325,21 @@ def measure(contenders: Contenders, runs: int, console: Console) -> None:
         console.print(f"{ours} against {theirs}: {listed}", highlight=False)
 
 
+def builds(folder: Path, console: Console) -> None:
+    """How long the plain gradient took to build."""
+    for name, seconds in json.loads((folder / BUILDS).read_text()).items():
+        library, _, batch = name.partition(" ")
+        fixed = f"onnx-ad, for a batch of {batch}" if library == "onnx-ad" else "camrt, for any batch"
+        console.print(f"building the gradient: {seconds:.2f} s ({fixed})", highlight=False)
+
+
 def memory(contenders: Contenders, console: Console) -> None:
     """The peak memory of each contender, in a process of its own that loads it and runs it once."""
     table = Table(title="Peak memory of a process that loads and runs it, MB", min_width=80)
     for column in ("", *(f"batch {batch}" for batch in BATCHES)):
         table.add_column(column, justify="right" if column else "left")
-    for name in [one for group in GROUPS for one in group if not one.endswith("again")]:
+    measured = [one for group in GROUPS for one in group if one in contenders.makers]
+    for name in [one for one in measured if not one.startswith("bare network ")]:
         peaks = []
         for batch in BATCHES:
             command = [sys.executable, __file__, "--folder", contenders.folder, "--only", name, "--batch", str(batch)]
@@ -304,6 +375,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
         contenders = Contenders(Path(folder), options.threads)
+        builds(contenders.folder, console)
         measure(contenders, options.runs, console)
         if not options.no_memory:
             memory(contenders, console)
