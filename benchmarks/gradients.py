@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Grad-CAM and guided backpropagation of VGG16 with its original head, beside the bare network and PyTorch.
 
-usage: python benchmarks/gradients.py [--runs 5] [--threads 2] [--no-memory]
+usage: python benchmarks/gradients.py [--runs 5] [--threads 2] [--no-memory] [--onnx-ad]
 
 Seeded weights, 224 x 224, batches of 1 and 10, in one process; seconds an image of
 
@@ -15,8 +15,8 @@ Seeded weights, 224 x 224, batches of 1 and 10, in one process; seconds an image
 * PyTorch guided: hooks on the ReLUs, and no gradients of weights, which is the fastest that we know how to write;
 * pytorch-grad-cam guided: its GuidedBackpropReLUModel, which takes one image at a time;
 * camrt gradient: `camrt.graph.differentiate`, the plain gradient of the logits by the crops, with a seed as an input;
-* onnx-ad gradient: the same by `onnx_ad.reverse`, for a fixed batch, where onnx-ad is installed. Both are built from
-  the network in memory; the time of that is printed too.
+* onnx-ad gradient, with --onnx-ad, as it takes minutes to build: the same by `onnx_ad.reverse`, for a fixed batch. Both
+  are built from the network in memory; the time of that is printed too.
 
 The contenders take turns, those of Grad-CAM, of guided backpropagation and of the plain gradient, run after run, so
 that a machine that drifts does so for all; medians, and ratios run by run. Then the peak memory of each, in a process
@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.util
 import json
 import resource
 import statistics
@@ -75,7 +74,7 @@ Maker = Callable[[int], Work]
 FILES = {"bare": (), "gradcam": ("gradcam", 1), "gradcam5": ("gradcam", 5), "guided": ("guided-backprop", 1)}
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, *, onnx_ad: bool = False) -> None:
     """Write what is measured: our graphs, and the network in PyTorch up to the logits."""
     import torch
 
@@ -88,19 +87,19 @@ def prepare(folder: Path) -> None:
             layer = LAYER if wanted[0] == "gradcam" else None
             graph = explain_graph(model, wanted[0], "center", wanted[1], layer=layer, preprocess=preprocess)
         onnx.save(graph, folder / f"{name}.onnx")
-    prepare_gradients(converters.convert(net, outputs=["fc8"]), folder)
+    prepare_gradients(converters.convert(net, outputs=["fc8"]), folder, onnx_ad=onnx_ad)
     layers = [(layer.name, torch_layer(layer)) for layer in net.layers if layer.type != "Softmax"]
     module = torch.nn.Sequential(*(module for _, module in layers)).eval()
     torch.save((module, [name for name, _ in layers].index("relu5_3")), folder / "module.pt")
 
 
-def prepare_gradients(model: onnx.ModelProto, folder: Path) -> None:
+def prepare_gradients(model: onnx.ModelProto, folder: Path, *, onnx_ad: bool) -> None:
     """Write the gradient of the logits by the image as camrt and onnx-ad build it, and how long that took."""
     image, logits = model.graph.input[0].name, model.graph.output[0].name
     builders: dict[str, Callable[[], onnx.ModelProto]] = {
         "gradient": lambda: differentiate(model, logits, image, "seed")
     }
-    if importlib.util.find_spec("onnx_ad"):
+    if onnx_ad:
         for batch in BATCHES:
             builders[f"onnx-ad {batch}"] = functools.partial(onnx_ad_gradient, model, batch)
     seconds = {}
@@ -366,6 +365,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--onnx-ad", action="store_true", help="with onnx-ad, which must be installed")
     options = parser.parse_args()
     if options.only:
         Contenders(options.folder, options.threads).makers[options.only](options.batch)()
@@ -373,7 +373,7 @@ def main() -> None:
         return
     console = Console(width=110)
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder))
+        prepare(Path(folder), onnx_ad=options.onnx_ad)
         contenders = Contenders(Path(folder), options.threads)
         builds(contenders.folder, console)
         measure(contenders, options.runs, console)

@@ -202,7 +202,8 @@ def _quantized(classifier: onnx.ModelProto, inputs: Iterator[dict[str, Any]]) ->
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=[operator for operator in _OPERATORS if operator in QDQRegistry],
                 per_channel=True,
-                activation_type=quantization.QuantType.QInt8,
+                # ONNX Runtime makes integer convolutions of unsigned activations; of signed ones it mostly does not.
+                activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 extra_options={"OpTypesToExcludeOutputQuantization": list(_FLOAT_OUTPUTS)},
             )

@@ -4,7 +4,8 @@ Grad-CAM takes the mean of dy/dA_k(i, j) over i and j. The sum is the derivative
 Maximum and average pooling shift by as much: each window passes its cotangent on in shares that add up to 1. So the
 sums are those of the pooled features, and nothing is scattered to the maxima. Where a linear layer reads the flattened
 features, the sum of g W over the positions is g times the sum of W: for VGG16 a matrix of 4096 x 512 in place of 4096 x
-25088, which takes as long to read as a tenth of the forward pass.
+25088, which takes as long to read as a tenth of the forward pass. The sums also pass through a convolution of 1 x 1:
+for SqueezeNet, a product of 5 x 1000 x 512 replaces convolutions of five classes.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ class SummedAt:
     Attributes:
         tensor: The tensor to differentiate by.
         positions: How many numbers of a channel its derivative has, one after the other: they are to be added.
-        weights: (outputs, channels): in place of that, what its derivative (N, outputs) is to be multiplied by.
+        weights: (outputs, channels): what these sums (N, outputs) are then to be multiplied by.
+        kernel: The tensor of such weights, (outputs, channels, 1, 1), where they stand in the graph already.
     """
 
     tensor: str
     positions: int = 1
     weights: np.ndarray | None = None
+    kernel: str | None = None
 
 
 def summed_at(view: GraphView, sizes: Sizes, grid: FeatureMap, logits: str) -> SummedAt | None:
@@ -63,6 +66,9 @@ def summed_at(view: GraphView, sizes: Sizes, grid: FeatureMap, logits: str) -> S
         if size is None:
             break
         if not _keeps_sums(view, sizes, node, grid.channels):
+            outputs = _pointwise(sizes, node, grid.channels)
+            if outputs is not None:
+                return SummedAt(tensor, size // outputs, kernel=node.input[1])
             weights = _summed_weights(view, sizes, node, grid.channels)
             return found if weights is None else SummedAt(tensor, weights=weights)
         found = SummedAt(tensor, size // grid.channels)
@@ -86,6 +92,15 @@ def _keeps_sums(view: GraphView, sizes: Sizes, node: onnx.NodeProto, channels: i
         axes = view.axes_of(node)
         return axes is not None and sorted(axis % 4 for axis in axes) == [2, 3]
     return True
+
+
+def _pointwise(sizes: Sizes, node: onnx.NodeProto, channels: int) -> int | None:
+    """How many channels a convolution gives that takes each position alone; None for other nodes."""
+    kernel, attributes = sizes.shape(node.input[1]) if operator_of(node) == "Conv" else None, attributes_of(node)
+    if kernel is None or kernel[1:] != (channels, 1, 1) or attributes.get("group", 1) != 1:
+        return None
+    is_plain = all(stride == 1 for stride in attributes.get("strides", ())) and not any(attributes.get("pads", ()))
+    return kernel[0] if is_plain else None
 
 
 def _hangs_over(attributes: dict[str, object]) -> bool:

@@ -294,12 +294,18 @@ class Layer:
         if self.grid.tensor not in self.context.sums:
             return self.gradients.mean(-1)
         place, gradient = self.context.sums[self.grid.tensor]
-        if place.weights is None:
-            summed = gradient.reshape(-1, crops, self.channels, place.positions).sum(-1)
+        builder = self.context.builder
+        if place.kernel is not None:
+            kernel = self.context.tensor(place.kernel)
+            outputs = kernel.fixed(0)[0]
+            matrix = kernel.reshape(outputs, self.channels)
+            summed = gradient.reshape(-1, outputs, place.positions).sum(-1) @ matrix
+        elif place.weights is not None:
+            name = builder.constant(place.weights, "weights", place.weights.dtype)
+            summed = gradient @ Value(builder, name, place.weights.shape, gradient.kind)
         else:
-            name = self.context.builder.constant(place.weights, "weights", place.weights.dtype)
-            matrix = Value(self.context.builder, name, place.weights.shape, gradient.kind)
-            summed = (gradient @ matrix).reshape(-1, crops, self.channels)
+            summed = gradient.reshape(-1, self.channels, place.positions).sum(-1)
+        summed = summed.reshape(-1, crops, self.channels)
         return summed / self.positions
 
     def weighted(self, weights: Value) -> Value:

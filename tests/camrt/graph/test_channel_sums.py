@@ -43,6 +43,16 @@ TAILS: dict[str, tuple[list[Any], str]] = {
     "maxima before a convolution": (
         [nn.MaxPool2d(2), nn.Conv2d(6, 5, 3), nn.Flatten(), nn.Linear(20, CLASSES)], "MaxPool",
     ),
+    "a convolution of 1 x 1": (
+        [nn.Dropout(), nn.Conv2d(6, CLASSES, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()], "Conv",
+    ),
+    "maxima before a convolution of 1 x 1": (
+        [nn.MaxPool2d(2), nn.Conv2d(6, 5, 1), nn.Tanh(), nn.Flatten(), nn.Linear(80, CLASSES)], "Conv",
+    ),
+    "a convolution of 1 x 1 with strides": (
+        [nn.Conv2d(6, 5, 1, 2), nn.Flatten(), nn.Linear(80, CLASSES)], "Relu",
+    ),
+    "a convolution of 1 x 1 in groups": ([nn.Conv2d(6, 6, 1, groups=2), nn.Flatten(), nn.Linear(384, CLASSES)], "Relu"),
     "a convolution": ([nn.Conv2d(6, 5, 3), nn.Flatten(), nn.Linear(180, CLASSES)], "Relu"),
 }  # fmt: skip
 
@@ -77,7 +87,7 @@ def test_sums_are_those_of_autograd(tail: list[Any], operator: str) -> None:
     place = summed_at(view, Sizes(view), FeatureMap(layer, CHANNELS, PLACES, PLACES), "scores")
     assert place is not None
     assert view.producers[place.tensor].op_type == operator
-    assert (place.weights is not None) == (operator == "Gemm")
+    assert (place.weights is not None, place.kernel is not None) == (operator == "Gemm", operator == "Conv")
 
     _, classes, _, maps = explained(model, images(), MAPS, method="gradcam", layer=layer, top=3)
     module.double()
