@@ -317,11 +317,12 @@ class Contenders:
         """torch-cam's CAM of the best class."""
         from torchcam.methods import CAM
 
-        extractor = CAM(self.module, target_layer=self.network.layer, fc_layer=self.network.classifier)
         crops = torch.from_numpy(self.crops(batch))
+        where = {"target_layer": self.network.layer, "fc_layer": self.network.classifier}
 
         def work() -> object:
-            with torch.no_grad(), self.autocast():
+            # Its hooks go with it: they would slow down the others.
+            with CAM(self.module, **where) as extractor, torch.no_grad(), self.autocast():
                 scores = self.module(self.upload(crops))
                 return [one.cpu() for one in extractor(scores.argmax(1).tolist(), scores)]
 
@@ -339,7 +340,7 @@ class Contenders:
 
         def work() -> object:
             with library.GradCAM(self.module, [layer], reshape_transform=tokens) as method, self.autocast():
-                return method(self.upload(crops), None)
+                return method(self.upload(crops), None)  # arrays, in the CPU's memory
 
         return work
 
@@ -348,26 +349,40 @@ class Contenders:
 
 
 def measure(network: Network, options: argparse.Namespace) -> Iterable[Row]:
+    """The rows of a network. The bare network takes turns with the contenders of each method."""
     for precision in options.precisions:
         contenders = Contenders(network, precision, options.device)
         for batch in options.batches:
-            work, broken = {}, []
-            for (method, name), make in contenders.makers().items():
-                row = Row(network.name, method, batch, precision, name)
-                try:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("error", CamrtWarning)  # a graph that is not captured is no measurement
-                        work[row] = make(batch)
-                        work[row]()
-                except (Exception, SystemExit) as error:  # one that does not run leaves the others
-                    work.pop(row, None)
-                    broken.append(replace(row, reason=shortened(error)))
-            found = take_turns(work, options.runs)
-            milliseconds = {row: 1000 * statistics.median(seconds) / batch for row, seconds in found.items()}
-            bare = next((each for row, each in milliseconds.items() if row.contender.startswith("bare")), None)
-            for row, each in milliseconds.items():
-                yield replace(row, milliseconds=each, of_bare=bare / each if bare else None)
-            yield from broken
+            for index, method in enumerate(contenders.graphs):
+                rows = measure_method(contenders, method, batch, options.runs)
+                yield from (row for row in rows if row.method == method or not index)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()  # it would keep from ONNX Runtime what it needed once
+
+
+def measure_method(contenders: Contenders, method: str, batch: int, runs: int) -> list[Row]:
+    """The rows of a method and of the bare network."""
+    work: dict[Row, Work] = {}
+    broken = []
+    for (kind, name), make in contenders.makers().items():
+        if kind not in ("forward", method):
+            continue
+        row = Row(contenders.network.name, kind, batch, contenders.precision, name)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", CamrtWarning)  # a graph that is not captured is no measurement
+                work[row] = make(batch)
+                work[row]()
+        except (Exception, SystemExit) as error:  # one that does not run leaves the others
+            work.pop(row, None)
+            broken.append(replace(row, reason=shortened(error)))
+    found = take_turns(work, runs)
+    milliseconds = {row: 1000 * statistics.median(seconds) / batch for row, seconds in found.items()}
+    bare = next((each for row, each in milliseconds.items() if row.contender.startswith("bare")), None)
+    measured = [
+        replace(row, milliseconds=each, of_bare=bare / each if bare else None) for row, each in milliseconds.items()
+    ]
+    return measured + broken
 
 
 def take_turns(work: Mapping[Row, Work], runs: int) -> dict[Row, list[float]]:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from camrt import images, tuning
 from camrt.classes import class_number
-from camrt.engines.onnxruntime import GPU
 from camrt.errors import CamrtError, CamrtWarning
 from camrt.explanation import Explanation
 from camrt.loading import Request, explainer_graph
@@ -447,7 +446,7 @@ def _pool(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
 
 def _default_batch(graph: onnx.ModelProto | Path, session: Session | AutoSession) -> int:
     """Return how many images the session gets at once: on a GPU, what half of its free memory holds."""
-    if session.provider not in GPU:
+    if session.device is None:
         return 1
     import onnx
 
@@ -455,7 +454,7 @@ def _default_batch(graph: onnx.ModelProto | Path, session: Session | AutoSession
     from camrt.graph.memory import bytes_per_image
 
     model = graph if isinstance(graph, onnx.ModelProto) else onnx.load(graph, load_external_data=False)
-    free, each = free_memory(), bytes_per_image(model)
+    free, each = free_memory(session.device), bytes_per_image(model)
     if not free or not each:
         return _BATCH
     fitting = max(1, min(_MOST, free // 2 // each))

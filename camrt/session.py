@@ -41,6 +41,7 @@ class Session:
         inputs: Input -> shape; a free dimension is a name or None.
         outputs: Output -> shape.
         metadata: The model's metadata_props.
+        device: The number of the GPU; None where no CUDA runs it.
     """
 
     first_batch = 1  # images that the first run should have; `camrt.tuning.AutoSession` has more
@@ -60,6 +61,7 @@ class Session:
         self._engine = _started(model, providers, precision, threads)
         self.provider, self.precision = self._engine.provider, self._engine.precision
         self.inputs, self.outputs, self.metadata = self._engine.inputs, self._engine.outputs, self._engine.metadata
+        self.device: int | None = getattr(self._engine, "device", None)
         _log.info(self._engine.started)
 
     def __repr__(self) -> str:

@@ -176,6 +176,11 @@ class AutoSession:
         return self._session.precision
 
     @property
+    def device(self) -> int | None:
+        """Return the number of the GPU; None where no CUDA runs it."""
+        return self._session.device
+
+    @property
     def first_batch(self) -> int:
         """Return how many images the next run should have at least: a choice is better made on several."""
         return 1 if self._model is None else FIRST

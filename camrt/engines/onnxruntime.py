@@ -81,8 +81,10 @@ class OnnxRuntime:
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.metadata: Mapping[str, str] = MappingProxyType(dict(metadata))
         self._bound: Bound | CudaGraphs | None = None
+        self.device: int | None = None
         if self.provider in GPU:
-            device = "cuda", int(found.get("device_id", 0))
+            self.device = int(found.get("device_id", 0))
+            device = "cuda", self.device
             self._bound = Bound(self._session, runtime, device)
             if loading.captures:
                 self._bound = CudaGraphs(loading, self._bound, runtime, device)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from camrt.engines import cuda
-from camrt.engines.onnxruntime import CPU, CUDA
 from camrt.explainer import _default_batch
 from camrt.graph import explain_graph
 from camrt.graph.memory import bytes_per_image
@@ -57,8 +56,9 @@ def test_default_batch(images: float | None, expected: int, monkeypatch: pytest.
     graph = explain_graph(classifier("gemm"), preprocess=Preprocess(SIDE + 4, SIDE, (104.0, 117.0, 123.0)))
     each = bytes_per_image(graph)
     assert each
-    monkeypatch.setattr(cuda, "free_memory", lambda: None if images is None else int(images * each))
-    session: Any = SimpleNamespace(provider=CUDA)
+    memory = {0: 0, 1: None if images is None else int(images * each)}
+    monkeypatch.setattr(cuda, "free_memory", memory.get)
+    session: Any = SimpleNamespace(device=1)
     assert _default_batch(graph, session) == expected
-    session.provider = CPU
+    session.device = None
     assert _default_batch(graph, session) == 1
