@@ -4,7 +4,8 @@ All of it is data and three formulas, so that another program (a web page, a C++
 
 * **Normalization**, to a level 0..255. With a sequential color map, 0 is the smallest value of the heatmap, or zero
   where there are negative values; 255 is the largest value. With a diverging color map, 128 is zero, and 1 and 255 are
-  minus and plus the largest absolute value.
+  minus and plus the largest absolute value. The largest value is taken to be at most twice the 99.5th percentile, where
+  that is not 0: a few pixels would make the rest of a map of pixels invisible. Smooth maps have no such pixels.
 * **Strength** ``m`` of a level, 0..1: ``level / 255``, or ``|level - 128| / 127`` with a diverging color map.
 * **Opacity** of a strength: ``opacity * t * t * (3 - 2 * t)``, where ``t`` is ``(m - START) / (FULL - START)`` clipped
   to 0..1. Below START the image is left as it is, from FULL on the color map has its full share of the pixel.
@@ -103,16 +104,24 @@ def limits(heatmap: NDArray[np.floating], colormap: str = DEFAULT) -> tuple[floa
 
     Returns:
         The smallest value, or 0 where there are negative ones, and the largest; with a diverging color map, minus and
-        plus the largest absolute value. Both are 0 where no value is finite, or none is above 0.
+        plus the largest absolute value; the largest as the module describes it. Both are 0 where no value is finite, or
+        none is above 0.
     """
     finite = heatmap if np.isfinite(heatmap).all() else heatmap[np.isfinite(heatmap)]
     if not finite.size:
         return 0.0, 0.0
     lowest, highest = float(finite.min()), float(finite.max())
     if is_diverging(colormap):
-        largest = max(abs(lowest), abs(highest))
+        largest = _without_outliers(np.abs(finite), max(abs(lowest), abs(highest)))
         return -largest, largest
-    return (max(lowest, 0.0), highest) if highest > 0 else (0.0, 0.0)
+    return (max(lowest, 0.0), _without_outliers(finite, highest)) if highest > 0 else (0.0, 0.0)
+
+
+def _without_outliers(values: NDArray[np.floating], highest: float) -> float:
+    """The largest value, or twice the 99.5th percentile where that is less, and not 0."""
+    rank = int(0.995 * (values.size - 1))
+    typical = 2 * float(np.partition(values, rank, axis=None)[rank])
+    return typical if 0 < typical < highest else highest
 
 
 def levels(

@@ -78,6 +78,23 @@ def test_levels(values: list[float], name: str, expected: list[int]) -> None:
     assert found[0].tolist() == expected
 
 
+def test_a_few_outliers_do_not_hide_the_rest() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.random((100, 100)).astype(np.float32)
+    values[:2, :10] = 1000
+    low, high = colors.limits(values)
+    assert high == pytest.approx(2 * np.percentile(values, 99.5), rel=0.01)
+    assert low == values.min()
+    assert colors.limits(-values, "bwr") == (-high, high)
+    assert (colors.levels(values)[:2, :10] == 255).all()
+    spot = np.zeros((100, 100))
+    spot[:2, :10] = 7
+    assert colors.limits(spot) == (0, 7), "a small spot on nothing is no outlier"
+    rows, columns = np.mgrid[:100, :100]
+    smooth = np.exp(-((rows - 50) ** 2 + (columns - 50) ** 2) / 200)
+    assert colors.limits(smooth)[1] == smooth.max()
+
+
 def test_the_tables_can_be_had_as_json() -> None:
     printed = subprocess.run([sys.executable, "-m", "camrt.colors"], capture_output=True, check=True, text=True).stdout
     data = json.loads(printed)
