@@ -159,8 +159,14 @@ export function levelsOf(map, diverging = false) {
     if (value < lowest) lowest = value;
     if (value > highest) highest = value;
   }
-  if (diverging) [lowest, highest] = [-Math.max(-lowest, highest), Math.max(-lowest, highest)];
-  else lowest = Math.max(lowest, 0);
+  const finite = map.filter(Number.isFinite);
+  if (diverging) {
+    highest = withoutOutliers(finite.map(Math.abs), Math.max(-lowest, highest));
+    lowest = -highest;
+  } else {
+    highest = withoutOutliers(finite, highest);
+    lowest = Math.max(lowest, 0);
+  }
   const levels = new Uint8Array(map.length);
   if (!(highest > lowest)) return levels.fill(diverging ? 128 : 0);
   const [zero, range] = diverging ? [1, 254] : [0, 255];
@@ -169,6 +175,12 @@ export function levelsOf(map, diverging = false) {
     levels[i] = Number.isNaN(share) ? (diverging ? 128 : 0) : Math.round(zero + range * share);
   }
   return levels;
+}
+
+/** The largest value, or twice the 99.5th percentile where that is less, and not 0: as camrt.colors.limits. */
+function withoutOutliers(values, highest) {
+  const typical = 2 * values.sort()[Math.floor(0.995 * (values.length - 1))];
+  return typical > 0 && typical < highest ? typical : highest;
 }
 
 /** Resize levels (side, side) to (height, width): bilinear, the centers of the corner pixels beyond the border. */
