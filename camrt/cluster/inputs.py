@@ -103,10 +103,17 @@ def open_url(url: str) -> tuple[FileSystem, str]:
     """Return the file system of a URL, and the path in it. One client per bucket is kept.
 
     Raises:
+        CamrtError: The URL has a password.
         OSError: The file system cannot be set up.
         pyarrow.ArrowException: pyarrow has no file system for the URL.
     """
     parts = urlsplit(url)
+    if parts.password is not None:
+        raise CamrtError(
+            "found a password in the URL, which would be written into the results. Set it in the environment of all "
+            "workers, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            file=f"{parts.scheme}://{parts.hostname}{parts.path}",
+        )
     filesystem, root = _filesystem(parts.scheme, parts.netloc, parts.query)
     return filesystem, root.rstrip("/") + unquote(parts.path)
 
