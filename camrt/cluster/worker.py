@@ -153,7 +153,7 @@ class Worker:
         below = f"{OVERLAYS}/{name.removesuffix('.parquet')}"
         digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
         stem = results.shortened(f"{Path(path).stem.strip('.') or 'image'}-{digest}")
-        files = found.save_files(self.job.folder / below, stem=stem, maps=None, style=self.job.style)
+        files = found.save_files(self.job.folder / below, stem=stem, style=self.job.style, max_side=None)
         return [f"{below}/{file}" for file in files]
 
     # ------------------------------------------------------------------------------------------------------ the images
