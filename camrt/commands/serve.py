@@ -14,7 +14,6 @@ from camrt.commands.options import (
     MapOptions,
     MaxPixels,
     Precision,
-    PrecisionName,
     PreprocessOptions,
     Provider,
     Weights,
@@ -135,11 +134,6 @@ def serve(
     if weights is not None and len(named) != 1:
         raise typer.BadParameter(f"goes with one model, found {len(named)}", param_hint="--weights")
     arguments = {**what.as_arguments(), "providers": provider, "precision": precision.value if precision else None}
-    if precision is PrecisionName.AUTO:
-        raise typer.BadParameter(
-            "found auto, which is decided on images: run camrt explain --precision auto on some and name its choice",
-            param_hint="--precision",
-        )
     wants.check()
     with reporting(interrupted="nothing was served"):
         _check_installed()

@@ -174,6 +174,15 @@ def test_classes_that_come_with_the_image() -> None:
 # ------------------------------------------------------------------------------------------------------- POST /explain
 
 
+def test_a_precision_that_is_chosen_on_the_first_request() -> None:
+    """Requests that come while it chooses wait, and are answered alike."""
+    explainer = Explainer(tiny_explainer(), precision="auto")
+    with serving(explainer=explainer) as running, ThreadPoolExecutor(4) as clients:
+        answers = [answer.json() for answer in clients.map(lambda _: running.explain(png()), range(4))]
+    assert len({answer["top"][0]["class"] for answer in answers}) == 1
+    assert explainer.session.first_batch == 1  # it has chosen
+
+
 def test_explain_answers_with_what_the_explainer_finds(server: Serving) -> None:
     found = server.explain(png(1), "street.png", heatmaps=True).json()
     expected = server.explainer(png(1))
