@@ -133,7 +133,9 @@ class FakeRuntime:
     __version__ = "1.99"
 
     def SessionOptions(self) -> SimpleNamespace:  # noqa: N802 - its name
-        return SimpleNamespace(add_free_dimension_override_by_name=lambda *_: None)
+        return SimpleNamespace(
+            add_free_dimension_override_by_name=lambda *_: None, add_session_config_entry=lambda *_: None
+        )
 
     def __init__(self, *, starts: bool = False, raises: bool = False) -> None:
         self.starts, self.raises = starts, raises
