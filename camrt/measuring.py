@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import signal
 import statistics
 import tempfile
 import time
@@ -166,6 +167,7 @@ def _in_process(task: _Task) -> Row:
 
 
 def _report(task: _Task, pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
     logging.getLogger("camrt").setLevel(logging.WARNING)
     try:
         row = _measured(task)
