@@ -22,6 +22,7 @@ import asyncio
 import itertools
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -96,13 +97,12 @@ def server(model: str, options: list[str], batch: int, clients: int) -> Iterator
         else:
             sys.exit("the server did not start")
         # Its log goes on: what is not read would stop it.
-        drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
+        subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
         time.sleep(1)
         yield host, int(port)
     finally:
         process.terminate()
         process.wait(60)
-    drain.wait(10)
 
 
 async def client(
@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5, help="of each contender in each round")
     parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server ends with this process
 
     explainer = Explainer(given.model, preprocess=None if given.model == LENET else "torchvision")
     options = [] if given.model == LENET else ["--preprocess", "torchvision"]

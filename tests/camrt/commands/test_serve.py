@@ -91,14 +91,15 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "tiny.onnx"
 
 
-def test_a_model_is_served_until_sigterm(model: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_model_is_served_until_it_is_told_to_stop(model: Path, number: signal.Signals) -> None:
     with camrt_serve("--model", str(model), "--model", f"other={model}") as command:
         assert command.url.startswith("http://127.0.0.1:")
         found = command.explain(png()).json()
         expected = Explainer(model, providers="cpu")(photo(60, 80, 0))
         assert [one["class"] for one in found["top"]] == expected.classes.tolist()
         assert command.explain(png(), model="other").json()["model"] == "other"
-        command.process.send_signal(signal.SIGTERM)
+        command.process.send_signal(number)
         assert command.process.wait(30) == 0
     events = [line["event"] for line in command.lines]
     assert [event for event in events if event in ("listening", "stopping", "stopped")] == [
