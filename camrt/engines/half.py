@@ -65,8 +65,10 @@ def halved(model: onnx.ModelProto) -> onnx.ModelProto:
     header, large = split(model, _SMALL)
     weights = {tensor.name: tensor for tensor in (*header.graph.initializer, *large)}
     del header.graph.value_info[:]  # they hold the old types
-    kinds = _kinds(header, large)
-    scope = _Scope(weights, kinds, {value.name for value in header.graph.output})
+    outputs = {value.name for value in header.graph.output}
+    hoisted = _hoisted(header.graph, outputs)
+    weights |= hoisted
+    scope = _Scope(weights, _kinds(header, [*large, *hoisted.values()]), outputs)
     nodes = scope.converted(header.graph.node)
     del header.graph.node[:], header.graph.initializer[:]
     header.graph.node.extend(nodes)
@@ -76,6 +78,22 @@ def halved(model: onnx.ModelProto) -> onnx.ModelProto:
         if name in scope.weights:
             header.graph.initializer.append(scope.weights[name])
     return header
+
+
+def _hoisted(graph: onnx.GraphProto, outputs: set[str]) -> dict[str, TensorProto]:
+    """Take the constants of float32 out of a graph's nodes: they are weights like others."""
+    found = {}
+    for index in reversed(range(len(graph.node))):
+        node = graph.node[index]
+        value = next((one.t for one in node.attribute if one.name == "value"), None)
+        if node.op_type != "Constant" or value is None or value.data_type != TensorProto.FLOAT:
+            continue
+        if node.output[0] not in outputs:
+            tensor = found[node.output[0]] = TensorProto()
+            tensor.CopyFrom(value)
+            tensor.name = node.output[0]
+            del graph.node[index]
+    return found
 
 
 def _kinds(header: onnx.ModelProto, large: Iterable[TensorProto]) -> dict[str, int]:

@@ -179,3 +179,24 @@ def test_attention(tmp_path: Path) -> None:
     assert by_name["softmax"] == TensorProto.FLOAT
     x = rng.normal(0, 1, (2, 9, 32)).astype(np.float32)
     np.testing.assert_allclose(run(changed, x)["y"], run(model, x)["y"], atol=0.01)
+
+
+def test_constants_that_are_nodes() -> None:
+    """As PyTorch writes the numbers of a GELU: they are weights like others, and the GELU is computed in float16."""
+    model = tiny_classifier()
+    model.graph.node[0].output[0] = "plain"
+    number = numpy_helper.from_array(np.float32(0.5))
+    gelu = [
+        helper.make_node("Constant", [], ["half"], "constant", value=number),
+        helper.make_node("Erf", ["plain"], ["erf"], "erf"),
+        helper.make_node("Mul", ["half", "erf"], ["conv"], "mul"),
+    ]
+    for node in reversed(gelu):
+        model.graph.node.insert(1, node)
+    changed = halved(model)
+    onnx.checker.check_model(changed, full_check=True)
+    kinds = types(changed)
+    mul = next(node for node in changed.graph.node if node.name == "mul")
+    assert {kinds[name] for name in mul.input} == {TensorProto.FLOAT16}
+    image = np.random.default_rng(0).normal(0, 50, (2, 3, 28, 28)).astype(np.float32)
+    np.testing.assert_allclose(run(changed, image)["prob"], run(model, image)["prob"], atol=1e-3)
