@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 
 MAX_SIDE = 1024  # pixels: the longer side of the pictures that are sent
 
+_PACKAGES = {  # of the extra serve: module -> package
+    "fastapi": "fastapi",
+    "prometheus_client": "prometheus-client",
+    "python_multipart": "python-multipart",
+    "uvicorn": "uvicorn",
+}
+
 EXAMPLES = """Examples:
 
   camrt serve
@@ -169,10 +176,10 @@ def _named(text: str) -> tuple[str | None, str]:
 
 
 def _check_installed() -> None:
-    """Say which extra is missing before anything is loaded."""
-    missing = [name for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client") if not find_spec(name)]
+    """Say which packages are missing before anything is loaded."""
+    missing = [package for module, package in _PACKAGES.items() if not find_spec(module)]
     if missing:
-        raise CamrtError(f"{', '.join(missing)} is not installed, expected the extra serve: {install('camrt[serve]')}")
+        raise CamrtError(f"{', '.join(missing)} cannot be imported, expected the extra serve: {install(*missing)}")
 
 
 def _loaded(name: str | None, model: str, arguments: dict[str, Any]) -> Loaded:

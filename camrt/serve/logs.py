@@ -6,6 +6,7 @@ import contextlib
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from typing import IO
 
@@ -35,9 +36,13 @@ class JsonFormatter(logging.Formatter):
         return json_line(line)
 
 
+def _log_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    logging.getLogger(LOGGER).warning("warning", extra={"fields": {"kind": category.__name__, "text": str(message)}})
+
+
 @contextlib.contextmanager
 def json_logs(stream: IO[str] | None = None) -> Iterator[None]:
-    """Write the records of camrt and uvicorn as lines of JSON while the block runs.
+    """Write the records of camrt and uvicorn, and warnings, as lines of JSON while the block runs.
 
     Args:
         stream: Where they go; stderr if left out.
@@ -49,9 +54,12 @@ def json_logs(stream: IO[str] | None = None) -> Iterator[None]:
     for logger in loggers:
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO if logger.name == "camrt" else logging.WARNING)
+    show = warnings.showwarning
+    warnings.showwarning = _log_warning
     try:
         yield
     finally:
+        warnings.showwarning = show
         for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
             logger.handlers, logger.propagate = handlers, propagate
             logger.setLevel(level)

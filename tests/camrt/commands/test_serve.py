@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 import tests.camrt.serve.serving  # noqa: F401 - skips where the extra is not installed
 from camrt import Explainer
 from camrt.cli import app
+from camrt.commands import serve
 from tests.tiny_models import photo, tiny_classifier, tiny_explainer
 
 
@@ -185,6 +186,14 @@ def test_usage(model: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str
     done = CliRunner().invoke(app, ["serve", "--port", "0", *arguments])
     assert done.exit_code == status, done.output
     assert message in words(done.output)
+
+
+def test_without_the_extra_the_packages_are_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "python_multipart" else object())
+    done = CliRunner().invoke(app, ["serve", "--model", str(model)])
+    assert done.exit_code == 1
+    assert "python-multipart cannot be imported, expected the extra serve: " in words(done.output)
+    assert "pip install python-multipart" in words(done.output)
 
 
 @pytest.mark.parametrize(

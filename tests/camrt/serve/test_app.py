@@ -7,6 +7,7 @@ import logging
 import re
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ from camrt import CamrtError, Explainer
 from camrt.loading import Request
 from camrt.render import Style
 from camrt.serve.limits import Limits
-from camrt.serve.logs import JsonFormatter
+from camrt.serve.logs import JsonFormatter, json_logs
 from camrt.serve.model import Loaded
 from camrt.web import site
 from tests.camrt.serve.serving import NAME, Serving, infer_body, serving  # skips where the extra is not installed
@@ -414,6 +415,19 @@ def test_logs_are_lines_of_json(server: Serving, caplog: pytest.LogCaptureFixtur
     }  # fmt: skip
     assert first["received"] > 0
     assert (second["status"], "\x1b" in second["path"]) == (404, False)
+
+
+def test_warnings_are_lines_of_the_log(server: Serving) -> None:
+    frames = [Image.fromarray(photo(20, 30, n)) for n in range(3)]
+    animation, stream = io.BytesIO(), io.StringIO()
+    frames[0].save(animation, "GIF", save_all=True, append_images=frames[1:])
+    with warnings.catch_warnings(), json_logs(stream):
+        warnings.simplefilter("always")
+        assert server.explain(animation.getvalue()).status_code == 200
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    (warning,) = (line for line in lines if line["event"] == "warning")
+    assert (warning["level"], warning["kind"]) == ("warning", "CamrtWarning")
+    assert "several frames" in warning["text"]
 
 
 def test_openapi_and_the_page(server: Serving) -> None:
