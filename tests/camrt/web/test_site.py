@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import os
@@ -10,9 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
+import threading
 import time
 import urllib.error
 import urllib.request
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import onnx
@@ -141,6 +145,34 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
         CamrtError, match=rf"ort.wasm.min.mjs: found the hash sha384-.*onnxruntime-web {runtime.VERSION}"
     ):
         runtime.vendored(tmp_path, tmp_path / "site")
+
+
+def test_vendoring_downloads_once(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server on this machine plays the registry of npm."""
+    archive = tmp_path / "registry" / "onnxruntime-web.tgz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
+        for file in runtime.FILES:
+            tar.add(package / "dist" / file.name, f"package/dist/{file.name}")
+    content = archive.read_bytes()
+    monkeypatch.setenv("CAMRT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(runtime, "PACKAGE_BYTES", len(content))
+    monkeypatch.setattr(runtime, "PACKAGE_SHA256", hashlib.sha256(content).hexdigest())
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(archive.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        monkeypatch.setattr(runtime, "PACKAGE", f"http://127.0.0.1:{server.server_address[1]}/{archive.name}")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert run("web", LENET, "--vendor", "--out", tmp_path / "one")[0] == 0
+        server.shutdown()
+    assert run("web", LENET, "--vendor", "--out", tmp_path / "two")[0] == 0
+    assert stated(tmp_path / "two")["runtime"]["vendored"]
+    for file in runtime.FILES:
+        assert (tmp_path / "two" / "runtime" / file.name).stat().st_size == file.bytes
+    monkeypatch.setenv("CAMRT_HOME", str(tmp_path / "other"))
+    monkeypatch.setattr("converters.download.PAUSE_S", 0)
+    status, _, said = run("web", LENET, "--vendor", "--out", tmp_path / "three")
+    assert status == 1
+    assert "name the folder with --runtime DIR" in " ".join(said.split())
 
 
 # ------------------------------------------------------------------------------------------------- the server
