@@ -410,6 +410,12 @@ export function ranked(scores) {
  * @returns {Promise<{bitmap: ImageBitmap, data: Uint8ClampedArray, width: number, height: number}>} `data` is RGBA.
  */
 export async function decoded(blob) {
+  const bitmap = await bitmapOf(blob);
+  return { bitmap, data: pixelsOf(bitmap, true), width: bitmap.width, height: bitmap.height };
+}
+
+/** Decode an image file; one that is no image, or too large, is an error. */
+async function bitmapOf(blob) {
   let bitmap;
   try {
     const as = { imageOrientation: "from-image", colorSpaceConversion: "none", premultiplyAlpha: "none" };
@@ -422,14 +428,12 @@ export async function decoded(blob) {
     );
   }
   const { width, height } = bitmap;
-  if (width * height > MAX_PIXELS) {
-    bitmap.close();
-    throw new Error(
-      `is too large: found ${width} × ${height} pixels, expected at most ${MAX_PIXELS.toLocaleString("en")}. ` +
-        "Make it smaller",
-    );
-  }
-  return { bitmap, data: pixelsOf(bitmap, true), width, height };
+  if (width * height <= MAX_PIXELS) return bitmap;
+  bitmap.close();
+  throw new Error(
+    `is too large: found ${width} × ${height} pixels, expected at most ${MAX_PIXELS.toLocaleString("en")}. ` +
+      "Make it smaller",
+  );
 }
 
 let drawing = null;
@@ -802,10 +806,8 @@ class Panel {
   valueAt(x, y) {
     const { size } = this.model;
     const map = this.result.heatmaps.subarray(this.result.index * size * size, (this.result.index + 1) * size * size);
-    if (map !== this.largestOf?.map || this.result !== this.largestOf.result) {
-      this.largestOf = { map, result: this.result, value: map.reduce((most, each) => Math.max(most, Math.abs(each)), 0) };
-    }
-    return map[Math.floor(y * size) * size + Math.floor(x * size)] / (this.largestOf.value || 1);
+    const largest = map.reduce((most, each) => Math.max(most, Math.abs(each)), 0);
+    return map[Math.floor(y * size) * size + Math.floor(x * size)] / (largest || 1);
   }
 
   /** The picture as it is seen, for a file. */
@@ -1037,7 +1039,7 @@ class Page {
     let isShown = false;
     for (const image of added) {
       try {
-        if (isShown) await this.checked(image);
+        if (isShown) (await bitmapOf(image.blob)).close(); // checked, and shown when it is chosen
         else isShown = await this.choose(image);
       } catch (error) {
         this.problem(image.name, error.message);
@@ -1045,11 +1047,6 @@ class Page {
       }
     }
     this.showStrip();
-  }
-
-  /** Check that an image that is not shown yet can be. */
-  async checked({ blob }) {
-    (await createImageBitmap(blob).catch(() => this.engine.ask("decode", { blob, side: 1 }))).close?.();
   }
 
   async openSample({ file, name }) {
@@ -1184,6 +1181,7 @@ class Page {
     const cameras = (await navigator.mediaDevices.enumerateDevices()).filter(({ kind }) => kind === "videoinput");
     byId("flip").hidden = cameras.length < 2;
     this.showCamera(true);
+    this.say("The camera is on; each frame is explained here.");
     await this.live(++this.turn);
   }
 
