@@ -1170,25 +1170,31 @@ class Page {
     if (!navigator.mediaDevices?.getUserMedia) {
       return this.problem("Camera", "is not available here: browsers allow it over https and on localhost only");
     }
+    if (this.isStarting) return;
+    this.isStarting = true;
     const video = { facingMode: this.facing, width: { ideal: 640 }, height: { ideal: 480 } };
     try {
       this.stream = await navigator.mediaDevices.getUserMedia({ video, audio: false });
     } catch (error) {
       const words = { NotAllowedError: "was not allowed", NotFoundError: "was not found", NotReadableError: "is in use" };
       return this.problem("Camera", words[error.name] ?? error.message);
+    } finally {
+      this.isStarting = false;
     }
     this.stream.getVideoTracks()[0].addEventListener("ended", () => this.stopCamera());
-    const cameras = (await navigator.mediaDevices.enumerateDevices()).filter(({ kind }) => kind === "videoinput");
-    byId("flip").hidden = cameras.length < 2;
     this.showCamera(true);
     this.say("The camera is on; each frame is explained here.");
-    await this.live(++this.turn);
+    const turn = ++this.turn;
+    const cameras = (await navigator.mediaDevices.enumerateDevices()).filter(({ kind }) => kind === "videoinput");
+    byId("flip").hidden = cameras.length < 2 || turn !== this.turn;
+    await this.live(turn);
   }
 
   showCamera(isOn) {
     byId("camera").setAttribute("aria-pressed", String(isOn));
     byId("freeze").hidden = byId("rate").hidden = !isOn;
     if (!isOn) return void (byId("flip").hidden = true);
+    byId("rate").textContent = "";
     byId("empty").hidden = true;
     byId("freeze").focus({ preventScroll: true }); // where the space bar presses it
   }
