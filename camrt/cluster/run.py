@@ -201,6 +201,13 @@ def _left(done: Shards, images: pa.Table, outcome: Outcome, *, retry_errors: boo
     numbered = images.append_column("position", pa.array(range(len(images)), pa.int64()))
     old = before.rename_columns([name if name in ("path", "shard", "error") else f"{name}_before" for name in
                                  before.column_names])  # fmt: skip
+    counts = before.group_by("path").aggregate([("path", "count")])
+    if len(twice := counts.filter(pc.field("path_count") > 1)):
+        raise CamrtError(
+            f"holds {len(twice):,} images in several rows, such as {twice['path'][0].as_py()!r}, expected one each. "
+            f"Remove the {shards.PATTERN} that another program has put there",
+            file=str(done.folder),
+        )
     joined = numbered.join(old, "path", join_type="left outer").sort_by("position")
     same = _all([_same(joined[name], joined[f"{name}_before"]) for name in IDENTITY if name != "path"])
     failed = pc.is_valid(joined["error"])
@@ -214,7 +221,8 @@ def _left(done: Shards, images: pa.Table, outcome: Outcome, *, retry_errors: boo
     done.without(removed)
     outcome.skipped = pc.sum(fresh).as_py() or 0
     broken = joined.filter(pc.and_(fresh, failed))
-    outcome.count(0, len(broken), list(zip(broken["path"].to_pylist(), broken["error"].to_pylist(), strict=True)))
+    named = broken.slice(0, _MOST_NAMED)
+    outcome.count(0, len(broken), list(zip(named["path"].to_pylist(), named["error"].to_pylist(), strict=True)))
     return joined.filter(pc.invert(fresh)).select(columns)
 
 

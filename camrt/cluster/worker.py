@@ -231,6 +231,7 @@ class Worker:
             "labels": None if labels is None else list(labels),
             "heatmap": "float16, little-endian, (top, side, side), each map divided by its peak",
             "provider": explainer.provider,
+            "precision": explainer.precision,
             "versions": {"camrt": __version__, "onnxruntime": onnxruntime.__version__, "numpy": np.__version__},
         }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from camrt import CamrtError
 from tests.camrt.cluster.jobs import write_photos
 from tests.camrt.commands.command_line import run
 from tests.tiny_models import tiny_explainer
@@ -63,3 +64,21 @@ def test_a_folder_of_other_results_is_left_alone(options: list[object], tmp_path
     code, _, stderr = run("batch", *options)
     assert (code, "is no whole Parquet file" in stderr, "Remove it" in stderr) == (1, True, True)
     assert (tmp_path / "out" / "shard-0.parquet").read_bytes() == b"torn"
+
+
+def test_a_copied_shard_is_told(options: list[object], tmp_path: Path) -> None:
+    from camrt.cluster import inputs
+    from camrt.cluster.run import Outcome, _left
+    from camrt.cluster.shards import Shards
+    from tests.camrt.cluster.jobs import compute, job_of
+
+    job, graph = job_of(tmp_path / "out", tmp_path / "tiny.onnx")
+    images, _ = inputs.find([str(tmp_path / "photos")])
+    compute(job, graph, images)
+    outcome = Outcome()
+    assert len(_left(Shards.of(job.folder), images, outcome, retry_errors=False)) == 0
+    assert (outcome.total, outcome.skipped) == (2, 2)
+    (shard,) = job.folder.glob("shard-*")
+    (job.folder / "shard-copy.parquet").write_bytes(shard.read_bytes())
+    with pytest.raises(CamrtError, match="holds 2 images in several rows, such as"):
+        _left(Shards.of(job.folder), images, Outcome(), retry_errors=False)
