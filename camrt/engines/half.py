@@ -11,8 +11,9 @@ positions, for powers, and for the small numbers of gradients. So `halved` decid
   hold. So is all that camrt adds to a network (preprocessing, scores, methods, the merging of crops), apart from the
   products of the backward pass.
 
-The tools that exist (onnxconverter-common 1.16, onnxruntime.transformers 1.31) were tried: both name two nodes alike
-where several nodes read a tensor that is kept in float32, which ONNX Runtime refuses.
+The tools that exist were tried, and ONNX Runtime refuses what they make of an explainer: onnxconverter-common 1.16
+gives the cast from uint8 to float32 an output of float16, and onnxruntime.transformers 1.31 names two nodes alike where
+several nodes read a tensor that is kept in float32.
 """
 
 from __future__ import annotations
