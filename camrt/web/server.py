@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import webbrowser
 from collections.abc import Iterator, Mapping
@@ -58,7 +59,7 @@ def serving(folder: Path, port: int) -> Iterator[ThreadingHTTPServer]:
         return _Handler(*arguments, directory=str(folder), headers=headers)
 
     try:
-        server = ThreadingHTTPServer((HOST, port), handler)
+        server = _Server((HOST, port), handler)
     except OSError as error:
         raise CamrtError(
             f"{HOST}:{port} cannot be listened on ({error.strerror or error}). Name another port with --port, or 0 "
@@ -94,6 +95,13 @@ def headers_of(folder: Path) -> dict[str, str]:
 def url_of(server: ThreadingHTTPServer) -> str:
     """Return the address of the page."""
     return f"http://{HOST}:{server.server_address[1]}/"
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a page that was closed while it was loading."""
+        if not isinstance(sys.exception(), (ConnectionError, TimeoutError)):
+            super().handle_error(request, client_address)
 
 
 class _Handler(SimpleHTTPRequestHandler):

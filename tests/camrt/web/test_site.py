@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tarfile
@@ -191,6 +192,23 @@ def test_the_server_isolates_the_page_and_stays_in_its_folder(tmp_path: Path, le
         for path in ("models/", "nosuch", "../secret.txt", "%2e%2e/secret.txt"):
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 urllib.request.urlopen(url + path)
+
+
+def test_a_page_that_is_closed_while_it_loads_is_no_error(
+    tmp_path: Path, lenet: list[SiteModel], capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(lenet[:1], tmp_path / "site", title="Digits")
+    (tmp_path / "site" / "large").write_bytes(bytes(1 << 26))  # more than the system takes at once
+    with served(tmp_path / "site") as url:
+        port = int(url.rstrip("/").rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(12) == b"HTTP/1.1 200"
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+        with urllib.request.urlopen(url) as answer:  # and the next one is answered
+            assert answer.status == 200
+        time.sleep(0.2)
+    assert capsys.readouterr().err == ""
 
 
 def test_serving_until_interrupted(tmp_path: Path, lenet: list[SiteModel]) -> None:
