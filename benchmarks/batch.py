@@ -184,41 +184,47 @@ def compare(arguments: argparse.Namespace, console: Console) -> None:
 # ------------------------------------------------------------------------------------------------------------ estimate
 
 
-def seconds_per_core(side: int) -> tuple[float, float, float]:
-    """Seconds to decode and resize an image of 500 x 375, and to write its row; and the row's size in bytes."""
+def seconds_per_core(side: int) -> dict[str, float]:
+    """Seconds of one core for an image of 500 x 375 with five maps, by what is done; and the bytes of its row."""
     content = render.jpeg(photograph(375, 500, 0))
-    decoding = []
-    for _ in range(50):
-        began = time.process_time()
-        images.load(content, 256)
-        decoding.append(time.process_time() - began)
     cells = np.random.default_rng(0).random((5, 14, 14)).astype(np.float32)
     maps = np.stack([images.resize(each, (256, 256)) for each in cells])
-    stream, writing = io.BytesIO(), []
-    with shards.Writer(stream, (5, side, side), {"format": 1, "job": {}}) as writer:
+    taken: dict[str, list[float]] = {"decoding": [], "packing": [], "writing": []}
+    stream = io.BytesIO()
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(shards.Writer(stream, (5, side, side), {"format": 1, "job": {}}))
         for number in range(100):
             began = time.process_time()
+            images.load(content, 256)
+            decoded = time.process_time()
             kept = maps if side == 256 else np.stack([images.resize(each, (side, side)) for each in maps])
             peaks, halves = shards.packed(kept)
+            packed = time.process_time()
             row = {"path": str(number), "classes": [1] * 5, "peaks": peaks, "heatmap": halves}
             writer.add({**row, "all_scores": np.zeros(1000, np.float32)})
-            writing.append(time.process_time() - began)
-    return statistics.median(decoding), statistics.fmean(writing), len(stream.getvalue()) / 100
+            taken["decoding"].append(decoded - began)
+            taken["packing"].append(packed - decoded)
+            taken["writing"].append(time.process_time() - packed)
+        began = time.process_time()
+        stack.close()  # which writes the last rows
+        taken["writing"].append(time.process_time() - began)
+    return {name: sum(values) / 100 for name, values in taken.items()} | {"bytes": len(stream.getvalue()) / 100}
 
 
 def estimate(arguments: argparse.Namespace, console: Console) -> None:
-    decoding, writing, size = seconds_per_core(arguments.map_side or 256)
-    console.print(
-        f"measured on one core: {1000 * decoding:.1f} ms to decode and resize an image, {1000 * writing:.1f} ms to "
-        f"write its row of {size / 1000:.0f} kB"
-    )
+    seconds_per_core(arguments.map_side or 256)  # the first pass loads libraries
+    found = seconds_per_core(arguments.map_side or 256)
+    size = found.pop("bytes")
+    measured = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in found.items())
+    console.print(f"measured on one core, per image: {measured}; a row of {size / 1000:.0f} kB")
     table = Table(
         "a GPU, images/s (assumed)", f"{arguments.gpus} GPUs, images/s", "bound by", "50,000 images", "1 million",
         "100 million", "written, MB/s",
     )  # fmt: skip
     for rate in arguments.gpu_rate:
-        # One thread writes; the other cores decode.
-        bounds = {"GPUs": rate, "decoding": (arguments.cores - 1) / decoding, "writing": 1 / writing}
+        # One thread writes; the other cores decode and pack.
+        others = (arguments.cores - 1) / (found["decoding"] + found["packing"])
+        bounds = {"GPUs": rate, "decoding": others, "writing": 1 / found["writing"]}
         bound = min(bounds, key=lambda name: bounds[name])
         total = bounds[bound] * arguments.gpus * (1 - arguments.overhead)
         times = [duration(count / total) for count in (50_000, 1e6, 1e8)]

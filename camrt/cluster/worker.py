@@ -103,35 +103,40 @@ class Worker:
         sources = found.to_pylist()
         side = self.job.map_side or explainer.size
         shape, settings = (explainer.top, side, side), self._settings(explainer)
+        threads = max(1, min(8, self.job.engine.get("threads") or os.cpu_count() or 1))
         with (
             replacing(path) as stream,
+            ThreadPoolExecutor(threads, "camrt-row") as encoding,
             ThreadPoolExecutor(1, "camrt-write") as writing,
             shards.Writer(stream, shape, settings) as writer,
         ):
-            waiting: deque[Future[None]] = deque()
+            # Boxes, pictures and Parquet are made beside the network. Errors of the threads are raised here.
+            rows: deque[Future[dict[str, Any]]] = deque()
+            written: deque[Future[None]] = deque()
             for source, outcome in zip(sources, self._outcomes(explainer, sources), strict=True):
                 if isinstance(outcome, CamrtError):
                     failures.append((source["path"], outcome.message))
-                # Encoding goes on beside the network; errors of the thread are raised here.
-                waiting.append(writing.submit(self._add, writer, name, source, outcome))
-                while len(waiting) > _WAITING:
-                    waiting.popleft().result()
-            for each in waiting:
+                rows.append(encoding.submit(self._row, name, source, outcome))
+                while len(rows) > 2 * threads:
+                    written.append(writing.submit(writer.add, rows.popleft().result()))
+                while len(written) > _WAITING:
+                    written.popleft().result()
+            for row in rows:
+                written.append(writing.submit(writer.add, row.result()))
+            for each in written:
                 each.result()
             self._check_folder()  # at the end too: another run may have begun since
         return writer.rows, failures
 
-    def _add(
-        self, writer: shards.Writer, name: str, source: Mapping[str, Any], outcome: Explanation | CamrtError
-    ) -> None:
+    def _row(self, name: str, source: Mapping[str, Any], outcome: Explanation | CamrtError) -> dict[str, Any]:
+        """Return the row of an image; its overlays are written."""
         row = {column: source[column] for column in shards.IDENTITY}
         if isinstance(outcome, CamrtError):
-            writer.add({**row, "error": str(outcome.message)})
-            return
+            return {**row, "error": outcome.message}
         row |= shards.row_of(outcome, self._boxes(outcome), self._maps(outcome))
         if self.job.overlays:
             row["overlays"] = self._draw(name, outcome, source["path"])
-        writer.add(row)
+        return row
 
     def _boxes(self, found: Explanation) -> list[NDArray[np.int64]] | None:
         style = self.job.style
