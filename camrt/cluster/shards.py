@@ -240,15 +240,17 @@ class Shards:
         return pa.concat_tables([empty, *tables])
 
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Read rows, one row group at a time.
+        """Read rows, one row group at a time, with the provider and the precision that ``ran`` the network.
 
         Raises:
             CamrtError: A file cannot be read.
         """
         for file in self.files:
+            settings = _settings(file)
+            ran = {"ran": f"{settings.get('provider', '')} {settings.get('precision', '')}".strip()}
             with _opened(file) as parquet:
                 for group in range(parquet.num_row_groups):
-                    yield from parquet.read_row_group(group, columns=list(columns)).to_pylist()
+                    yield from (row | ran for row in parquet.read_row_group(group, columns=list(columns)).to_pylist())
 
     def without(self, stale: Mapping[int, set[str]]) -> None:
         """Remove rows, by the shard and their paths; a shard is replaced by a whole one, or removed if it is empty.

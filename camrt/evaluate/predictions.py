@@ -119,6 +119,7 @@ class Predictions:
             if row["error"] is not None:
                 pending.record_failure(name, row["error"])
             else:
+                pending.ran[name] = row["ran"]
                 yield name, self._predicted(row)
 
     def _predicted(self, row: Mapping[str, Any]) -> Predicted:
