@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -77,6 +78,7 @@ class Batcher(Generic[Item, Result]):
         self._observe = observe
         self._waiting: deque[_Waiting[Item, Result]] = deque()
         self._rows = 0  # of those that wait
+        self._lock = threading.Lock()  # of these two: the thread that computes takes from them
         self._coming = 0
         self._changed = asyncio.Event()
         self._is_closed = False
@@ -146,15 +148,17 @@ class Batcher(Generic[Item, Result]):
         """
         self.check_room(rows)
         one: _Waiting[Item, Result] = _Waiting(item, rows, asyncio.get_running_loop().create_future())
-        self._waiting.append(one)
-        self._rows += rows
+        with self._lock:
+            self._waiting.append(one)
+            self._rows += rows
         self._changed.set()
         try:
             return await one.result
         except asyncio.CancelledError:
-            if one in self._waiting:
-                self._waiting.remove(one)
-                self._rows -= rows
+            with self._lock:
+                if one in self._waiting:
+                    self._waiting.remove(one)
+                    self._rows -= rows
             raise
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -162,19 +166,35 @@ class Batcher(Generic[Item, Result]):
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while await self._gathered():
-            batch = self._next()
+            await loop.run_in_executor(self._thread, self._compute_from, self._next(), loop)
+
+    def _compute_from(self, batch: list[_Waiting[Item, Result]], loop: asyncio.AbstractEventLoop) -> None:
+        """Compute a batch, and go on while a full one waits: without the event loop, which may be late."""
+        while batch:
             began = time.monotonic()
-            outcomes = await loop.run_in_executor(self._thread, self._computed, [one.item for one in batch])
-            seconds = time.monotonic() - began
-            for one, outcome in zip(batch, outcomes, strict=True):
-                if one.result.done():  # its client is gone
-                    continue
-                if isinstance(outcome, Exception):
-                    one.result.set_exception(outcome)
-                else:
-                    one.result.set_result(outcome)
-            rows = sum(one.rows for one in batch)
-            self._observe(BatchStatistics(rows, seconds, tuple(began - one.since for one in batch)))
+            outcomes = self._computed([one.item for one in batch])
+            loop.call_soon_threadsafe(self._deliver, batch, outcomes, began, time.monotonic() - began)
+            with self._lock:
+                is_full = self._rows >= self.max_batch
+            batch = self._next() if is_full else []
+
+    def _deliver(
+        self,
+        batch: Sequence[_Waiting[Item, Result]],
+        outcomes: Sequence[Result | Exception],
+        began: float,
+        seconds: float,
+    ) -> None:
+        """Hand results to those who wait for them."""
+        for one, outcome in zip(batch, outcomes, strict=True):
+            if one.result.done():  # its client is gone
+                continue
+            if isinstance(outcome, Exception):
+                one.result.set_exception(outcome)
+            else:
+                one.result.set_result(outcome)
+        rows = sum(one.rows for one in batch)
+        self._observe(BatchStatistics(rows, seconds, tuple(began - one.since for one in batch)))
 
     async def _gathered(self) -> bool:
         """Wait until a batch is to be computed; whether there is one."""
@@ -197,12 +217,13 @@ class Batcher(Generic[Item, Result]):
 
     def _next(self) -> list[_Waiting[Item, Result]]:
         """Take as many from the queue as fit into a batch, in their order."""
-        batch = [self._waiting.popleft()]
-        rows = batch[0].rows
-        while self._waiting and rows + self._waiting[0].rows <= self.max_batch:
-            batch.append(self._waiting.popleft())
-            rows += batch[-1].rows
-        self._rows -= rows
+        batch: list[_Waiting[Item, Result]] = []
+        rows = 0
+        with self._lock:
+            while self._waiting and (not batch or rows + self._waiting[0].rows <= self.max_batch):
+                batch.append(self._waiting.popleft())
+                rows += batch[-1].rows
+            self._rows -= rows
         return batch
 
     def _computed(self, items: Sequence[Item]) -> Sequence[Result | Exception]:
