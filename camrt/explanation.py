@@ -469,12 +469,16 @@ class Explanation:
 
     def _best_box(self, i: int) -> NDArray[np.int64]:
         """The best box in the pixels of ``image``."""
+        self._check_class(i)
+        sizes: NDArray[np.int64] = np.rint(self._best_corners[i] * (self._size[::-1] * 2)).astype(np.int64) @ _TO_SIZES
+        return sizes
+
+    @functools.cached_property
+    def _best_corners(self) -> list[NDArray[np.float64]]:
+        """The corners of each class's best box, as shares of the image's sides: they are drawn, and written down."""
         from camrt.localize import best_box
 
-        self._check_class(i)
-        corners = best_box(self.heatmaps[i]) @ _TO_CORNERS
-        sizes: NDArray[np.int64] = np.rint(corners * (self._size[::-1] * 2)).astype(np.int64) @ _TO_SIZES
-        return sizes
+        return [best_box(heatmap) @ _TO_CORNERS for heatmap in self.heatmaps]
 
     def _boxes_of(self, i: int, style: Style) -> NDArray[np.int64] | None:
         """The boxes that are drawn, in the pixels of ``image``."""
