@@ -78,6 +78,8 @@ WSOL_EXAMPLES = f"""Examples:
 
   camrt evaluate wsol --images images --csv boxes.csv --model lenetCAM --metrics boxes,drop,insertion,deletion,road
 
+  camrt evaluate wsol --csv boxes.csv --predictions results
+
   camrt evaluate wsol ... --shard 2/4, and when all are done: camrt evaluate wsol ... --merge
 
 Metrics: boxes (MaxBoxAcc, MaxBoxAccV2, GT-known, top-1 and top-5 localization), masks (PxAP), pointing (the pointing
