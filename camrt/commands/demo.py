@@ -16,6 +16,7 @@ from camrt.commands.options import (
     STATUS,
     Json,
     MaxPixels,
+    Precision,
     PresetName,
     Provider,
     Weights,
@@ -77,6 +78,7 @@ def demo(
     reference_dir: ReferenceDir = None,
     max_pixels: MaxPixels = None,
     provider: Provider = None,
+    precision: Precision = None,
     as_page: Annotated[
         bool, typer.Option("--web", help="Open a page that explains images in the browser, until Ctrl-C.")
     ] = False,
@@ -111,6 +113,7 @@ def demo(
                 weights=weights,
                 preprocess=preprocess.value if preprocess else None,
                 providers=provider,
+                precision=precision.value if precision else None,
                 max_pixels=max_pixels,
             )
             reference = reference_folder(reference_dir)

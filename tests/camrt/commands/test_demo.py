@@ -222,6 +222,7 @@ def test_an_explainer_and_an_image_of_ones_own(tmp_path: Path) -> None:
         (["lenetCAM", "missing.jpg"], 1, "missing.jpg: there is no such file"),
         (["missing.onnx"], 1, "missing.onnx"),
         (["--provider", "nonsense"], 1, "nonsense"),
+        (["--provider", "cpu", "--precision", "tf32"], 1, "expected fp32"),
     ],
 )
 def test_what_is_wrong_is_a_line_and_a_status(arguments: list[str], status: int, word: str, tmp_path: Path) -> None:
