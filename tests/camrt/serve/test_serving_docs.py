@@ -81,7 +81,7 @@ def test_manifests_are_yaml_and_name_what_exists(text: str, server: Serving) -> 
 
 def test_options_and_parameters_exist(text: str, server: Serving) -> None:
     named = set(re.findall(r"--[a-z][a-z-]+", re.sub(r"(?m)^(docker|pip|    nvcr|RUN|FROM).*$", "", text)))
-    known = options("serve") | options("export") | {"--seconds"}
+    known = options("serve") | options("export") | {"--seconds", "--rounds"}
     assert named - known == set()
     parameters = {one["name"] for one in server.get("/openapi.json").json()["paths"]["/explain"]["post"]["parameters"]}
     table = text[text.index("| parameter |") : text.index("`/docs` has")]
