@@ -70,6 +70,8 @@ def _needs(entry: Method) -> str:
         return "a pass back to the image, again and again"
     if entry.again:
         return "passes forward, again and again"
+    if entry.behind:
+        return "passes forward from the features, many at once"
     if not entry.gradients:
         return "features"
     return "a pass back to the image" if entry.kind == "pixels" else "a pass back to the features"

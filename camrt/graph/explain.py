@@ -155,7 +155,7 @@ def _explainer(
     if scores.logits not in dependents(view, image):
         raise CamrtError(f"found the scores {scores.logits!r}, which do not depend on the input {image!r}")
     feature_maps = _feature_maps(view, entry, asked, seen, image)
-    starts = [one.tensor for one in feature_maps if entry.gradients and entry.kind == "features"]
+    starts = [one.tensor for one in feature_maps if (entry.gradients or entry.behind) and entry.kind == "features"]
     if entry.again or entry.kind == "pixels":
         starts.append(image)
     for start in starts:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import onnx
 
 from camrt.classes import alike
@@ -75,6 +76,23 @@ class FeatureMap:
             others = [axis for axis in range(1, value.rank) if axis != self.channels_axis]
             value = value.transpose(0, self.channels_axis, *others)
         return value.reshape(*outer, self.channels, self.positions)
+
+    def mask(self, masks: np.ndarray) -> np.ndarray:
+        """Masks, in a shape that broadcasts to this form; 1 for tokens that are not of the image.
+
+        Args:
+            masks: (number, channels or 1, positions or 1).
+
+        Returns:
+            (number, ...): the axes of the tensor behind that of the images.
+        """
+        number, channels, positions = masks.shape
+        if self.num_prefix_tokens and positions > 1:
+            ones = np.ones((number, channels, self.num_prefix_tokens), masks.dtype)
+            masks = np.concatenate([ones, masks], axis=2)
+        elif self.num_prefix_tokens is None:
+            masks = masks.reshape(number, channels, *((self.height, self.width) if positions > 1 else (1, 1)))
+        return np.moveaxis(masks, 1, self.channels_axis)
 
 
 class _Shapes:

@@ -32,6 +32,8 @@ FAMILIES = {
     "layercam": "gradcam",
     "eigencam": "eigencam",
     "scorecam": "scorecam",
+    "recipro-cam": "masking",
+    "ablation-cam": "masking",
     "guided-backprop": "saliency",
     "guided-gradcam": "saliency",
     "input-gradient": "saliency",
@@ -58,6 +60,7 @@ class Method:
         layered: Whether it uses the features of a layer.
         again: Whether it runs the network again, on other images.
         gradients: Whether the network is differentiated.
+        behind: Whether it runs the rest of the network again, on other features.
         top: How many classes it explains by default.
     """
 
@@ -69,12 +72,13 @@ class Method:
     layered: bool
     again: bool
     gradients: bool
+    behind: bool
     top: int
 
     @property
     def takes_crops(self) -> bool:
         """Whether several crops of each image may be its default: not where a map takes many passes."""
-        return self.kind != "pixels" and not self.again
+        return self.kind != "pixels" and not self.again and not self.behind
 
     @property
     def source(self) -> str:
@@ -123,6 +127,7 @@ def method(
     layered: bool = True,
     again: bool = False,
     gradients: bool = True,
+    behind: bool = False,
     top: int = 5,
 ) -> Callable[[_Maps], _Maps]:
     """Register the decorated function as a method; see `Method` for the arguments.
@@ -142,7 +147,7 @@ def method(
     """
 
     def register(maps: _Maps) -> _Maps:
-        entry = Method(name, maps, kind, title, rectified, layered, again, gradients, top)
+        entry = Method(name, maps, kind, title, rectified, layered, again, gradients, behind, top)
         _methods.add([name], entry, maps)
         return maps
 

@@ -19,14 +19,17 @@ from camrt.errors import CamrtError
 from camrt.graph.channel_sums import SummedAt, summed_at
 from camrt.graph.head import Head
 from camrt.graph.layers import FeatureMap
+from camrt.graph.rest import rest_of
 from camrt.graph.rewrite import repeated
 from camrt.graph.scores import Scores
 from camrt.graph.sizes import Sizes
 from camrt.graph.targets import Targets
-from camrt.graph.values import Value
-from camrt.graph.view import GraphView
+from camrt.graph.values import Value, shown
+from camrt.graph.view import GraphView, attributes_of
 from camrt.preprocess import Crop, Preprocess
 
+BEHIND = "camrt/behind"  # what the names of the network's nodes behind a layer begin with, where they run again
+_TOGETHER = 64  # variants of the features that the rest of the network gets at once, at most, for each crop
 GRADIENT = "camrt/gradient"  # inside the graph: of a pixel method, before the largest of the channels is taken
 
 
@@ -202,6 +205,66 @@ class MethodContext:
         self.builder.nodes.extend(run.nodes)
         return run
 
+    def behind(self, layer: str, features: Value, times: int) -> Value:
+        """Run the network from a layer on, on other features. What passes the layer stays as it is for the image.
+
+        Args:
+            layer: The layer.
+            features: Of its shape, ``times`` for each of its images, one behind the other.
+            times: How many.
+
+        Returns:
+            What is differentiated, of the shape of `logits`: (N * crops * times, K).
+
+        Raises:
+            CamrtError: The scores do not depend on the layer, or what passes it does not have the images in front.
+        """
+        builder, rest = self.builder, rest_of(self.view, self.first.image, layer, self.first.logits)
+        self._runs += 1
+        shapes = [node.output[0] for node in rest.shapes]
+        nodes, names = repeated(rest.nodes, f"{BEHIND}{self._runs}", [layer, *shapes, *rest.around])
+        builder.node("Identity", [features.name], names[layer])
+        for name in rest.around:
+            passing = self.tensor(name)
+            if not passing.rank or passing.shape[0] is not None:
+                raise CamrtError(
+                    f"found {name!r} of shape {shown(passing.shape)}, which passes the layer {layer!r}, expected the "
+                    "images on its first axis: name another layer (--layer)"
+                )
+            each = passing.unsqueeze(1).expand(1, times, *[1] * (passing.rank - 1))
+            builder.node("Identity", [each.reshape(-1, *passing.fixed(*range(1, passing.rank))).name], names[name])
+        for node in rest.shapes:
+            factors = np.ones(self.tensor(node.input[0]).rank, np.int64)
+            factors[0] = times  # the batch
+            part = attributes_of(node)
+            more = factors[part.get("start", 0) : part.get("end")] if node.op_type == "Shape" else np.int64(times)
+            builder.node("Mul", [node.output[0], builder.constant(more, "times", np.int64)], names[node.output[0]])
+        builder.nodes.extend(nodes)
+        return self.logits(Pass(names[layer], names[self.first.logits]))
+
+    def reader(self, together: int) -> Callable[[Value], Value]:
+        """What reads the scores of the explained classes out of a run on several variants of each crop.
+
+        Args:
+            together: How many variants of a crop.
+
+        Returns:
+            A function: logits (N * crops * together, K) -> (N, crops, count, together). The classes of all crops are
+            laid out here, so that a loop does it once.
+        """
+        crops, count = len(self.crops), self.count
+        wanted = self.classes.lead_to(1).unsqueeze(1).expand(1, crops * together, 1)
+
+        def read(logits: Value) -> Value:
+            if self.targets.kind == "sum":
+                found = logits.sum(*range(1, logits.rank))
+            else:
+                rows = logits.reshape(-1, crops * together, self.scores.classes)
+                found = rows.op("GatherElements", wanted, shape=wanted.shape, axis=2)
+            return found.reshape(-1, crops, together, count).transpose(0, 1, 3, 2)
+
+        return read
+
     def summed(self, times: int, body: Callable[[Value], Value], start: Value) -> Value:
         """Repeat nodes, one run after the other, and add what they give: memory does not grow with their number.
 
@@ -307,6 +370,39 @@ class Layer:
             summed = gradient.reshape(-1, self.channels, place.positions).sum(-1)
         summed = summed.reshape(-1, crops, self.channels)
         return summed / self.positions
+
+    def masked_scores(self, masks: np.ndarray) -> Value:
+        """The scores that the rest of the network gives to the features behind each of some masks.
+
+        Args:
+            masks: (number, channels or 1, positions or 1). Tokens that are not of the image, such as the class token,
+                stay as they are.
+
+        Returns:
+            y_c of each mask: (N, crops, count, number), with the classes as an ordinary axis.
+
+        Raises:
+            CamrtError: As `MethodContext.behind`.
+        """
+        context, number = self.context, len(masks)
+        together = max(size for size in range(1, _TOGETHER + 1) if number % size == 0)
+        features = context.tensor(self.grid.tensor).unsqueeze(1)
+        form = self.grid.mask(masks)
+        read = context.reader(together)
+
+        def scored(some: Value) -> Value:
+            variants = (features * some).reshape(-1, *features.shape[2:])
+            return read(context.behind(self.grid.tensor, variants, together))
+
+        kind = np.dtype(np.float32)
+        rows = Value(context.builder, context.builder.constant(form, "masks", kind), form.shape).cast(features.kind)
+        if together == number:
+            return scored(rows)
+        parts = rows.reshape(number // together, together, *form.shape[1:])
+        runs = context.collected(
+            number // together, lambda run: scored(parts.op("Gather", run, shape=parts.shape[1:], axis=0))
+        )
+        return runs.transpose(1, 2, 3, 0, 4).reshape(-1, len(context.crops), context.count, number)
 
     def weighted(self, weights: Value) -> Value:
         """The sum over the channels, sum_k w_k A_k: (N, crops, positions).

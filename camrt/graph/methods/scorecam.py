@@ -43,8 +43,7 @@ def scorecam(layer: Layer, *, channels: int = 0) -> Value:
     images = context.images.unsqueeze(2)  # (N, crops, 1, 3, side, side)
     together = max(size for size in range(1, max(1, _TOGETHER // crops) + 1) if tried % size == 0)
     masks = masks.reshape(-1, crops, tried // together, together, layer.positions)
-    # (N, crops * together, count): which scores are read, of each run
-    wanted = context.classes.lead_to(1).unsqueeze(1).expand(1, crops * together, 1)
+    read = context.reader(together)
 
     def scored(number: Value) -> Value:
         """The scores of the image behind some of the maps: (N, crops, count, together)."""
@@ -54,13 +53,7 @@ def scorecam(layer: Layer, *, channels: int = 0) -> Value:
         scales = np.array([1, 1, side / grid.height, side / grid.width])
         large = planes.op("Resize", "", scales, mode="linear", coordinate_transformation_mode="half_pixel")
         large = large.reshape(-1, crops, together, 1, side, side)
-        logits = context.logits(context.again((images * large).reshape(-1, 3, side, side)))
-        if context.targets.kind == "sum":
-            read = logits.sum(*range(1, logits.rank))
-        else:
-            rows = logits.reshape(-1, crops * together, context.scores.classes)
-            read = rows.op("GatherElements", wanted, shape=wanted.shape, axis=2)
-        return read.reshape(-1, crops, together, context.count).transpose(0, 1, 3, 2)
+        return read(context.logits(context.again((images * large).reshape(-1, 3, side, side))))
 
     runs = context.collected(tried // together, scored)  # (runs, N, crops, count, together)
     said = runs.transpose(1, 2, 3, 0, 4).reshape(-1, crops, context.count, tried)

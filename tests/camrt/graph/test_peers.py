@@ -15,7 +15,7 @@ from camrt.graph.explain import MAPS
 from camrt.graph.methods import find
 from camrt.graph.methods.context import GRADIENT
 from tests.camrt.graph import peers
-from tests.camrt.graph.torch_networks import CLASSES, SIDE, explained, exported, images, network, tensor_of
+from tests.camrt.graph.torch_networks import CLASSES, SIDE, explained, exported, images, network, tensor_of, transformer
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: methods are not compared with other libraries")
 
@@ -274,9 +274,9 @@ def test_integrated_gradients(net: tuple[Any, Any], baseline: str) -> None:
 # ------------------------------------------------------------------------------------------------------ transformers
 
 
-def test_vision_transformer() -> None:
+def test_visiontransformer() -> None:
     """Of a transformer: the tokens that the last attention gets, less the class token, against pytorch-grad-cam."""
-    module = _transformer()
+    module = transformer()
     model = exported(module)
     for name, theirs_name in GRAD_CAM.items():
         if name == "gradcam++":
@@ -292,50 +292,6 @@ def test_vision_transformer() -> None:
         with getattr(library, theirs_name)(module, [module.blocks[-1].norm1], reshape_transform=as_map) as method:
             theirs = method(tensor_of(images()), target)
         np.testing.assert_allclose(as_grad_cam_shows(maps[:, 0, 0]), theirs, atol=TOLERANCE, err_msg=name)
-
-
-def _transformer() -> Any:
-    """A small vision transformer: 16 tokens of the image and a class token, three blocks."""
-    nn = torch.nn
-
-    class Block(nn.Module):
-        def __init__(self, width: int, heads: int) -> None:
-            super().__init__()
-            self.heads = heads
-            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-            self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-            self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-
-        def forward(self, x: Any) -> Any:
-            tokens, width = x.shape[1:]
-            parts = self.qkv(self.norm1(x)).reshape(-1, tokens, 3, self.heads, width // self.heads)
-            q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
-            attention = torch.softmax(q @ k.transpose(-2, -1) / (width // self.heads) ** 0.5, -1)
-            x = x + self.out((attention @ v).transpose(1, 2).reshape(-1, tokens, width))
-            return x + self.mlp(self.norm2(x))
-
-    class Transformer(nn.Module):
-        def __init__(self, width: int = 24) -> None:
-            super().__init__()
-            self.patches = nn.Conv2d(3, width, 8, 8)
-            self.token = nn.Parameter(torch.randn(1, 1, width))
-            self.place = nn.Parameter(torch.randn(1, 17, width))
-            self.blocks = nn.ModuleList(Block(width, 3) for _ in range(3))
-            self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, CLASSES)
-
-        def forward(self, x: Any) -> Any:
-            x = self.patches(x).flatten(2).transpose(1, 2)
-            x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.place
-            for block in self.blocks:
-                x = block(x)
-            return self.head(self.norm(x)[:, 0])
-
-    torch.manual_seed(1)
-    module = Transformer()
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):  # as it begins in training, the tokens hardly see each other
-            nn.init.normal_(layer.weight, std=2 / layer.in_features**0.5)
-    return module.eval()
 
 
 def _steep(module: Any) -> tuple[Any, Any]:
@@ -371,5 +327,6 @@ def test_every_method_is_compared() -> None:
     compared = {*GRAD_CAM, *TORCH_CAM, "eigencam", "input-gradient", "guided-backprop", "guided-gradcam", "smoothgrad"}
     from camrt.graph.methods import METHODS
 
-    assert set(METHODS) == compared | {"integrated-gradients", "cam"}
+    elsewhere = {"recipro-cam", "ablation-cam"}  # test_masking
+    assert set(METHODS) == compared | elsewhere | {"integrated-gradients", "cam"}
     assert find("cam").kind == "head"

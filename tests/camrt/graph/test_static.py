@@ -33,7 +33,8 @@ def test_every_method_and_protocol(method: str, protocol: str) -> None:
     fixed = with_fixed_batch(model, 3)
     onnx.checker.check_model(fixed, full_check=True)
     assert {value.type.tensor_type.shape.dim[0].dim_value for value in (*fixed.graph.input, *fixed.graph.output)} == {3}
-    assert {one.reason for one in cuda_graph_obstacles(fixed)} == ({"control flow"} if method in LOOPS else set())
+    loops = method in LOOPS or (method, protocol) == ("recipro-cam", "full")  # 100 positions: two runs of 50
+    assert {one.reason for one in cuda_graph_obstacles(fixed)} == ({"control flow"} if loops else set())
     images = np.random.default_rng(0).integers(0, 256, (3, SIDE + 4, SIDE + 4, 3), np.uint8)
     for found, expected in zip(run(fixed, images), run(model, images), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
