@@ -1,7 +1,8 @@
 """Resolve a model's name, path or message to a classifier, an explainer graph, or its preprocessing.
 
-A name is that of a named model of `converters.zoo`, whose weights are downloaded if need be; those of ``lenetCAM`` come
-with camrt. A text is a name where it has no ending, leads through no folder, and no such file is there.
+A name is that of a Caffe network of `converters.zoo`, whose weights are downloaded if need be (those of ``lenetCAM``
+come with camrt), a plain name, or one with the prefix of a source (`camrt.catalog`). A text is a name where it has such
+a prefix, or has no ending, leads through no folder, and no such file is there.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from camrt import catalog
 from camrt.errors import CamrtError
 from converters import metadata
+from converters.errors import ConversionError
 
 if TYPE_CHECKING:
     import onnx
 
+    from camrt.catalog import Entry
     from camrt.preprocess import Preprocess
     from converters.zoo import NamedModel
 
@@ -130,7 +134,36 @@ class Request:
 
 def is_name(model: str) -> bool:
     """Return whether a text is the name of a model, not a path."""
-    return not (Path(model).suffix or Path(model).exists() or len(Path(model).parts) != 1)
+    return catalog.has_prefix(model) or not (Path(model).suffix or Path(model).exists() or len(Path(model).parts) != 1)
+
+
+def named(name: str) -> NamedModel | Entry:
+    """Find the network of a name: one of Caffe, or of another source.
+
+    Args:
+        name: A name of `converters.zoo`, a plain name, or one with a prefix.
+
+    Raises:
+        CamrtError: The source of the prefix has no such network.
+        ConversionError: There is no model of that name.
+    """
+    from converters import zoo
+
+    found = catalog.find(name)
+    if found is not None:
+        return found
+    try:
+        return zoo.find(name)
+    except ConversionError as error:
+        raise ConversionError(
+            f"{error}, {', '.join(catalog.plain_names())}; and zoo:NAME, hf:OWNER/REPO, torchvision:NAME, timm:NAME. "
+            f"camrt models {name} searches"
+        ) from None
+
+
+def title_of(model: str) -> str:
+    """Return what a model is called in file names and URLs: its name without a prefix, or its file's without ending."""
+    return catalog.title_of(model) if is_name(model) else Path(model).stem
 
 
 def explainer_graph(model: str | os.PathLike[str] | onnx.ModelProto, request: Request) -> onnx.ModelProto | Path:
@@ -219,25 +252,27 @@ def identity(model: str, weights: Path | None = None) -> dict[str, Any]:
     if not is_name(model):
         file, stated = Path(model), {"file": os.path.abspath(model)}  # noqa: PTH100 - links are not followed
     else:
-        named = zoo.find(model)
-        file, stated = weights or zoo.weights_path(named), {"name": named.name}
+        found = named(model)
+        cached = found.file if isinstance(found, catalog.Entry) else zoo.weights_path(found)
+        file, stated = weights or cached, {"name": found.name}
         if weights is not None:
             stated["weights"] = os.path.abspath(weights)  # noqa: PTH100
-    found = file.stat() if file.exists() else None
-    return {**stated, "size": found.st_size, "mtime_ns": found.st_mtime_ns} if found else dict(stated)
+    status = file.stat() if file.exists() else None
+    return {**stated, "size": status.st_size, "mtime_ns": status.st_mtime_ns} if status else dict(stated)
 
 
 # ---------------------------------------------------------------------------------------------------- the named models
 
 
 def named_classifier(name: str, weights: Path | None = None) -> onnx.ModelProto:
-    """Convert a named model, with what is known of it as metadata.
+    """Load the network of a name, with what is known of it as metadata. One of Caffe is converted.
 
     Args:
         name: The name.
         weights: The weights, in place of the cache and the download.
 
     Raises:
+        CamrtError: The source has no such network, or its file is not what is expected.
         ConversionError: There is no model of that name, or its weights cannot be had.
     """
     from onnx import helper
@@ -246,11 +281,44 @@ def named_classifier(name: str, weights: Path | None = None) -> onnx.ModelProto:
     from converters.net import read_net
     from converters.reader import parse_prototxt
 
-    model = zoo.find(name)
+    model = named(name)
+    if isinstance(model, catalog.Entry):
+        return _classifier_of_source(model, weights)
     file = zoo.weights(model, weights)
     classifier = convert(read_net(parse_prototxt(model.prototxt(), f"{model.name}.prototxt"), file))
     helper.set_model_props(classifier, {**metadata.of_model(classifier), **zoo.metadata_of(model, note=_log.info)})
     return classifier
+
+
+def _classifier_of_source(entry: Entry, weights: Path | None) -> onnx.ModelProto:
+    """Load a network of `camrt.catalog`. What its file says itself goes before what the source says."""
+    from onnx import helper
+
+    from camrt.graph.opening import read_model
+
+    file = entry.fetch(weights)
+    model = read_model(file)
+    stated = metadata.of_model(model)
+    if metadata.EXPLAINER in stated:
+        raise CamrtError(f"is an explainer already, expected the classifier {entry.name}", file=str(file))
+    known = {metadata.NAME: entry.title, metadata.SOURCE: entry.source}
+    if metadata.PREPROCESS not in stated and (preprocess := entry.preprocess()) is not None:
+        if entry.note:
+            _log.info(entry.note)
+        side = _input_side(model)
+        known[metadata.PREPROCESS] = (preprocess.cropped(side) if side else preprocess).as_json()
+    if metadata.LABELS not in stated and (labels := entry.labels()) is not None:
+        known[metadata.LABELS] = metadata.labels_text(labels)
+    helper.set_model_props(model, known | stated)
+    return model
+
+
+def _input_side(model: onnx.ModelProto) -> int | None:
+    """Return the side of the square that a network takes, where its file fixes it."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    shapes = [value.type.tensor_type.shape for value in model.graph.input if value.name not in weights]
+    sides = [dim.dim_value for dim in shapes[0].dim[2:]] if shapes else []
+    return sides[0] if len(sides) == 2 and sides[0] == sides[1] and sides[0] > 0 else None
 
 
 def _explainer_of_named(name: str, request: Request) -> onnx.ModelProto:
@@ -258,7 +326,7 @@ def _explainer_of_named(name: str, request: Request) -> onnx.ModelProto:
     try:
         return request.graph(classifier)
     except CamrtError as error:
-        own = metadata.of_model(classifier)[metadata.NAME]
+        own = metadata.of_model(classifier).get(metadata.NAME, name)
         raise error.in_file(own) from error.__cause__
 
 
@@ -281,9 +349,8 @@ def known_preprocess(model: str) -> Preprocess | None:
     from camrt.preprocess import preprocess_of
 
     if is_name(model):
-        from converters import zoo
-
-        return preprocess_of_named(zoo.find(model))
+        found = named(model)
+        return found.preprocess() if isinstance(found, catalog.Entry) else preprocess_of_named(found)
     path = Path(model)
     if not path.is_file():
         return None

@@ -84,18 +84,41 @@ class Preprocess:
         )
 
 
+def normalized(
+    size: int,
+    crop: int,
+    mean: Sequence[float],
+    deviation: Sequence[float],
+    *,
+    full_scale: float = 255.0,
+    channels: str = "RGB",
+) -> Preprocess:
+    """Return the preprocessing of a network that takes images of mean 0 and deviation 1, as PyTorch's libraries do.
+
+    Args:
+        size: The side in pixels of the square that the image is resized to.
+        crop: The side in pixels of the square cut from it.
+        mean: Three numbers, in the order of ``channels``.
+        deviation: Likewise; the standard deviation.
+        full_scale: What a pixel of 255 is divided by before: ``mean`` and ``deviation`` are on the scale 0 to 255 /
+            ``full_scale``.
+        channels: The order of the channels.
+
+    Raises:
+        CamrtError: The numbers do not fit together.
+    """
+    if len(mean) != 3 or len(deviation) != 3 or not all(deviation):
+        raise CamrtError(f"found the mean {mean} and the deviation {deviation}, expected three numbers each, not 0")
+    first, second, third = (full_scale * each for each in mean)
+    scale = tuple(1 / (full_scale * each) for each in deviation)
+    return Preprocess(size, crop, (first, second, third), (scale[0], scale[1], scale[2]), channels)  # type: ignore[arg-type]
+
+
 # As Caffe's networks were trained on ImageNet: BGR of 0 to 255, less the mean of the training images.
 # As torchvision's are: RGB of 0 to 1, less the mean, over the standard deviation.
-_DEVIATION = (0.229, 0.224, 0.225)
 PRESETS: Mapping[str, Preprocess] = {
     "caffe": Preprocess(size=256, crop=224, mean=(104.0, 117.0, 123.0)),
-    "torchvision": Preprocess(
-        size=256,
-        crop=224,
-        mean=(0.485 * 255, 0.456 * 255, 0.406 * 255),
-        scale=(1 / (255 * _DEVIATION[0]), 1 / (255 * _DEVIATION[1]), 1 / (255 * _DEVIATION[2])),
-        channels="RGB",
-    ),
+    "torchvision": normalized(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
 

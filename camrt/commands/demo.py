@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from camrt.batch import ENDINGS, MAX_SIDE
+from camrt.catalog import Entry
 from camrt.commands.options import (
     STATUS,
     Json,
@@ -142,9 +143,10 @@ def _explained(name: str, image: ImageLike, *, max_pixels: int | None, **argumen
 
 
 def _protocol(name: str) -> str | None:
-    """The original's ten crops; None where the model states what it wants."""
+    """The original's ten crops; None where the model states what it wants, or is none of Caffe's."""
     if is_name(name):
-        return named(name).protocol or "ten-crop"
+        found = named(name)
+        return None if isinstance(found, Entry) else found.protocol or "ten-crop"
     try:
         stated = metadata.of_file(Path(name))
     except (OSError, ValueError):
@@ -271,7 +273,8 @@ def _demo_image(name: str, image: Path | None, reference: Path) -> Any:
 def _labels(name: str, found: Explanation, reference: Path) -> Sequence[str]:
     """Return the names as the original prints them, with WordNet's numbers, where its list is there."""
     file = reference / "categories1000.mat"
-    if not is_name(name) or named(name).labels != "imagenet" or not file.is_file():
+    model = named(name) if is_name(name) else None
+    if model is None or isinstance(model, Entry) or model.labels != "imagenet" or not file.is_file():
         return found.labels
     names = categories(file)
     return [names[number] for number in found.classes.tolist()]

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from camrt.localize.crf import CRF
     from camrt.render import PictureFormat
 
-DEFAULT_MODEL = "googlenetCAM"
+DEFAULT_MODEL = "resnet50"
 _SHOWN = 10  # images in the table that is printed
 _SHOWN_PICTURES = 3
 
@@ -153,7 +153,7 @@ its path, size and time of change, the model and the options are those of its li
 @expanded
 def explain(
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Images, folders, and quoted globs.")],
-    model: Annotated[str, typer.Option(help="A named model, or an ONNX model.")] = DEFAULT_MODEL,
+    model: Annotated[str, typer.Option(help="A named model (camrt models), or an ONNX model.")] = DEFAULT_MODEL,
     weights: Weights = None,
     preprocess: PresetName = None,
     *,

@@ -21,9 +21,11 @@ import typer
 from camrt.errors import CamrtError
 from camrt.graph.methods import METHODS
 from camrt.loading import is_name, known_preprocess
+from camrt.loading import named as found_by_name
 from camrt.localize import THRESHOLDS
 
 if TYPE_CHECKING:
+    from camrt.catalog import Entry
     from camrt.preprocess import Preprocess
     from camrt.render import Style
     from converters.zoo import NamedModel
@@ -123,7 +125,7 @@ Thresholds = Annotated[
 ]
 Weights = Annotated[
     Path | None,
-    typer.Option(metavar="CAFFEMODEL", help="The weights of a named model, in place of the cache and the download."),
+    typer.Option(metavar="FILE", help="The weights of a named model, in place of the cache and the download."),
 ]
 PresetName = Annotated[
     Preset | None,
@@ -362,19 +364,32 @@ def _fields(group: Any) -> list[inspect.Parameter]:
     ]
 
 
-def named(name: str) -> NamedModel:
-    """Find a named model.
+def named(name: str) -> NamedModel | Entry:
+    """Find the network of a name.
+
+    Raises:
+        typer.BadParameter: There is none of that name.
+    """
+    from converters.errors import ConversionError
+
+    try:
+        return found_by_name(name)
+    except (CamrtError, ConversionError) as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def named_caffe(name: str) -> NamedModel:
+    """Find a Caffe network by name.
 
     Raises:
         typer.BadParameter: There is none of that name.
     """
     from converters import zoo
-    from converters.errors import ConversionError
 
-    try:
-        return zoo.find(name)
-    except ConversionError as error:
-        raise typer.BadParameter(str(error)) from None
+    found = named(name)
+    if not isinstance(found, zoo.NamedModel):
+        raise typer.BadParameter(f"found {name!r}, expected a network of Caffe: {', '.join(zoo.models())}")
+    return found
 
 
 def check_model(model: str, weights: Path | None = None) -> None:

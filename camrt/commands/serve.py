@@ -23,7 +23,7 @@ from camrt.commands.options import (
 )
 from camrt.commands.output import reporting
 from camrt.errors import CamrtError
-from camrt.loading import LENET, is_name
+from camrt.loading import LENET, title_of
 from camrt.triton import NAME
 from converters.errors import install
 
@@ -187,7 +187,7 @@ def _loaded(name: str | None, model: str, arguments: dict[str, Any]) -> Loaded:
     from camrt.serve.model import Loaded
 
     explainer = Explainer(model, **arguments)
-    found = name or (model if is_name(model) else Path(model).stem)
+    found = name or title_of(model)
     if not NAME.fullmatch(found):
         raise CamrtError(f"found the name {found!r}, which is not fit for a URL. Choose one: --model NAME={model}")
     return Loaded(found, "1", explainer)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from camrt.loading import is_name
+from camrt.loading import title_of
 from camrt.triton import Accelerator, Device
 from converters.terminal import say
 
@@ -86,7 +86,7 @@ class TritonOptions:
             "precision": self.triton_precision.value if self.triton_precision else None,
         }
         config = triton.Config(
-            self.triton_name or (model if is_name(model) else Path(model).stem),
+            self.triton_name or title_of(model),
             triton.tensors_of(explainer.graph.input),
             triton.tensors_of(explainer.graph.output),
             metadata.LABELS in metadata.of_model(explainer),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from camrt.commands.options import Json, Provider, Weights, named
+from camrt.commands.options import Json, Provider, Weights, named_caffe
 from camrt.commands.output import reporting, show
 from camrt.commands.reference import ReferenceDir, hint_of_download, reference_folder
 from camrt.errors import CamrtError
@@ -50,7 +50,7 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Compare a network's answers with the original's: its released features, weights and scores."""
-    model = named(name)
+    model = named_caffe(name)
     with reporting():
         report = _validated(model, weights, reference, image, reference_folder(reference_dir), provider)
         if as_json:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from camrt import colors
 from camrt.errors import CamrtError
-from camrt.loading import Request, explainer_graph, is_name
+from camrt.loading import Request, explainer_graph, title_of
 from camrt.results import write
 from camrt.web import runtime
 from converters import metadata
@@ -84,8 +84,7 @@ def site_model(model: str, request: Request) -> SiteModel:
         facts["labels"] = metadata.labels_of(properties)
     except (CamrtError, ValueError) as error:
         raise CamrtError(str(error), file=model) from error
-    fallback = model if is_name(model) else Path(model).stem
-    return SiteModel(content, properties.get(metadata.NAME) or fallback, facts)
+    return SiteModel(content, properties.get(metadata.NAME) or title_of(model), facts)
 
 
 def build(
