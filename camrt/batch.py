@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
     from camrt.engines.engine import Providers
+    from camrt.explainer import Explainer
     from camrt.explanation import Explanation
     from camrt.localize.crf import CRF
     from camrt.render import PictureFormat, Style
@@ -37,7 +38,7 @@ ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif",
 )  # fmt: skip
 
-Progress = Callable[[int], contextlib.AbstractContextManager[Callable[[int], Any]]]
+Progress = Callable[[int], contextlib.AbstractContextManager[Callable[[float], Any]]]
 
 
 @dataclass(frozen=True)
@@ -246,8 +247,9 @@ class Batch:
         with contextlib.suppress(OSError):  # which is said when the first line is written
             (self.folder / LINES).touch()
         replaces = bool(self._lines.keys() & {image.path for image in waiting.values()})
-        with progress(self.total) as advance:
-            advance(self.skipped)
+        with progress(self.total) as move:
+            move(self.skipped)
+            advance = _through_images(explainer, move)
 
             def record_failure(name: str, error: CamrtError) -> None:
                 failed.append((name, str(error)))
@@ -428,6 +430,36 @@ class Batch:
 
     def _absolute(self, name: str) -> str:
         return os.path.abspath(self.folder / name)  # noqa: PTH100 - links are not followed
+
+
+def _through_images(explainer: Explainer, move: Callable[[float], object]) -> Callable[[int], object]:
+    """Let progress follow the masks of a black-box method, which scores thousands for an image.
+
+    Returns:
+        What is called for each image that is done, with 1: it moves by what the masks have not.
+    """
+    from camrt.blackbox.session import BlackBox
+
+    ahead = 0.0  # images' worth of masks that were counted, of images that are not done
+    if not isinstance(explainer.session, BlackBox):
+        return move
+    last = 0.0
+
+    def follow(done: int, total: int) -> None:
+        nonlocal ahead, last
+        share = done / total
+        step, last = share - last if share > last else share, share % 1
+        ahead += step
+        move(step)
+
+    def advance(count: int) -> None:
+        nonlocal ahead
+        counted = min(ahead, count)
+        ahead -= counted
+        move(count - counted)
+
+    explainer.session.progress = follow
+    return advance
 
 
 def _is_lost(error: BaseException | None) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +19,24 @@ from camrt import images, tuning
 from camrt.classes import class_number
 from camrt.errors import CamrtError, CamrtWarning
 from camrt.explanation import Explanation
+from camrt.graph.methods import BLACK_BOX
 from camrt.loading import Request, explainer_graph
 from converters import metadata
 
 if TYPE_CHECKING:
     import onnx
 
+    from camrt.blackbox.session import BlackBox
     from camrt.engines.engine import Providers
     from camrt.images import ImageLike, Loaded
     from camrt.preprocess import Preprocess
     from camrt.session import Session
     from camrt.tuning import AutoSession
 
+    AnySession: TypeAlias = Session | AutoSession | BlackBox
+
 _INPUT, _TARGET, _OUTPUTS = "image", "target", ("scores", "classes", "heatmaps")
+_ERRORS = "standard_errors"  # an output of methods that draw random masks
 _GIVEN, _ANY = "input", "any"  # what the metadata of graphs say that take classes with each image
 _BEST = -1  # in place of a class, for a graph of the target "any"
 _LATER = "<image>"  # an image that a function could not return
@@ -75,7 +80,8 @@ class Explainer:
     Args:
         model: The name of a named model (its weights are downloaded if need be); the path of an ONNX
             model, or a ModelProto: a classifier, or an explainer graph, which is told by its metadata.
-        method: How the maps are computed, for `camrt.explain_graph`; ``"cam"`` if left out. An explainer graph has its
+        method: How the maps are computed, for `camrt.explain_graph`, or a method that only runs the model
+            (`camrt.blackbox`: ``"rise"``, ...); ``"cam"`` if left out. An explainer graph has its
             own: an argument that says something else is an error. The same goes for the arguments below that are
             `camrt.explain_graph`'s.
         protocol: What the network sees of an image; if left out, what the model says itself (``camrt.protocol`` in its
@@ -149,14 +155,12 @@ class Explainer:
             method, protocol, top, features, classifier, preprocess, target, layer, scores, settings, labels,
             None if weights is None else Path(weights),
         )  # fmt: skip
-        graph = explainer_graph(model, request)
-        self._session = tuning.session(graph, providers=providers, precision=precision, threads=threads)
-        self.batch = _default_batch(graph, self._session)
-        del graph
+        self._session, self.batch = _started(model, request, providers, precision, threads)
         file = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
         try:
             properties = _properties(self._session)
-            request.compare(properties)
+            if method not in BLACK_BOX:  # which were made as requested
+                request.compare(properties)
             self.method: str = properties["method"]
             self.protocol: str = properties["protocol"]
             self.top: int = properties["top"]
@@ -184,7 +188,7 @@ class Explainer:
         return self._stated_precision or self._session.precision
 
     @property
-    def session(self) -> Session | AutoSession:
+    def session(self) -> AnySession:
         """Return the session that runs the graph, for arrays that are the graph's inputs already."""
         return self._session
 
@@ -350,6 +354,7 @@ class Explainer:
                 scores=scores[n, classes[n]],  # of a sum there is one, and it is class 0
                 labels=tuple(str(k) if self.labels is None else self.labels[k] for k in classes[n].tolist()),
                 heatmaps=heatmaps[n].copy(),
+                standard_errors=found[_ERRORS][n].copy() if _ERRORS in found else None,
                 all_scores=scores[n].copy(),
                 model=self.name,
                 method=self.method,
@@ -444,7 +449,21 @@ def _pool(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _default_batch(graph: onnx.ModelProto | Path, session: Session | AutoSession) -> int:
+def _started(
+    model: str | os.PathLike[str] | onnx.ModelProto, request: Request, providers: Providers | None,
+    precision: str | None, threads: int | None,
+) -> tuple[AnySession, int]:  # fmt: skip
+    """Start the session of a method, and tell how many images it gets at once."""
+    if request.method in BLACK_BOX:
+        from camrt.blackbox.session import BlackBox
+
+        return BlackBox(model, request, providers=providers, precision=precision, threads=threads), 1
+    graph = explainer_graph(model, request)
+    session = tuning.session(graph, providers=providers, precision=precision, threads=threads)
+    return session, _default_batch(graph, session)
+
+
+def _default_batch(graph: onnx.ModelProto | Path, session: AnySession) -> int:
     """Return how many images the session gets at once: on a GPU, what half of its free memory holds."""
     if session.device is None:
         return 1
@@ -492,7 +511,7 @@ def _report(source: str, error: CamrtError, on_error: OnError) -> None:
 # ----------------------------------------------------------------------------------------------------------- the model
 
 
-def _properties(session: Session | AutoSession) -> dict[str, Any]:
+def _properties(session: AnySession) -> dict[str, Any]:
     """Read and check the metadata of an explainer graph."""
     anew = "Make the explainer anew: camrt export"
     if set(session.inputs) - {_TARGET} != {_INPUT} or not set(_OUTPUTS) <= set(session.outputs):
@@ -517,7 +536,7 @@ def _properties(session: Session | AutoSession) -> dict[str, Any]:
     return properties
 
 
-def _labels(session: Session | AutoSession, given: Sequence[str] | None) -> tuple[str, ...] | None:
+def _labels(session: AnySession, given: Sequence[str] | None) -> tuple[str, ...] | None:
     """Return the names of all classes: those that were given, else the model's."""
     classes = session.outputs["scores"][1]
     if given is not None:

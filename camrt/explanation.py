@@ -58,6 +58,8 @@ class Explanation:
         protocol: What the network saw of the image.
         provider: What ran the network (``"CPUExecutionProvider"``).
         precision: What it computed in (``"fp32"``).
+        standard_errors: (top, S, S) float32: the standard error of each value of the maps, of methods that draw random
+            masks; else None.
     """
 
     image: NDArray[np.uint8]
@@ -73,6 +75,7 @@ class Explanation:
     protocol: str = field(default="", kw_only=True)
     provider: str = field(default="", kw_only=True)
     precision: str = field(default="", kw_only=True)
+    standard_errors: NDArray[np.float32] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.original_size == (0, 0):
@@ -84,7 +87,13 @@ class Explanation:
                 f"found {top} classes, {len(self.scores)} scores, {len(self.labels)} labels and heatmaps of shape "
                 f"{self.heatmaps.shape}, expected as many of each, and square heatmaps"
             )
-        for name in ("image", "classes", "scores", "heatmaps", "all_scores"):
+        if self.standard_errors is not None and self.standard_errors.shape != self.heatmaps.shape:
+            raise CamrtError(
+                f"found standard errors of shape {self.standard_errors.shape}, expected {self.heatmaps.shape}"
+            )
+        for name in ("image", "classes", "scores", "heatmaps", "all_scores", "standard_errors"):
+            if getattr(self, name) is None:
+                continue
             view = getattr(self, name).view()
             view.flags.writeable = False
             object.__setattr__(self, name, view)
@@ -541,6 +550,8 @@ class Explanation:
     def _arrays(self) -> dict[str, NDArray[Any]]:
         """What the file of maps holds."""
         arrays = {name: getattr(self, name) for name in ("classes", "scores", "all_scores")}
+        if self.standard_errors is not None:
+            arrays["standard_errors"] = self.standard_errors
         return {"heatmaps": _halved(self.heatmaps), **arrays}
 
 

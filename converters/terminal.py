@@ -137,7 +137,7 @@ def run(application: typer.Typer, prog_name: str) -> NoReturn:
 
 
 @contextlib.contextmanager
-def bar(title: str, total: int, *, bytes_: bool = True) -> Iterator[Callable[[int], Any]]:
+def bar(title: str, total: int, *, bytes_: bool = True) -> Iterator[Callable[[float], Any]]:
     """Show a progress bar on stderr if it is a terminal and ``total`` is not 0.
 
     Args:

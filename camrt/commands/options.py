@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from camrt.errors import CamrtError
-from camrt.graph.methods import METHODS
+from camrt.graph.methods import BLACK_BOX, METHODS
 from camrt.loading import is_name, known_preprocess
 from camrt.loading import named as found_by_name
 from camrt.localize import THRESHOLDS
@@ -102,7 +102,7 @@ def method_name(text: str) -> str:
     Raises:
         typer.BadParameter: There is no such method.
     """
-    check_choice(text, tuple(METHODS))
+    check_choice(text, (*METHODS, *BLACK_BOX))
     return text
 
 
@@ -136,7 +136,8 @@ Method = Annotated[
     typer.Option(
         metavar="NAME",
         parser=method_name,
-        help=f"How the maps are computed: {', '.join(METHODS)} (docs/methods.md); by default cam.",
+        help=f"How the maps are computed: {', '.join(METHODS)} (docs/methods.md); by default cam. "
+        f"Or by running the model many times: {', '.join(BLACK_BOX)} (docs/blackbox.md).",
     ),
 ]
 Protocol = Annotated[

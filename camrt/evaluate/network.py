@@ -9,16 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from camrt import loading, tuning
+from camrt import loading
+from camrt.blackbox.scorer import Scorer
 from camrt.engines.engine import FP32
 from camrt.errors import CamrtError
-from camrt.graph.batch import with_free_batch
-from camrt.graph.opening import open_model
-from camrt.graph.scores import find_scores
-from camrt.graph.view import labels_of
-from camrt.preprocess import WHOLE, Preprocess, crops_of, network_input, preprocess_of
+from camrt.preprocess import WHOLE, Preprocess, preprocess_of
 from converters import metadata
 
 if TYPE_CHECKING:
@@ -99,7 +95,7 @@ class Network:
             )
         return found
 
-    def classifier(self) -> Classifier:
+    def classifier(self) -> Scorer:
         """Load the network without an explainer.
 
         Raises:
@@ -109,7 +105,7 @@ class Network:
         model = load_classifier(self.name, self.weights)
         try:
             known = self._known_preprocess()
-            return Classifier(
+            return Scorer(
                 model, self.protocol or WHOLE, preprocess=known, providers=self.providers, precision=self.precision
             )
         except CamrtError as error:
@@ -156,96 +152,6 @@ def _metadata(path: Path) -> Mapping[str, str]:
         return metadata.of_file(path)
     except ValueError:
         return {}  # loading the file reports the error
-
-
-class Classifier:
-    """A score function for `camrt.evaluate.faithfulness`. It can be used from several threads at once.
-
-    It sees an image once, without a mirror image: all of it (``"whole"``, ``"full"``), or the center crop.
-
-    Args:
-        model: The network: one image input (N, 3, h, w) float32, scores (N, K).
-        protocol: What the network sees of an image.
-        preprocess: What the network expects of an image; by default, what the model's metadata state.
-        providers: Where the network runs, as for `camrt.session.Session`.
-        precision: What it computes in, likewise.
-
-    Raises:
-        CamrtError: The model has no scores or cannot be loaded, or its preprocessing is unknown.
-
-    Attributes:
-        classes: The number of classes.
-        labels: Their names, or None.
-        size: The side in pixels of the square that images are resized to.
-    """
-
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        protocol: str = WHOLE,
-        *,
-        preprocess: Preprocess | None = None,
-        providers: Providers | None = None,
-        precision: str | None = None,
-    ) -> None:
-        properties = metadata.of_model(model)
-        if metadata.EXPLAINER in properties:
-            raise CamrtError("found an explainer graph, expected the classifier that it was made of: it is run alone")
-        self._expected = preprocess_of(preprocess, properties).seeing(protocol)
-        self.size = self._expected.size
-        side = self.size if protocol == "full" else self._expected.crop
-        view = open_model(model)
-        scores = find_scores(view)
-        self.classes, self.labels = scores.classes, labels_of(properties)
-        self._crop = crops_of("center", self.size, side)[0]
-        self._input, self._output, self._activation = view.inputs[0].name, scores.output, scores.activation
-        network = with_free_batch(view, self._input, (3, side, side), scores.output)
-        self._session = tuning.session(network, providers=providers, precision=precision)
-
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Compute the class probabilities.
-
-        Args:
-            images: (N, 3, h, w), as returned by `prepare`.
-
-        Returns:
-            (N, K) float32.
-
-        Raises:
-            CamrtError: ONNX Runtime fails.
-        """
-        found = self._session.run({self._input: np.ascontiguousarray(images, np.float32)})
-        scores: NDArray[Any] = found[self._output].reshape(len(images), -1).astype(np.float32)
-        if self._activation == "LogSoftmax":
-            scores = np.exp(scores)
-        elif not self._activation:
-            scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-            scores /= scores.sum(axis=1, keepdims=True)
-        return scores
-
-    def prepare(self, square: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Compute the network's input from a resized image.
-
-        Args:
-            square: (S, S, 3) uint8 RGB.
-
-        Returns:
-            (3, h, w) float32, with mean and scale applied.
-        """
-        planes: NDArray[np.float32] = network_input(square[None], [self._crop], self._expected)[0]
-        return planes
-
-    def crop(self, planes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Cut out the part of an image or map that the network sees.
-
-        Args:
-            planes: (..., S, S).
-
-        Returns:
-            (..., h, w), a view.
-        """
-        crop = self._crop
-        return planes[..., crop.y : crop.y + crop.side, crop.x : crop.x + crop.side]
 
 
 def load_classifier(name: str, weights: Path | None = None) -> onnx.ModelProto:

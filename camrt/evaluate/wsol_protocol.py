@@ -23,12 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camrt import images as pixels
+from camrt.blackbox.scorer import Scorer
 from camrt.errors import CamrtError
 from camrt.evaluate import experiment, faithfulness, wsol
 from camrt.evaluate.datasets import AnnotatedImage, Dataset, image_files
 from camrt.evaluate.experiment import Found, Pending, Progress, Work
 from camrt.evaluate.journal import Records, Shard, fingerprint_of
-from camrt.evaluate.network import Classifier, Network, class_count, worker_count
+from camrt.evaluate.network import Network, class_count, worker_count
 from camrt.evaluate.predictions import Predictions
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ class WsolProtocol:
             yield name, Explained(annotated, labels[name], found.heatmaps[0], size, rank, groups, square)
 
     def _with_scores(
-        self, explained: Iterator[tuple[str, Explained]], classifier: Classifier
+        self, explained: Iterator[tuple[str, Explained]], classifier: Scorer
     ) -> Iterator[tuple[str, Explained]]:
         """Measure what needs the scores of changed images. Each image is passed on as soon as it is done."""
         with ThreadPoolExecutor(2, "camrt-impute") as threads:
@@ -302,7 +303,7 @@ class WsolProtocol:
                     yield each.annotated.image, each
 
     def _measure_curves(
-        self, each: Explained, classifier: Classifier, image: NDArray[np.float32], heatmap: NDArray[np.float32]
+        self, each: Explained, classifier: Scorer, image: NDArray[np.float32], heatmap: NDArray[np.float32]
     ) -> None:
         for group, scores_of in (
             (INSERTION, faithfulness.insertion_scores),
@@ -358,7 +359,7 @@ class PredictedProtocol:
 
 
 def _measure_drop(
-    chunk: Sequence[Explained], classifier: Classifier, inputs: NDArray[np.float32], maps: NDArray[np.float32]
+    chunk: Sequence[Explained], classifier: Scorer, inputs: NDArray[np.float32], maps: NDArray[np.float32]
 ) -> None:
     """Score the images and the parts that their maps show, in one pass: it takes only two inputs per image."""
     measured = [position for position, each in enumerate(chunk) if DROP in each.groups]
@@ -375,7 +376,7 @@ def _road(
     each: Explained,
     image: NDArray[np.float32],
     heatmap: NDArray[np.float32],
-    classifier: Classifier,
+    classifier: Scorer,
     threads: ThreadPoolExecutor,
 ) -> dict[str, Any]:
     """Compute the class's scores, and whether it is the best class, as pixels are removed in both orders."""

@@ -148,7 +148,7 @@ def _explainer(
 ) -> tuple[onnx.ModelProto, list[FeatureMap]]:
     """The explainer without metadata, and the features that its maps are made of."""
     scores = seen.scores
-    image, side = _image_input(opened, preprocess, protocol)
+    image, side = image_input(opened, preprocess, protocol)
     crops = crops_of(protocol, preprocess.size, side)
     network = with_free_batch(opened, image, (3, side, side), scores.output)
     view = GraphView(network)
@@ -316,8 +316,12 @@ def _properties(
     return properties | ({"settings": dict(settings)} if settings else {})
 
 
-def _image_input(view: GraphView, preprocess: Preprocess, protocol: str) -> tuple[str, int]:
-    """The network's input, and the side of the images that it gets."""
+def image_input(view: GraphView, preprocess: Preprocess, protocol: str) -> tuple[str, int]:
+    """The network's input, and the side of the images that it gets.
+
+    Raises:
+        CamrtError: It has several inputs, or its input is no image of that size.
+    """
     if len(view.inputs) != 1:
         names = ", ".join(value.name for value in view.inputs)
         raise CamrtError(f"found {len(view.inputs)} inputs ({names}), expected one, the image")

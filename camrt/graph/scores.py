@@ -61,11 +61,11 @@ def find_scores(view: GraphView, tensor: str | None = None) -> Scores:
                 f"found the scores {tensor!r} of shape {shown(view.shapes.get(tensor))}, expected N x classes. To "
                 "explain the sum of all its values, ask for the target 'sum'"
             )
-        return _behind(view, tensor, classes)
+        return scores_at(view, tensor, classes)
     for output in reversed(view.outputs):
         classes = row_of(view.shapes.get(output))
         if classes is not None and output in view.producers and view.types.get(output) in FLOATS:
-            return _behind(view, output, classes)
+            return scores_at(view, output, classes)
     found = ", ".join(f"{name!r} {shown(view.shapes.get(name))}" for name in view.outputs)
     hidden = control_flow(view.needed_for(view.outputs))
     raise CamrtError(
@@ -114,8 +114,14 @@ def shown(shape: Shape | None) -> str:
     )
 
 
-def _behind(view: GraphView, output: str, classes: int) -> Scores:
-    """Find the logits before the activation of scores."""
+def scores_at(view: GraphView, output: str, classes: int) -> Scores:
+    """Find the logits before the activation of scores.
+
+    Args:
+        view: The model.
+        output: The tensor of scores.
+        classes: How many scores an image has.
+    """
     tensor = output
     while (node := view.producers.get(tensor)) is not None and operator_of(node) in _SHAPING:
         tensor = node.input[0]

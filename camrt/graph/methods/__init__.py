@@ -41,6 +41,15 @@ FAMILIES = {
     "integrated-gradients": "saliency",
 }
 METHODS = tuple(FAMILIES)
+# Methods that only run the model, and are no part of a graph -> their modules in `camrt.blackbox`.
+BLACK_BOX = {
+    "rise": "rise",
+    "blackbox-occlusion": "occlusion",
+    "kernelshap": "kernelshap",
+    "baseline-random": "baselines",
+    "baseline-center": "baselines",
+    "baseline-edges": "baselines",
+}
 Kind = Literal["head", "features", "pixels"]
 Maps = Callable[..., "Value"]
 _Maps = TypeVar("_Maps", bound=Maps)
@@ -101,16 +110,7 @@ class Method:
         Raises:
             CamrtError: There is no such setting, or its value is of another type.
         """
-        known = dict(self.settings)
-        for name, value in settings.items():
-            if name not in known:
-                listed = ", ".join(f"{key}={default!r}" for key, default in known.items())
-                raise CamrtError(
-                    f"found the setting {name!r} of {self.name}, expected "
-                    + (f"one of {listed}" if listed else "none: it has nothing to set")
-                )
-            known[name] = _as(value, self.settings[name], f"{self.name}'s {name}")
-        return known
+        return check_settings(self.name, self.settings, settings)
 
 
 _methods: Registry[str, Method] = Registry(
@@ -161,10 +161,38 @@ def find(name: str) -> Method:
         CamrtError: There is none.
     """
     found = _methods.find(name)
+    if found is None and name in BLACK_BOX:
+        raise CamrtError(
+            f"found the method {name!r}, which runs the model many times and is no part of a graph: camrt explain, "
+            f"compare and evaluate take it (camrt.Explainer). Methods for a graph are {', '.join(METHODS)}"
+        )
     if found is None:
         names = ", ".join(dict.fromkeys([*METHODS, *_methods.keys()]))
         raise CamrtError(f"found the method {name!r}, expected one of {names}")
     return found
+
+
+def check_settings(method: str, defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the settings of a method, and fill in the defaults.
+
+    Args:
+        method: Its name.
+        defaults: Name -> default.
+        settings: Name -> value; a text is converted to the type of the default.
+
+    Raises:
+        CamrtError: There is no such setting, or its value is of another type.
+    """
+    known = dict(defaults)
+    for name, value in settings.items():
+        if name not in known:
+            listed = ", ".join(f"{key}={default!r}" for key, default in known.items())
+            raise CamrtError(
+                f"found the setting {name!r} of {method}, expected "
+                + (f"one of {listed}" if listed else "none: it has nothing to set")
+            )
+        known[name] = _as(value, defaults[name], f"{method}'s {name}")
+    return known
 
 
 def _as(value: Any, default: Any, what: str) -> Any:
@@ -181,4 +209,4 @@ def _as(value: Any, default: Any, what: str) -> Any:
     return found
 
 
-__all__ = ["FAMILIES", "METHODS", "Layer", "Method", "MethodContext", "find", "method"]
+__all__ = ["BLACK_BOX", "FAMILIES", "METHODS", "Layer", "Method", "MethodContext", "check_settings", "find", "method"]

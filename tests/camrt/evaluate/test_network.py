@@ -7,7 +7,8 @@ import onnx
 import pytest
 
 from camrt import CamrtError, Explainer, explain_graph
-from camrt.evaluate.network import Classifier, Network, load_classifier
+from camrt.blackbox.scorer import Scorer
+from camrt.evaluate.network import Network, load_classifier
 from camrt.preprocess import Preprocess
 from tests.camrt.classifiers import CLASSES, SIDE, classifier
 from tests.tiny_models import tiny_classifier
@@ -24,7 +25,7 @@ def squares(side: int, count: int = 3) -> np.ndarray:
 def test_scores_are_those_of_the_explainer(channels: str, softmax: bool) -> None:
     model = classifier("gemm", batch=1, softmax=softmax)
     wants = Preprocess(SIDE + 5, SIDE, WANTS.mean, WANTS.scale, channels)
-    network = Classifier(model, "center", preprocess=wants)
+    network = Scorer(model, "center", preprocess=wants)
     images = squares(SIDE + 5)
     found = network(np.stack([network.prepare(image) for image in images]))
     explained = Explainer(explain_graph(model, protocol="center", preprocess=wants, top=1))
@@ -36,7 +37,7 @@ def test_scores_are_those_of_the_explainer(channels: str, softmax: bool) -> None
 def test_a_mean_image_is_subtracted() -> None:
     mean = np.random.default_rng(1).uniform(0, 255, (3, SIDE + 5, SIDE + 5)).astype(np.float32)
     wants = Preprocess(SIDE + 5, SIDE, WANTS.mean, mean_image=mean)
-    network = Classifier(classifier("gemm"), "center", preprocess=wants)
+    network = Scorer(classifier("gemm"), "center", preprocess=wants)
     square = squares(SIDE + 5, 1)[0]
     crop = slice(3, 3 + SIDE)  # as the original's prepare_image.m rounds the centre
     assert np.array_equal(network.prepare(square), (square[:, :, ::-1].transpose(2, 0, 1) - mean)[:, crop, crop])
@@ -45,13 +46,13 @@ def test_a_mean_image_is_subtracted() -> None:
 
 
 def test_the_whole_image_is_squeezed_to_the_networks_input() -> None:
-    network = Classifier(tiny_classifier(28), "whole")
+    network = Scorer(tiny_classifier(28), "whole")
     assert network.size == 28
     assert network.prepare(squares(28, 1)[0]).shape == (3, 28, 28)
 
 
 def test_full_sees_the_square() -> None:
-    network = Classifier(tiny_classifier(28), "full")
+    network = Scorer(tiny_classifier(28), "full")
     assert network.size == 32
     assert network(network.prepare(squares(32, 1)[0])[None]).shape == (1, 7)
 
@@ -65,7 +66,7 @@ def test_the_precision_decides_which_results_count() -> None:
 
 def test_an_explainer_is_no_classifier(tmp_path) -> None:
     with pytest.raises(CamrtError, match="found an explainer graph, expected the classifier"):
-        Classifier(explain_graph(tiny_classifier(), top=1))
+        Scorer(explain_graph(tiny_classifier(), top=1))
 
 
 def test_loading_by_path(tmp_path) -> None:

@@ -21,9 +21,10 @@ import pytest
 from PIL import Image
 
 from camrt import CamrtError, Explainer, explain_graph
+from camrt.blackbox.scorer import Scorer
 from camrt.evaluate import faithfulness, wsol, wsol_protocol
 from camrt.evaluate.datasets import read_csv
-from camrt.evaluate.network import Classifier, Network
+from camrt.evaluate.network import Network
 from camrt.evaluate.wsol_protocol import Measures, tally
 from camrt.graph.view import metadata_of
 from camrt.images import prepare, resize
@@ -100,7 +101,7 @@ def test_numbers_are_those_of_the_parts(tiny: Path, tmp_path: Path) -> None:
     wants = tiny_cam.preprocess()
     squeezed = type(wants)(224, 224, wants.mean)
     explainer = Explainer(tiny_cam.convert(), "layercam", "center", 1, target="input", preprocess=squeezed)
-    alone = Classifier(tiny_cam.convert(), "whole", preprocess=wants)
+    alone = Scorer(tiny_cam.convert(), "whole", preprocess=wants)
     ious, counts, hits, scores, areas = [], 0, [], [], []
     for each in data.images:
         label = tiny_cam.LABELS.index(str(each.label))
@@ -144,7 +145,7 @@ def test_road_is_that_of_the_parts(fast: Path, shapes: Path, tmp_path: Path) -> 
     found = tally(data, shapes / "images", tmp_path, "gradcam", ("road",))
     wants = dataclasses.replace(preprocess_of(None, metadata_of(tiny_classifier())), size=28)
     explainer = Explainer(tiny_classifier(), "gradcam", "center", 1, target="input", preprocess=wants)
-    alone = Classifier(tiny_classifier(), "whole")
+    alone = Scorer(tiny_classifier(), "whole")
     scores: dict[bool, list[np.ndarray]] = {True: [], False: []}
     for each in data.images:
         explained = explainer(shapes / "images" / each.image, each.label)
@@ -257,7 +258,7 @@ def test_preprocessing_of_a_model_that_does_not_state_it(shapes: Path, tmp_path:
     assert code == 0, stderr
     found = json.loads(stdout)["methods"]["cam"]
     labels, wants = read_csv(shapes / "boxes.csv"), PRESETS["caffe"]
-    alone = Classifier(model, "whole", preprocess=wants)
+    alone = Scorer(model, "whole", preprocess=wants)
     explainer = Explainer(model, "cam", "center", 1, target="input", preprocess=dataclasses.replace(wants, size=224))
     before, after = [], []
     for each in labels.images:
