@@ -15,6 +15,7 @@ from camrt.graph.methods import METHODS, Method, find
 
 MODEL, SAMPLE = "lenetCAM", Path(__file__).resolve().parent.parent / "models" / "lenetCAM" / "sample.png"
 SIDE = 200  # pixels of a picture
+PICTURED = [name for name in METHODS if not find(name).tokens]  # lenetCAM has no attention
 FOLDER = "methods"  # of the pictures, beside the page
 
 
@@ -31,7 +32,7 @@ def pictures() -> Iterator[tuple[str, bytes]]:
 
     from camrt import Explainer, render
 
-    for name in METHODS:
+    for name in PICTURED:
         overlay = Explainer(MODEL, name, top=1)(SAMPLE).overlay(0)
         yield f"{name}.png", render.png(cv2.resize(overlay, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC))
 
@@ -70,6 +71,8 @@ def _needs(entry: Method) -> str:
         return "a pass back to the image, again and again"
     if entry.again:
         return "passes forward, again and again"
+    if entry.tokens:
+        return "a vision transformer" + (", a pass back to its attention" if entry.gradients else "")
     if entry.behind:
         return "passes forward from the features, many at once"
     if not entry.gradients:
@@ -82,7 +85,7 @@ def _section(entry: Method) -> str:
     body = re.split(r"\n(?:Source|Args|Example):\n", text)[0].strip()
     first, _, rest = body.partition("\n")
     settings = _described_settings(text)
-    picture = f"![{entry.name}]({FOLDER}/{entry.name}.png)"
+    picture = f"![{entry.name}]({FOLDER}/{entry.name}.png)" if entry.name in PICTURED else ""
     parts = [f"## {entry.title}", picture, f"`{entry.name}`: {first}", rest.strip()]
     return "\n\n".join([part for part in [*parts, settings, entry.source] if part]) + "\n"
 

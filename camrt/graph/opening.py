@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from camrt.errors import CamrtError
-from camrt.graph import quantized
+from camrt.graph import attention, quantized
 from camrt.graph.rewrite import check_functions, clashes, inlined, rename_tensors, sort_nodes, tensor_names, upgraded
 from camrt.graph.view import GraphView, bodies, check_values, described, metadata_of, shortened, skeleton
 from converters.model import bytes_of
@@ -137,6 +137,7 @@ def _ready(model: onnx.ModelProto, reserved: Collection[str]) -> GraphView:
     newer = upgraded(light)
     light, changed = newer, changed or newer is not light
     changed = quantized.rewritten(light) or changed
+    changed = attention.unfused(light) or changed
     renamed = clashes(light, reserved)
     if not (changed or renamed):
         return GraphView(model)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from camrt.graph.methods import find
+
 SIDE, CHANNELS, CLASSES = 16, 6, 4
+
+
+def suited(method: str, **options: Any) -> onnx.ModelProto:
+    """A classifier that a method can explain."""
+    return classifier("attention" if find(method).tokens else "gemm", **options)
 
 
 def classifier(
@@ -21,7 +29,7 @@ def classifier(
     metadata: dict[str, str] | None = None,
     seed: int = 0,
 ) -> onnx.ModelProto:
-    """A convolution, a ReLU and one of the heads of `HEADS` on top."""
+    """A convolution, a ReLU and one of the heads of `HEADS` on top, or ``"attention"``."""
     generator = np.random.default_rng(seed)
     weights = {
         "conv.weight": generator.normal(0, 0.02, (CHANNELS, 3, 3, 3)),
@@ -33,7 +41,7 @@ def classifier(
         ),
         helper.make_node("Relu", ["conv"], ["features"], "relu"),
     ]
-    nodes += HEADS[head](weights, generator, batch, side)
+    nodes += {**HEADS, "attention": _attention}[head](weights, generator, batch, side)
     if softmax:
         nodes.append(helper.make_node("Softmax", ["logits"], ["prob"], "prob", axis=1))
     graph = helper.make_graph(
@@ -128,6 +136,42 @@ def _flattened(weights: Weights, generator: np.random.Generator, batch: int | st
     _matrix(weights, generator, (CLASSES, CHANNELS * (side // 2) ** 2))
     return [
         helper.make_node("Flatten", ["features"], ["flat"], "flatten", axis=1),
+        helper.make_node("Gemm", ["flat", "fc.weight", "fc.bias"], ["logits"], "fc", transB=1),
+    ]
+
+
+def _attention(weights: Weights, generator: np.random.Generator, batch: int | str, side: int) -> Nodes:
+    """A transformer's block on the positions, without a class token: attention of two heads, and the mean."""
+    for name in ("query", "key", "value"):
+        weights[name] = generator.normal(0, 1, (CHANNELS, CHANNELS))
+    weights |= {
+        "tokens": np.array([0, CHANNELS, -1]), "heads": np.array([0, -1, 2, CHANNELS // 2]),
+        "joined": np.array([0, -1, CHANNELS]),
+    }  # fmt: skip
+    _matrix(weights, generator, (CLASSES, CHANNELS))
+    nodes = [
+        helper.make_node("Reshape", ["features", "tokens"], ["rows"], "rows"),
+        helper.make_node("Transpose", ["rows"], ["x"], "columns", perm=[0, 2, 1]),
+    ]
+    for name in ("query", "key", "value"):
+        order = [0, 2, 3, 1] if name == "key" else [0, 2, 1, 3]
+        nodes += [
+            helper.make_node("MatMul", ["x", name], [f"{name}.all"], name),
+            helper.make_node("Reshape", [f"{name}.all", "heads"], [f"{name}.heads"], f"{name}.split"),
+            helper.make_node("Transpose", [f"{name}.heads"], [f"{name}.each"], f"{name}.order", perm=order),
+        ]
+    return [
+        *nodes,
+        helper.make_node("MatMul", ["query.each", "key.each"], ["alike"], "alike"),
+        helper.make_node("Softmax", ["alike"], ["attention"], "attention", axis=-1),
+        helper.make_node("MatMul", ["attention", "value.each"], ["seen"], "seen"),
+        helper.make_node("Transpose", ["seen"], ["seen.columns"], "seen.order", perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["seen.columns", "joined"], ["seen.all"], "join"),
+        helper.make_node("Add", ["x", "seen.all"], ["y"], "residual"),
+        helper.make_node("MatMul", ["y", "value"], ["z"], "last"),
+        helper.make_node("Transpose", ["z"], ["z.rows"], "back", perm=[0, 2, 1]),
+        helper.make_node("GlobalAveragePool", ["z.rows"], ["pooled"], "pool"),
+        helper.make_node("Flatten", ["pooled"], ["flat"], "flatten", axis=1),
         helper.make_node("Gemm", ["flat", "fc.weight", "fc.bias"], ["logits"], "fc", transB=1),
     ]
 

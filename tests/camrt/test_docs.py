@@ -37,7 +37,7 @@ def test_links_lead_somewhere(repository: Path) -> None:
 def test_pictures_are_what_the_methods_show(repository: Path) -> None:
     """As far as another processor's rounding goes."""
     shown = dict(docs.pictures())
-    assert set(shown) == {f"{name}.png" for name in METHODS}
+    assert set(shown) == {f"{name}.png" for name in docs.PICTURED}
     for name, content in shown.items():
         kept = np.asarray(Image.open(repository / "docs" / docs.FOLDER / name)).astype(int)
         found = np.asarray(Image.open(io.BytesIO(content))).astype(int)

@@ -34,6 +34,9 @@ FAMILIES = {
     "scorecam": "scorecam",
     "recipro-cam": "masking",
     "ablation-cam": "masking",
+    "attention": "attention",
+    "attention-rollout": "attention",
+    "chefer": "attention",
     "guided-backprop": "saliency",
     "guided-gradcam": "saliency",
     "input-gradient": "saliency",
@@ -70,6 +73,7 @@ class Method:
         again: Whether it runs the network again, on other images.
         gradients: Whether the network is differentiated.
         behind: Whether it runs the rest of the network again, on other features.
+        tokens: Whether it reads the attention of a vision transformer.
         top: How many classes it explains by default.
     """
 
@@ -82,6 +86,7 @@ class Method:
     again: bool
     gradients: bool
     behind: bool
+    tokens: bool
     top: int
 
     @property
@@ -128,6 +133,7 @@ def method(
     again: bool = False,
     gradients: bool = True,
     behind: bool = False,
+    tokens: bool = False,
     top: int = 5,
 ) -> Callable[[_Maps], _Maps]:
     """Register the decorated function as a method; see `Method` for the arguments.
@@ -147,7 +153,7 @@ def method(
     """
 
     def register(maps: _Maps) -> _Maps:
-        entry = Method(name, maps, kind, title, rectified, layered, again, gradients, behind, top)
+        entry = Method(name, maps, kind, title, rectified, layered, again, gradients, behind, tokens, top)
         _methods.add([name], entry, maps)
         return maps
 

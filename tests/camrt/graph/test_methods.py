@@ -20,7 +20,7 @@ from camrt.graph import explain_graph
 from camrt.graph.explain import MAPS
 from camrt.graph.methods import FAMILIES, METHODS, find, method
 from camrt.preprocess import Preprocess, crops_of
-from tests.camrt.classifiers import CHANNELS, CLASSES, SIDE, classifier
+from tests.camrt.classifiers import CHANNELS, CLASSES, SIDE, classifier, suited
 from tests.camrt.graph.explainers import PREPROCESS, SIZE, images, run, with_output
 
 OF_FEATURES = [name for name in METHODS if find(name).kind == "features"]
@@ -135,6 +135,8 @@ def test_a_dead_map_has_no_weight() -> None:
             values[:] = -1 if tensor.name == "conv.bias" else 0
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     for name in METHODS[1:]:
+        if find(name).tokens:
+            continue
         *_, heatmaps = inside(model, images(1), method=name, protocol="center", top=1)
         assert np.isfinite(heatmaps).all(), name
         assert not heatmaps.any(), name
@@ -158,7 +160,7 @@ def test_eigencam_of_more_places_than_channels_and_of_fewer() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_any_number_of_images(name: str) -> None:
     """Each image of a batch is answered as it is alone."""
-    explainer = explain_graph(classifier("gemm", batch=1), name, "ten-crop", 2, preprocess=PREPROCESS)
+    explainer = explain_graph(suited(name, batch=1), name, "ten-crop", 2, preprocess=PREPROCESS)
     batch = images(3)
     together = run(explainer, {"image": batch})
     for index in range(3):
@@ -170,7 +172,7 @@ def test_any_number_of_images(name: str) -> None:
 @pytest.mark.parametrize("protocol", ["center", "ten-crop", "full"])
 def test_maps_are_laid_where_the_crops_were(name: str, protocol: str) -> None:
     """Heatmaps, from the maps inside the graph: enlarged with the original's imresize, mirrored back, placed, added."""
-    *_, heatmaps, maps = inside(classifier("gemm"), images(1), MAPS, method=name, protocol=protocol, top=2)
+    *_, heatmaps, maps = inside(suited(name), images(1), MAPS, method=name, protocol=protocol, top=2)
     side = SIZE if protocol == "full" else SIDE
     wanted = np.zeros((2, SIZE, SIZE))
     for index, crop in enumerate(crops_of(protocol, SIZE, side)):
@@ -186,7 +188,7 @@ def test_maps_are_laid_where_the_crops_were(name: str, protocol: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_all_classes_in_one_run_are_those_of_each_alone(name: str) -> None:
-    model, batch = classifier("gemm"), images(2)
+    model, batch = suited(name), images(2)
     _, classes, heatmaps = inside(model, batch, method=name, protocol="center", top=CLASSES)
     for chosen in range(CLASSES):
         _, named, alone = inside(model, batch, method=name, protocol="center", target=chosen)
@@ -199,8 +201,8 @@ def test_all_classes_in_one_run_are_those_of_each_alone(name: str) -> None:
 @pytest.mark.parametrize("opset", [13, 21])
 @pytest.mark.parametrize("name", METHODS)
 def test_opsets(name: str, opset: int) -> None:
-    explainer = explain_graph(classifier("gemm", opset=opset), name, "center", 2, preprocess=PREPROCESS)
-    older = explain_graph(classifier("gemm"), name, "center", 2, preprocess=PREPROCESS)
+    explainer = explain_graph(suited(name, opset=opset), name, "center", 2, preprocess=PREPROCESS)
+    older = explain_graph(suited(name), name, "center", 2, preprocess=PREPROCESS)
     assert {entry.domain for entry in explainer.opset_import} == {""}
     assert explainer.opset_import[0].version == opset
     for one, other in zip(run(explainer, {"image": images(1)}), run(older, {"image": images(1)}), strict=True):
@@ -210,7 +212,7 @@ def test_opsets(name: str, opset: int) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_weights_are_there_once(name: str) -> None:
     """The backward pass, and a second run, read the weights of the first."""
-    model = classifier("gemm")
+    model = suited(name)
     explainer = explain_graph(model, name, "center", 2, preprocess=PREPROCESS)
     assert {tensor.name for tensor in model.graph.initializer} <= {
         tensor.name for tensor in explainer.graph.initializer
@@ -223,9 +225,7 @@ def test_weights_are_there_once(name: str) -> None:
 def test_plain_onnx_runtime_runs_it(tmp_path: Path) -> None:
     """In a process that imports ONNX Runtime and NumPy, and nothing of camrt."""
     for name in METHODS:
-        onnx.save(
-            explain_graph(classifier("gemm"), name, "center", 2, preprocess=PREPROCESS), tmp_path / f"{name}.onnx"
-        )
+        onnx.save(explain_graph(suited(name), name, "center", 2, preprocess=PREPROCESS), tmp_path / f"{name}.onnx")
     np.save(tmp_path / "images.npy", images(2))
     code = (
         "import sys, numpy as np, onnxruntime\n"

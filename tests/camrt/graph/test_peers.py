@@ -328,5 +328,6 @@ def test_every_method_is_compared() -> None:
     from camrt.graph.methods import METHODS
 
     elsewhere = {"recipro-cam", "ablation-cam"}  # test_masking
+    elsewhere |= {"attention", "attention-rollout", "chefer"}  # test_attention
     assert set(METHODS) == compared | elsewhere | {"integrated-gradients", "cam"}
     assert find("cam").kind == "head"

@@ -13,7 +13,7 @@ from camrt.errors import CamrtError
 from camrt.graph import cuda_graph_obstacles, explain_graph, with_fixed_batch
 from camrt.graph.methods import METHODS
 from camrt.preprocess import Preprocess
-from tests.camrt.classifiers import SIDE, classifier
+from tests.camrt.classifiers import SIDE, classifier, suited
 
 PREPROCESS = Preprocess(SIDE + 4, SIDE, (104.0, 117.0, 123.0))
 LOOPS = ("scorecam", "smoothgrad", "integrated-gradients")  # they run the network again and again
@@ -29,7 +29,7 @@ def run(model: onnx.ModelProto, images: np.ndarray) -> list[np.ndarray]:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_and_protocol(method: str, protocol: str) -> None:
     """What ONNX Runtime itself finds without a GPU is printed by scripts/cuda_placement.py: the same."""
-    model = explain_graph(classifier("gemm"), method, protocol, preprocess=PREPROCESS)
+    model = explain_graph(suited(method), method, protocol, preprocess=PREPROCESS)
     fixed = with_fixed_batch(model, 3)
     onnx.checker.check_model(fixed, full_check=True)
     assert {value.type.tensor_type.shape.dim[0].dim_value for value in (*fixed.graph.input, *fixed.graph.output)} == {3}
