@@ -22,6 +22,7 @@ from camrt.graph.opening import ModelLike, check_model, naming, open_model
 from camrt.graph.rewrite import repeated, tensor_names
 from camrt.graph.scores import Scores, find_scores
 from camrt.graph.targets import SUM, Target, Targets, targets_of
+from camrt.graph.unrolling import unrolled
 from camrt.graph.view import GraphView, captured, control_flow, labels_of, metadata_of, needed_for, shape_of
 from camrt.preprocess import WHOLE, Preprocess, add_network_input, crops_of, preprocess_of
 from converters import metadata as keys
@@ -108,6 +109,8 @@ def explain_graph(
             raise CamrtError("the model is an explainer already, expected a classifier")
         protocol = protocol or _default_protocol(metadata.get(keys.PROTOCOL), entry)
         wanted = preprocess_of(preprocess, metadata).seeing(protocol)
+        side = wanted.size if protocol == "full" else wanted.crop
+        opened = unrolled(opened, (side, side), recurrent=entry.gradients)
         asked = _Asked(
             layers=tuple(
                 as_read(opened, named_tensor(opened, renamed.get(each, each))) for each in _names_of(layer, features)

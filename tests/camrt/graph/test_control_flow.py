@@ -1,4 +1,8 @@
-"""Networks with If and Loop: what can be explained is, and the others are told which operator, and what works."""
+"""Networks with If, Loop, Scan and recurrent layers.
+
+What is known before a network runs is unrolled, and gives what the network without control flow gives. Of the others,
+what can be explained is, and an error names the operator, and what works.
+"""
 
 from __future__ import annotations
 
@@ -17,36 +21,54 @@ from tests.camrt.graph.explainers import PREPROCESS, images, run
 OTHERS = ("gradcam", "scorecam", "input-gradient", "smoothgrad", "guided-gradcam")
 
 
-def with_node(node: onnx.NodeProto, after: str) -> onnx.ModelProto:
-    """A classifier in which a node stands behind a tensor; all that reads that tensor reads the node's output."""
+def with_node(node: onnx.NodeProto, after: str, *, known: bool) -> onnx.ModelProto:
+    """A classifier in which a node stands behind a tensor; all that reads that tensor reads the node's output.
+
+    Args:
+        node: It reads ``yes``, which is true, or ``twice``, which is 2.
+        after: The tensor.
+        known: Whether these are constants; otherwise they are computed from the image.
+    """
     model = classifier("gemm", softmax=False)
     for each in model.graph.node:
         each.input[:] = [node.output[0] if name == after else name for name in each.input]
     place = next(index for index, each in enumerate(model.graph.node) if after in each.output)
     model.graph.node.insert(place + 1, node)
     model.graph.output[0].name = node.output[0] if after == "logits" else "logits"
-    for name, value in (("yes", np.array(True)), ("twice", np.array(2))):
-        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    if known:
+        for name, value in (("yes", np.array(True)), ("twice", np.array(2))):
+            model.graph.initializer.append(numpy_helper.from_array(value, name))
+        return model
+    for number, each in enumerate(
+        [
+            helper.make_node("ReduceMax", ["data"], ["brightest"], keepdims=0),
+            helper.make_node("Greater", ["brightest", "darkness"], ["yes"]),
+            helper.make_node("Cast", ["yes"], ["once"], to=TensorProto.INT64),
+            helper.make_node("Add", ["once", "once"], ["twice"]),
+        ]
+    ):
+        model.graph.node.insert(number, each)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(-1e9, np.float32), "darkness"))
     return model
 
 
-def with_if(after: str) -> onnx.ModelProto:
+def with_if(after: str, *, known: bool = False) -> onnx.ModelProto:
     """Two branches that read from outside; the first, which is taken, changes nothing."""
     branches = {}
     for title, kind in (("then_branch", "Identity"), ("else_branch", "Neg")):
         output = helper.make_tensor_value_info(kind, TensorProto.FLOAT, None)
         branches[title] = helper.make_graph([helper.make_node(kind, [after], [kind])], kind, [], [output])
-    return with_node(helper.make_node("If", ["yes"], ["chosen"], "choice", **branches), after)
+    return with_node(helper.make_node("If", ["yes"], ["chosen"], "choice", **branches), after, known=known)
 
 
-def with_loop(after: str) -> onnx.ModelProto:
+def with_loop(after: str, *, known: bool = False) -> onnx.ModelProto:
     """The tensor doubled twice."""
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("v", "doubled")]
     flags = [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("go", "still")]
     number = helper.make_tensor_value_info("number", TensorProto.INT64, [])
     nodes = [helper.make_node("Identity", ["go"], ["still"]), helper.make_node("Add", ["v", "v"], ["doubled"])]
     body = helper.make_graph(nodes, "body", [number, flags[0], value[0]], [flags[1], value[1]])
-    return with_node(helper.make_node("Loop", ["twice", "", after], ["looped"], "turns", body=body), after)
+    return with_node(helper.make_node("Loop", ["twice", "", after], ["looped"], "turns", body=body), after, known=known)
 
 
 MODELS = {"If": (with_if, r"'choice' \(If\)"), "Loop": (with_loop, r"'turns' \(Loop\)")}
