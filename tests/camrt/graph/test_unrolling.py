@@ -146,7 +146,7 @@ def test_a_loop_that_stacks_and_holds_an_if() -> None:
     nodes = [
         helper.make_node("Identity", ["go"], ["still"]),
         helper.make_node("Less", ["number", "two"], ["is_early"]),
-        helper.make_node("If", ["is_early"], ["new"], **branches),
+        helper.make_node("If", ["is_early"], ["new"], "", **branches),
         helper.make_node("Mul", ["new", "new"], ["square"]),
     ]
     flags = [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("go", "still")]
