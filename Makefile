@@ -5,6 +5,7 @@
 #   make lint      format, lint, types and layers of imports
 #   make gpu       on a machine with an NVIDIA GPU: set up, run the GPU tests and benchmarks/gpu.py
 #   make docs      write docs/layers.md, gradients.md and methods.md from the registries
+#   make pictures  write the photographs of README and docs; needs a classifier of photographs (scripts/pictures.py)
 #   make schema    write converters/schema/caffe_pb2.py from caffe.proto
 #   make clean     remove all that make made
 #
@@ -30,7 +31,7 @@ GPU_READY  := $(VENV)/.peers-gpu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test gpu no-gpu lint format docs schema clean
+.PHONY: help demo test gpu no-gpu lint format docs pictures schema clean
 
 help:
 	@sed -n '/^#   /s/^#   //p' Makefile
@@ -68,6 +69,11 @@ docs: $(TEST_READY)
 	mv docs/layers.md.part docs/layers.md
 	$(BIN)/python -m camrt.graph.rules.table > docs/gradients.md.part
 	mv docs/gradients.md.part docs/gradients.md
+	$(BIN)/python -m camrt.docs docs
+
+pictures: $(TEST_READY)
+	$(PIP) install --quiet --editable '.[docs]'
+	$(BIN)/python scripts/pictures.py $(ARGS)
 	$(BIN)/python -m camrt.docs docs
 
 # grpcio-tools 1.62 holds protoc 25. Later ones write code that asks for a protobuf as new as themselves.

@@ -1,6 +1,7 @@
 """Writes docs/methods.md and its pictures from the registry: ``python -m camrt.docs docs``.
 
-The pictures are of lenetCAM's sample image: small enough to be read, and always there.
+The pictures are of lenetCAM's sample image: small enough to be read, and always there. Photographs are drawn by
+``scripts/pictures.py``; a section shows its method's, where there is one.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ PICTURED = [name for name in METHODS if not find(name).tokens]  # lenetCAM has n
 FOLDER = "methods"  # of the pictures, beside the page
 
 
-def methods() -> str:
-    """The page, as Markdown."""
+def methods(folder: Path) -> str:
+    """The page, as Markdown.
+
+    Args:
+        folder: Of the page. A method's photograph is shown if it is there.
+    """
     entries = [find(name) for name in METHODS]
     text = (Path(__file__).parent / "graph" / "methods" / "methods.md").read_text(encoding="utf-8")
-    return text.replace("{methods}\n", "\n".join([_table(entries), *map(_section, entries)]))
+    return text.replace("{methods}\n", "\n".join([_table(entries), *(_section(entry, folder) for entry in entries)]))
 
 
 def pictures() -> Iterator[tuple[str, bytes]]:
@@ -47,7 +52,7 @@ def write(folder: Path) -> None:
 
     for name, content in pictures():
         results.write(folder / FOLDER / name, content)
-    results.write(folder / "methods.md", methods().encode())
+    results.write(folder / "methods.md", methods(folder).encode())
 
 
 def _table(entries: Iterable[Method]) -> str:
@@ -80,13 +85,14 @@ def _needs(entry: Method) -> str:
     return "a pass back to the image" if entry.kind == "pixels" else "a pass back to the features"
 
 
-def _section(entry: Method) -> str:
+def _section(entry: Method, folder: Path) -> str:
     text = inspect.getdoc(entry.maps) or ""
     body = re.split(r"\n(?:Source|Args|Example):\n", text)[0].strip()
     first, _, rest = body.partition("\n")
     settings = _described_settings(text)
-    picture = f"![{entry.name}]({FOLDER}/{entry.name}.png)" if entry.name in PICTURED else ""
-    parts = [f"## {entry.title}", picture, f"`{entry.name}`: {first}", rest.strip()]
+    files = [file for file in (f"{FOLDER}/{entry.name}.jpg", f"{FOLDER}/{entry.name}.png") if (folder / file).is_file()]
+    pictures = " ".join(f"![{entry.name}]({file})" for file in files)
+    parts = [f"## {entry.title}", pictures, f"`{entry.name}`: {first}", rest.strip()]
     return "\n\n".join([part for part in [*parts, settings, entry.source] if part]) + "\n"
 
 

@@ -18,7 +18,9 @@ from tests.camrt.graph.explainers import PREPROCESS, images, run
 
 
 def test_page_of_methods_is_fresh(repository: Path) -> None:
-    assert (repository / "docs" / "methods.md").read_text() == docs.methods(), "run python -m camrt.docs docs"
+    assert (repository / "docs" / "methods.md").read_text() == docs.methods(repository / "docs"), (
+        "run python -m camrt.docs docs"
+    )
 
 
 def test_links_lead_somewhere(repository: Path) -> None:
@@ -45,9 +47,9 @@ def test_pictures_are_what_the_methods_show(repository: Path) -> None:
         assert np.abs(found - kept).mean() < 2, name
 
 
-def test_example_of_a_method_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_of_a_method_runs(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
     monkeypatch.setattr(methods._methods, "_entries", dict(methods._methods._entries))
-    code = re.search(r"## A method of your own\n```python\n(.*?)```", docs.methods(), re.DOTALL)
+    code = re.search(r"## A method of your own\n```python\n(.*?)```", docs.methods(repository / "docs"), re.DOTALL)
     assert code
     exec(code.group(1), {})
     explainer = explain_graph(classifier("gemm"), "mean-activation", preprocess=PREPROCESS)
