@@ -347,7 +347,7 @@ def _gradcam(
 
 
 def _recorded(module: Any, inputs: Any) -> tuple[list[tuple[str, Any]], Any]:
-    """All tensors that modules return, the outermost first, then those of functions, the first first: views come later."""
+    """All tensors that modules return, the outermost first, then those of functions in order: views come later."""
     import torch
     from torch.overrides import TorchFunctionMode
 

@@ -15,6 +15,7 @@ from camrt.errors import CamrtError
 from camrt.graph.batch import with_free_batch
 from camrt.graph.crops import merge, paste
 from camrt.graph.head import Head, find_head
+from camrt.graph.inputs import with_image_input
 from camrt.graph.layers import FeatureMap, as_read, dependents, feature_map_of, last_features, named_tensor
 from camrt.graph.methods import METHODS, Method, find
 from camrt.graph.methods.context import Layer, MethodContext, Pass
@@ -110,7 +111,7 @@ def explain_graph(
         protocol = protocol or _default_protocol(metadata.get(keys.PROTOCOL), entry)
         wanted = preprocess_of(preprocess, metadata).seeing(protocol)
         side = wanted.size if protocol == "full" else wanted.crop
-        opened = unrolled(opened, (side, side), recurrent=entry.gradients)
+        opened = unrolled(with_image_input(opened, wanted), (side, side), recurrent=entry.gradients)
         asked = _Asked(
             layers=tuple(
                 as_read(opened, named_tensor(opened, renamed.get(each, each))) for each in _names_of(layer, features)
@@ -325,13 +326,8 @@ def image_input(view: GraphView, preprocess: Preprocess, protocol: str) -> tuple
     Raises:
         CamrtError: It has several inputs, or its input is no image of that size.
     """
-    if len(view.inputs) != 1:
-        names = ", ".join(value.name for value in view.inputs)
-        raise CamrtError(f"found {len(view.inputs)} inputs ({names}), expected one, the image")
     value = view.inputs[0]
     shape = shape_of(value)
-    if len(shape) != 4 or value.type.tensor_type.elem_type != TensorProto.FLOAT or shape[1] not in (3, None):
-        raise CamrtError(f"found the input {value.name!r} of shape {shape}, expected N x 3 x height x width, float32")
     if protocol == "full":
         return value.name, preprocess.size
     for size in shape[2:]:
