@@ -14,10 +14,11 @@ from camrt.builder import PREFIX, Builder
 from camrt.errors import CamrtError
 from camrt.graph.batch import with_free_batch
 from camrt.graph.crops import merge, paste
+from camrt.graph.gradient import MissingRuleError
 from camrt.graph.head import Head, find_head
 from camrt.graph.inputs import with_image_input
 from camrt.graph.layers import FeatureMap, as_read, dependents, feature_map_of, last_features, named_tensor
-from camrt.graph.methods import METHODS, Method, find
+from camrt.graph.methods import BLACK_BOX, METHODS, Method, find
 from camrt.graph.methods.context import Layer, MethodContext, Pass
 from camrt.graph.opening import ModelLike, check_model, naming, open_model
 from camrt.graph.rewrite import repeated, tensor_names
@@ -181,7 +182,11 @@ def _explainer(
         builder, view, Pass(image, scores.logits), second, crops, side, preprocess, scores, targets, classes,
         feature_maps, seen.head,
     )  # fmt: skip
-    _heatmaps(context, entry, settings, preprocess.size)
+    try:
+        _heatmaps(context, entry, settings, preprocess.size)
+    except MissingRuleError as error:
+        methods = _without_gradient(has_head=seen.head is not None)
+        raise CamrtError(f"{error.message}. Methods that need no gradient work: --method {methods}") from error
     needed = view.needed_for([scores.output, scores.logits, *(one.tensor for one in feature_maps)])
     result = _assembled(network, [*before, *needed, *builder.nodes], builder)
     _declare(result.graph, preprocess.size, targets, 1 if is_sum else scores.classes)
@@ -347,13 +352,21 @@ def _check_control_flow(view: GraphView, start: str, logits: str, *, has_head: b
     behind = dependents(view, start)
     way = [node for node in view.needed_for([logits]) if not behind.isdisjoint([*node.input, *captured(node)])]
     if found := control_flow(way):
-        methods = "cam or eigencam, which need" if has_head else "eigencam, which needs"
         behind_it = "" if start in {value.name for value in view.inputs} else "name a layer behind it (--layer), "
+        methods = _without_gradient(has_head=has_head)
         raise CamrtError(
             f"found control flow between {start!r} and the scores {logits!r}: {found}. It has no gradient here and "
-            f"cannot be run again. Use --method {methods} neither, explain scores before it (--scores), {behind_it}or "
-            "export the model without it"
+            f"cannot be run again. Use --method {methods}, which need neither, explain scores before it (--scores), "
+            f"{behind_it}or export the model without it"
         )
+
+
+def _without_gradient(*, has_head: bool) -> str:
+    """The methods that neither differentiate a network nor run a part of it again, for people."""
+    entries = [find(name) for name in METHODS]
+    plain = [one.name for one in entries if not (one.gradients or one.again) and (has_head or one.kind != "head")]
+    plain += [name for name in BLACK_BOX if not name.startswith("baseline-")]
+    return f"{', '.join(plain[:-1])} or {plain[-1]}"
 
 
 def _second_run(network: onnx.ModelProto, image: str, side: int, logits: str) -> Pass:

@@ -32,6 +32,10 @@ __all__ = ["Value", "backpropagate", "differentiate", "rule"]
 PREFIX = "gradient/"
 
 
+class MissingRuleError(CamrtError):
+    """An operator on the way has no rule."""
+
+
 def differentiate(
     model: ModelLike,
     output: str,
@@ -314,7 +318,7 @@ def _expect_rules(nodes: Iterable[onnx.NodeProto]) -> None:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         why = " (control flow)" if operator in ("If", "Loop", "Scan") else ""
         parts.append(f"{operator}{why}: {', '.join(found[:3])}{more}")
-    raise CamrtError(
+    raise MissingRuleError(
         f"the gradient passes operators without a rule: {'; '.join(parts)}. Write one with "
         "@camrt.graph.gradient.rule(...), or differentiate by a tensor behind them"
     )

@@ -21,6 +21,7 @@ from camrt.graph.view import QUANTIZING, GraphView, Shape, captured, control_flo
 # Methods take the features before the last pooling. They are finer, and "the last convolutional layer" of Selvaraju et
 # al. (2017, section 3).
 _POOLING = {"MaxPool", "AveragePool", "LpPool", "Dropout", "Identity"}
+_LAYERS = {"Conv", "BatchNormalization", "LayerNormalization", "Relu", "Concat"}  # what people know as layers
 _ATTENTION = {"Softmax", "Attention"}
 _TO_INTEGERS = ("QuantizeLinear", "DynamicQuantizeLinear")
 # Tokens before those of the image: none, a class token, DeiT's two, DINOv2's with registers.
@@ -189,11 +190,29 @@ def last_features(view: GraphView, image: str, logits: str) -> FeatureMap:
             return _feature_map(view, normalized[0], shapes) or found
         return found
     hidden = control_flow(view.needed_for([logits]))
+    found = _candidates(view, image, logits, shapes)
+    listed = f"; the last that a part goes through are {', '.join(one.describe() for one in found)}" if found else ""
+    example = "".join(f" --layer {one.tensor}" for one in found[-2:])
     raise CamrtError(
         f"the model has no features with positions that all of the image goes through on its way to {logits!r}"
-        f"{f', past control flow ({hidden})' if hidden else ''}: name the layer yourself (--layer), or use a method of "
-        "pixels, such as --method input-gradient"
+        f"{f', past control flow ({hidden})' if hidden else ''}{listed}. Name one or more yourself"
+        f" ({example.strip() or '--layer'}), or use a method of pixels, such as --method input-gradient"
     )
+
+
+def _candidates(view: GraphView, image: str, logits: str, shapes: _Shapes, most: int = 4) -> list[FeatureMap]:
+    """The last outputs of layers with positions on the way from the image to the scores, of each size one."""
+    depends, found = dependents(view, image), dict[tuple[int, int, int], FeatureMap]()
+    for node in reversed(view.needed_for([logits])):
+        if operator_of(node) not in _LAYERS or node.output[0] not in depends or len(found) == most:
+            continue
+        try:
+            one = _feature_map(view, node.output[0], shapes)
+        except CamrtError:  # the axis of its channels cannot be told: no suggestion
+            continue
+        if one is not None:
+            found.setdefault((one.channels, one.height, one.width), one)
+    return list(found.values())[::-1]
 
 
 def _feature_map(view: GraphView, tensor: str, shapes: _Shapes) -> FeatureMap | None:

@@ -16,8 +16,7 @@ from tests.camrt.graph.explainers import run
 
 METHODS = ("cam", "gradcam", "scorecam", "input-gradient")
 WANTED = {
-    channels: Preprocess(SIDE, SIDE, (120.0, 110.0, 100.0), (0.02, 0.03, 0.04), channels)  # type: ignore[arg-type]
-    for channels in ("RGB", "BGR")
+    channels: Preprocess(SIDE, SIDE, (120.0, 110.0, 100.0), (0.02, 0.03, 0.04), channels) for channels in ("RGB", "BGR")
 }
 BRIGHTNESS = {"R": 0.299, "G": 0.587, "B": 0.114}
 

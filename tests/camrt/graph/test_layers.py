@@ -177,9 +177,11 @@ def with_control_flow() -> onnx.ModelProto:
     for kind in ("Identity", "Neg"):
         output = helper.make_tensor_value_info(f"{kind}.out", TensorProto.FLOAT, None)
         branches.append(helper.make_graph([helper.make_node(kind, ["features"], [f"{kind}.out"])], kind, [], [output]))
-    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(-1e9, np.float32), "darkness"))
     head = list(model.graph.node[2:])
     del model.graph.node[2:]
+    model.graph.node.append(helper.make_node("ReduceMax", ["data"], ["brightest"], "brightest", keepdims=0))
+    model.graph.node.append(helper.make_node("Greater", ["brightest", "darkness"], ["yes"], "greater"))
     model.graph.node.append(
         helper.make_node("If", ["yes"], ["chosen"], "choice", then_branch=branches[0], else_branch=branches[1])
     )
@@ -269,13 +271,13 @@ def test_operators_without_a_rule_are_all_named() -> None:
     graph = model.graph
     head = list(graph.node[3:])
     del graph.node[3:]
-    graph.node.append(helper.make_node("Cosh", ["Sigmoid.0"], ["cosine"], "first"))
-    graph.node.append(helper.make_node("Asinh", ["cosine"], ["asinh"], "second"))
-    head[0].input[0] = "asinh"
+    graph.node.append(helper.make_node("LpNormalization", ["Sigmoid.0"], ["normal"], "first"))
+    graph.node.append(helper.make_node("Hardmax", ["normal"], ["hard"], "second"))
+    head[0].input[0] = "hard"
     graph.node.extend(head)
-    with pytest.raises(CamrtError, match="Asinh") as caught:
+    with pytest.raises(CamrtError, match="Hardmax.*--method .*eigencam") as caught:
         explain_graph(model, "gradcam", preprocess=PREPROCESS, layer="features")
-    assert "Cosh" in str(caught.value)
+    assert "LpNormalization" in str(caught.value)
 
 
 def test_no_features_at_all() -> None:
