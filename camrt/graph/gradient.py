@@ -23,6 +23,7 @@ from camrt.errors import CamrtError
 from camrt.graph.opening import ModelLike, check_model, naming, open_model
 from camrt.graph.rules import modifiers, registry
 from camrt.graph.rules.registry import rule
+from camrt.graph.rules.relevance import Modifier, Step
 from camrt.graph.sizes import Sizes
 from camrt.graph.values import Value, shown, total, unbroadcast
 from camrt.graph.view import GraphView, attributes_of, captured, operator_of
@@ -118,6 +119,7 @@ def backpropagate(
     *,
     cotangents: int | None = None,
     relu: str | None = None,
+    modifier: Modifier | None = None,
     sizes: Sizes | None = None,
 ) -> dict[str, str]:
     """Write the nodes of the backward pass.
@@ -131,6 +133,7 @@ def backpropagate(
         cotangents: K, to differentiate K scores in one pass: cotangents and gradients then have the shape (K, *shape of
             the tensor). The forward pass runs once. By default there is one, without that axis.
         relu: None, ``"guided"`` or ``"deconvnet"``, as in `differentiate`.
+        modifier: What takes the place of the rules, such as `camrt.graph.rules.relevance.Relevance`.
         sizes: The sizes of ``view``, if the caller has inferred them.
 
     Returns:
@@ -159,7 +162,7 @@ def backpropagate(
         if all(one is None for one in arrived):
             continue  # all that stands behind it gives no gradient
         try:
-            for name, cotangent in _pulled_back(builder, part, node, arrived, relu):
+            for name, cotangent in _pulled_back(builder, part, node, arrived, relu, modifier):
                 pending[name].append(cotangent)
         except CamrtError as error:
             failed.append(f"{describe(node)}: {error.message}")
@@ -179,9 +182,27 @@ def backpropagate(
 
 
 def _pulled_back(
+    builder: Builder,
+    part: _Between,
+    node: onnx.NodeProto,
+    arrived: Sequence[Value | None],
+    relu: str | None,
+    modifier: Modifier | None,
+) -> Iterable[tuple[str, Value]]:
+    """The cotangents at a node's inputs: (tensor, cotangent)."""
+    if modifier is None or arrived[0] is None:
+        return _by_rule(builder, part, node, arrived, relu)
+    step = Step(
+        part.view, part.sizes, node, part.tensors, lambda name: part.value(builder, name),
+        lambda g: _by_rule(builder, part, node, [g, *arrived[1:]], None),
+    )  # fmt: skip
+    return modifier(step, arrived[0])
+
+
+def _by_rule(
     builder: Builder, part: _Between, node: onnx.NodeProto, arrived: Sequence[Value | None], relu: str | None
 ) -> Iterator[tuple[str, Value]]:
-    """The cotangents at a node's inputs: (tensor, cotangent)."""
+    """The cotangents at a node's inputs, as the rule of its operator has them."""
     entry = registry.find(node)
     assert entry is not None  # _Between has looked
     if not entry.several and any(one is not None for one in arrived[1:]):

@@ -42,6 +42,9 @@ FAMILIES = {
     "input-gradient": "saliency",
     "smoothgrad": "saliency",
     "integrated-gradients": "saliency",
+    "lrp": "relevance",
+    "attnlrp": "relevance",
+    "deeplift": "relevance",
 }
 METHODS = tuple(FAMILIES)
 # Methods that only run the model, and are no part of a graph -> their modules in `camrt.blackbox`.

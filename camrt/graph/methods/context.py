@@ -21,6 +21,7 @@ from camrt.graph.head import Head
 from camrt.graph.layers import FeatureMap
 from camrt.graph.rest import rest_of
 from camrt.graph.rewrite import repeated
+from camrt.graph.rules.relevance import Modifier
 from camrt.graph.scores import Scores
 from camrt.graph.sizes import Sizes
 from camrt.graph.targets import Targets
@@ -139,13 +140,16 @@ class MethodContext:
         gradients = self.backward(self.first, tensors) if tensors else {}
         return {layer: (place, gradients[place.tensor]) for layer, place in found.items()}
 
-    def backward(self, run: Pass, layers: Sequence[str], relu: str | None = None) -> dict[str, Value]:
+    def backward(
+        self, run: Pass, layers: Sequence[str], relu: str | None = None, modifier: Modifier | None = None
+    ) -> dict[str, Value]:
         """Differentiate the score of each class that is explained.
 
         Args:
             run: Which run of the network.
             layers: By what.
             relu: How ReLUs go back: None, ``"guided"`` or ``"deconvnet"``.
+            modifier: How all operators do.
 
         Returns:
             Layer -> the derivative, of its shape.
@@ -160,16 +164,16 @@ class MethodContext:
         seeds = self.targets.seeds(self.classes, len(self.crops), self.logits(run))
         found = backpropagate(
             self.builder, self.view, {run.logits: seeds.name}, layers,
-            cotangents=seeds.lead, relu=relu, sizes=self._sizes,
+            cotangents=seeds.lead, relu=relu, modifier=modifier, sizes=self._sizes,
         )  # fmt: skip
         return {
             layer: Value(self.builder, name, self._sizes.shape(layer), self.tensor(layer).kind, seeds.lead)
             for layer, name in found.items()
         }
 
-    def pixels(self, run: Pass, relu: str | None = None) -> Value:
+    def pixels(self, run: Pass, relu: str | None = None, modifier: Modifier | None = None) -> Value:
         """The derivative of each class's score by the image: (N, crops, 3, side, side)."""
-        gradient = self.backward(run, [run.image], relu)[run.image]
+        gradient = self.backward(run, [run.image], relu, modifier)[run.image]
         return gradient.reshape(-1, len(self.crops), 3, self.side, self.side)
 
     def named(self, gradient: Value) -> Value:

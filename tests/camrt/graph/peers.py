@@ -44,6 +44,19 @@ def torch_cam() -> Any:
     return pytest.importorskip("torchcam.methods", reason="torch-cam is not installed (pip install --no-deps torchcam)")
 
 
+def lxt() -> tuple[Any, Any]:
+    """The rules and patches of lxt, or the test skips. Its package imports transformers, which these do not need."""
+    if importlib.util.find_spec("lxt") is None:
+        pytest.skip("lxt is not installed (pip install --no-deps lxt)")
+    import lxt as package
+
+    name = "lxt.efficient"
+    if name not in sys.modules:
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__path__ = [f"{package.__path__[0]}/efficient"]
+    return importlib.import_module(f"{name}.rules"), importlib.import_module(f"{name}.patches")
+
+
 _ONLY_IMPORTED = {
     "torchvision": (),
     "torchvision.transforms": ("Compose", "Normalize", "ToTensor"),
