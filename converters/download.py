@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +57,14 @@ class _Failed(Exception):
         self.final = final
 
 
-def download(urls: Sequence[str], path: Path, expected: Expected, *, progress: bool = True) -> str:
+def download(
+    urls: Sequence[str],
+    path: Path,
+    expected: Expected,
+    *,
+    headers: Mapping[str, str] | None = None,
+    progress: bool = True,
+) -> str:
     """Download a file from the first of several URLs that has it.
 
     The file is written to a temporary folder and moved once it is complete and checked, so concurrent processes do not
@@ -68,6 +75,7 @@ def download(urls: Sequence[str], path: Path, expected: Expected, *, progress: b
         urls: The URLs, in the order in which they are tried, each several times.
         path: The file. Missing folders are created.
         expected: The expected properties.
+        headers: Further headers of the requests. ``Authorization`` is not sent on to another host.
         progress: Whether to show a bar and notices on stderr.
 
     Returns:
@@ -83,7 +91,7 @@ def download(urls: Sequence[str], path: Path, expected: Expected, *, progress: b
             prefix=f".{path.name}.", suffix=".part", dir=path.parent, ignore_cleanup_errors=True
         ) as folder:
             part = Path(folder) / path.name
-            digest = _first(urls, part, expected, progress=progress)
+            digest = _first(urls, part, expected, headers or {}, progress=progress)
             part.replace(path)
             return digest
     except OSError as error:
@@ -98,7 +106,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _first(urls: Sequence[str], part: Path, expected: Expected, *, progress: bool) -> str:
+def _first(urls: Sequence[str], part: Path, expected: Expected, headers: Mapping[str, str], *, progress: bool) -> str:
     """Download from the first URL that gives the file. Returns its SHA-256."""
     reasons = []
     for url in urls:
@@ -106,7 +114,7 @@ def _first(urls: Sequence[str], part: Path, expected: Expected, *, progress: boo
             if attempt:
                 time.sleep(PAUSE_S * attempt)
             try:
-                _fetch(url, part, expected, progress=progress)
+                _fetch(url, part, expected, headers, progress=progress)
                 return _checked(part, expected)
             except _Failed as failed:
                 reason = str(failed)
@@ -140,7 +148,7 @@ def _kind(part: Path) -> str:
     return " (it is a web page)" if head.startswith((b"<!doctype html", b"<html")) else ""
 
 
-def _fetch(url: str, part: Path, expected: Expected, *, progress: bool) -> None:
+def _fetch(url: str, part: Path, expected: Expected, headers: Mapping[str, str], *, progress: bool) -> None:
     """Write the body of a response to a file.
 
     Raises:
@@ -155,7 +163,9 @@ def _fetch(url: str, part: Path, expected: Expected, *, progress: bool) -> None:
     try:
         with (
             _waiting((urlsplit(url).hostname or url) if progress else None) as came,
-            requests.get(url, stream=True, timeout=TIMEOUT_S, headers={"Accept-Encoding": "identity"}) as response,
+            requests.get(
+                url, stream=True, timeout=TIMEOUT_S, headers={**headers, "Accept-Encoding": "identity"}
+            ) as response,
         ):
             total = _announced(response, expected)
             _write(response, part, expected, total if progress else 0, came)

@@ -260,6 +260,17 @@ def cache_folder() -> Path:
     return user_cache_path("camrt", appauthor=False)
 
 
+def hub() -> tuple[str, dict[str, str]]:
+    """Return the address of Hugging Face, and the headers that requests to it carry.
+
+    The variables are those of Hugging Face's own library: ``HF_ENDPOINT`` for a mirror, ``HF_TOKEN`` for repositories
+    that are private or gated.
+    """
+    address = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or "https://huggingface.co"
+    token = os.environ.get("HF_TOKEN", "").strip()
+    return address, {"Authorization": f"Bearer {token}"} if token else {}
+
+
 def weights(model: NamedModel, file: Path | None = None, *, cache: Path | None = None, progress: bool = True) -> Path:
     """Find the weights of a named model, and download them if necessary.
 
@@ -409,6 +420,19 @@ def _weights_of(model: NamedModel) -> Expected:
 
     released = model.weights
     return Expected(released.least_bytes, MOST_WEIGHTS * released.least_bytes + (1 << 20), released.sha256, check)
+
+
+def remember(path: Path, digest: str) -> None:
+    """Record the checksum of a file of the cache of which none was published, in ``models.lock``.
+
+    Args:
+        path: A file in the cache folder.
+        digest: Its SHA-256, in hex.
+
+    Warns:
+        ConversionWarning: It differs from what it was at the first download.
+    """
+    _remember(cache_folder() / LOCK_NAME, path.relative_to(cache_folder()).as_posix(), digest)
 
 
 def _remember(lock: Path, name: str, digest: str) -> None:

@@ -13,8 +13,8 @@ from converters.registration import Registry
 if TYPE_CHECKING:
     from camrt.preprocess import Preprocess
 
-MODULES = ("modelzoo",)
-PREFIXES = ("zoo",)  # said here too, so that a path is told from a name without the modules
+MODULES = ("modelzoo", "huggingface")
+PREFIXES = ("zoo", "hf")  # said here too, so that a path is told from a name without the modules
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def source(prefix: str) -> Callable[[_F], _F]:
 
 
 def title_of(name: str) -> str:
-    """Return a name without its prefix and folders, of characters that file names and URLs may hold."""
-    last = name.rpartition(":")[2].rpartition("/")[2].removesuffix(".onnx").partition("@")[0]
+    """Return a name without its prefix, owner and folders, of characters that file names and URLs may hold."""
+    prefix, _, rest = name.rpartition(":")
+    last = rest.split("/")[1 if prefix == "hf" else -1].removesuffix(".onnx").partition("@")[0]
     return "".join(each if each.isalnum() or each in "._-" else "-" for each in last)
