@@ -244,6 +244,7 @@ class Batch:
             settings=self.settings, weights=self.weights, preprocess=self.preprocess, max_side=self.max_side,
             max_pixels=self.max_pixels or MAX_PIXELS,
         )  # fmt: skip
+        settings = self._settings()  # with the size of the model's file, which may have been downloaded only now
         with contextlib.suppress(OSError):  # which is said when the first line is written
             (self.folder / LINES).touch()
         replaces = bool(self._lines.keys() & {image.path for image in waiting.values()})

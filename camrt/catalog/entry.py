@@ -13,8 +13,8 @@ from converters.registration import Registry
 if TYPE_CHECKING:
     from camrt.preprocess import Preprocess
 
-MODULES = ("modelzoo", "huggingface")
-PREFIXES = ("zoo", "hf")  # said here too, so that a path is told from a name without the modules
+MODULES = ("modelzoo", "huggingface", "pytorch")
+PREFIXES = ("zoo", "hf", "torchvision", "timm")  # said here too, so that a path is told from a name without the modules
 
 
 @dataclass(frozen=True)
