@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _INPUT, _TARGET, _OUTPUTS = "image", "target", ("scores", "classes", "heatmaps")
 _ERRORS = "standard_errors"  # an output of methods that draw random masks
 _GIVEN, _ANY = "input", "any"  # what the metadata of graphs say that take classes with each image
-_BEST = -1  # in place of a class, for a graph of the target "any"
+BEST = -1  # in place of a class, for a graph of the target "any"
 _LATER = "<image>"  # an image that a function could not return
 _WAITING_BYTES = 1 << 28  # of decoded images that wait for their turn
 _BATCH, _MOST = 4, 64  # images at once on a GPU: where its memory is not known, and at most
@@ -307,7 +307,7 @@ class Explainer:
         if self.target in (_GIVEN, _ANY):
             if target is None and self._target is None:
                 if self.target == _ANY:
-                    return np.full(self.top, _BEST, np.int64)
+                    return np.full(self.top, BEST, np.int64)
                 raise CamrtError("found no target, expected a class: the explainer takes one with each image (target=)")
             return self._target if target is None else self._numbers(target)
         if target is not None:
@@ -322,7 +322,7 @@ class Explainer:
         asked = [target] if isinstance(target, str) or np.ndim(target) == 0 else list(target)
         numbers = [class_number(each, self.labels, classes if isinstance(classes, int) else 1) for each in asked]
         if self.target == _ANY:  # the best classes in the places that are left
-            numbers += [_BEST] * (self.top - len(numbers))
+            numbers += [BEST] * (self.top - len(numbers))
         if len(numbers) != self.top:
             raise CamrtError(f"found {len(numbers)} targets, expected {self.top}: the explainer explains as many")
         return np.array(numbers, np.int64)

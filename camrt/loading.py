@@ -166,6 +166,16 @@ def title_of(model: str) -> str:
     return catalog.title_of(model) if is_name(model) else Path(model).stem
 
 
+def is_explainer(model: str) -> bool:
+    """Return whether a model is the file of an explainer graph; what cannot be read is none."""
+    if is_name(model):
+        return False
+    try:
+        return metadata.EXPLAINER in metadata.of_file(Path(model))
+    except (OSError, ValueError):
+        return False
+
+
 def explainer_graph(model: str | os.PathLike[str] | onnx.ModelProto, request: Request) -> onnx.ModelProto | Path:
     """Resolve a model name or path to an explainer graph.
 

@@ -23,7 +23,7 @@ from camrt.commands.options import (
 )
 from camrt.commands.output import reporting
 from camrt.errors import CamrtError
-from camrt.loading import LENET, title_of
+from camrt.loading import LENET, is_explainer, title_of
 from camrt.triton import NAME
 from converters.errors import install
 
@@ -44,7 +44,7 @@ EXAMPLES = """Examples:
 
   camrt serve
 
-  camrt serve --model resnet50.onnx --method gradcam --preprocess torchvision --target any
+  camrt serve --model resnet50.onnx --method gradcam --preprocess torchvision
 
   camrt serve --model cat=cats.onnx --model dog=dogs.onnx --port 8080 --max-batch 16
 
@@ -119,7 +119,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one, which is printed.")] = 8000,
     site: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="A site of camrt web for /, in place of the page that asks this server."),
+        typer.Option(metavar="DIR", help="A site of camrt web for /: it computes in the browser, not on this server."),
     ] = None,
     cors: Annotated[
         list[str] | None,
@@ -185,7 +185,10 @@ def _check_installed() -> None:
 def _loaded(name: str | None, model: str, arguments: dict[str, Any]) -> Loaded:
     from camrt.explainer import Explainer
     from camrt.serve.model import Loaded
+    from camrt.web.site import ANY
 
+    if arguments["target"] is None and not is_explainer(model):  # then the page, and clients, may ask for any class
+        arguments = {**arguments, "target": ANY}
     explainer = Explainer(model, **arguments)
     found = name or title_of(model)
     if not NAME.fullmatch(found):

@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
 from camrt import __version__, render
 from camrt.errors import CamrtError
@@ -30,6 +31,7 @@ from camrt.serve.limits import Limits
 from camrt.serve.metrics import CONTENT_TYPE, Metrics
 from camrt.serve.model import Loaded, ServedModel
 from camrt.web.server import headers_of
+from camrt.web.site import PAGE, SERVED_POLICY, served_files
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -37,10 +39,13 @@ if TYPE_CHECKING:
     from camrt.explanation import Explanation
 
 _SMALL = 1 << 16  # bytes of JSON that are parsed in the event loop, values that are written there
-_SECURITY = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
+_PAGE_HEADERS = {
+    "Content-Security-Policy": f"{SERVED_POLICY}; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
 }
+_MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".json": "application/json"}
 T = TypeVar("T")
 
 
@@ -177,7 +182,7 @@ class Application:
         models: The models; the first one explains where none is named.
         limits: The limits.
         origins: Web origins whose pages may use the API (CORS); none by default.
-        site: A folder that `camrt.web.site.build` wrote, for ``/``; by default a small page that asks ``/explain``.
+        site: A folder that `camrt.web.site.build` wrote, for ``/``; by default the same page, computed by this server.
 
     Raises:
         CamrtError: As for `Service`; the folder holds no site.
@@ -209,7 +214,7 @@ class Application:
         _add_health(api, service)
         _add_models(api, service)
         _add_explain(api, service)
-        _add_page(api, site)
+        _add_page(api, service, site)
         if origins:
             api.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"])
         self._asgi: ASGIApp = Guard(api, limits, service.metrics)
@@ -306,7 +311,7 @@ async def _inferred(
     service: Service, served: ServedModel, request: Request, body: bytes, arrived: Callable[[], None]
 ) -> Response:
     length = request.headers.get(protocol.HEADER_LENGTH)
-    arguments = body, length, served.inputs, served.outputs
+    arguments = body, length, served.inputs, served.outputs, served.optional
     is_small = len(body) < _SMALL or (length is not None and len(length) < 6)
     parsed = (
         protocol.parse_request(*arguments) if is_small else await service.in_thread(protocol.parse_request, *arguments)
@@ -430,14 +435,21 @@ def _as_picture(explanation: Explanation, kind: Format, rank: int, style: Style)
 # ------------------------------------------------------------------------------------------------------------ the page
 
 
-def _add_page(api: FastAPI, site: Path | None) -> None:
-    if site is None:
-        api.mount("/", _Page(Path(__file__).parent / "page", _SECURITY), name="page")
-    else:
-        api.mount("/", _Page(site, headers_of(site)), name="page")
+def _add_page(api: FastAPI, service: Service, site: Path | None) -> None:
+    if site is not None:
+        api.mount("/", _Site(site, headers_of(site)), name="page")
+        return
+    files = served_files([served.facts() for served in service.models], title="What does the network see?")
+    for name, content in files.items():
+        response = Response(content, headers=_PAGE_HEADERS, media_type=_MEDIA[Path(name).suffix])
+        api.router.routes.append(Route("/" if name == PAGE else f"/{name}", _constant(response)))
 
 
-class _Page(StaticFiles):
+def _constant(response: Response) -> Callable[[Request], Response]:
+    return lambda _: response
+
+
+class _Site(StaticFiles):
     """A folder of files, whose index.html is the page."""
 
     def __init__(self, folder: Path, headers: Mapping[str, str]) -> None:

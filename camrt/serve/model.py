@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camrt.errors import CamrtError
-from camrt.explainer import Prepared
+from camrt.explainer import BEST, Prepared
 from camrt.serve.batching import Batcher, BatchStatistics
 from camrt.serve.protocol import TensorSpec
 
@@ -58,6 +58,7 @@ class ServedModel:
         version: Its version.
         explainer: What computes.
         inputs: What the graph takes.
+        optional: Those of the inputs that a request may leave out.
         outputs: What the graph gives: scores, classes and heatmaps.
         batcher: Its queue.
     """
@@ -74,6 +75,7 @@ class ServedModel:
         self.name, self.version, self.explainer = loaded.name, loaded.version, loaded.explainer
         session = self.explainer.session
         self.inputs = tuple(_spec(name, shape) for name, shape in session.inputs.items())
+        self.optional = frozenset({"target"} if self.explainer.target == "any" else ())
         self.outputs = tuple(_spec(name, session.outputs[name]) for name in ("scores", "classes", "heatmaps"))
         batch = self.inputs[0].shape[0]
         self.batcher: Batcher[Prepared | Feeds, Explanation | Found] = Batcher(
@@ -94,11 +96,24 @@ class ServedModel:
             "outputs": [spec.as_dict() for spec in self.outputs],
         }
 
+    def facts(self) -> dict[str, Any]:
+        """Return what the page needs to know: see `camrt.web.site.served_files`."""
+        explainer = self.explainer
+        facts = {name: getattr(explainer, name) for name in ("method", "protocol", "top", "size", "target", "labels")}
+        return {
+            "id": f"{self.name}/{self.version}",
+            "title": self.name,
+            **facts,
+            "classes": self.outputs[0].shape[1],
+            "infer": f"v2/models/{self.name}/versions/{self.version}/infer",
+        }
+
     async def infer(self, feeds: Feeds) -> Found:
         """Run the graph on tensors.
 
         Args:
-            feeds: Input -> array (N, ...), checked by `camrt.serve.protocol.parse_request`.
+            feeds: Input -> array (N, ...), checked by `camrt.serve.protocol.parse_request`. Without ``target``, a
+                graph that takes any classes explains the best ones.
 
         Raises:
             CamrtError: The batch is too large, or the engine fails.
@@ -109,7 +124,9 @@ class ServedModel:
             raise CamrtError(
                 f"found a batch of {rows}, expected at most {self.batcher.max_batch}: send several requests"
             )
-        if "target" in feeds:
+        if self.optional and not self.optional <= feeds.keys():
+            feeds = {**feeds, "target": np.full((rows, self.explainer.top), BEST, np.int64)}
+        elif "target" in feeds:
             target, classes = feeds["target"], self.outputs[0].shape[1]
             is_any = self.explainer.target == "any"  # a negative number stands for the best class
             if (target >= classes).any() or (not is_any and (target < 0).any()):

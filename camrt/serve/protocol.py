@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,14 +116,16 @@ def parse_request(
     header_length: str | None,
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
+    optional: Collection[str] = (),
 ) -> InferRequest:
     """Parse the body of ``POST /v2/models/M/infer``.
 
     Args:
         body: JSON, and behind it the binary tensors.
         header_length: The header ``Inference-Header-Content-Length``; None where the whole body is JSON.
-        inputs: What the model takes; each must be there.
+        inputs: What the model takes; each must be there that is not optional.
         outputs: What the model gives.
+        optional: The inputs that may be left out.
 
     Raises:
         CamrtError: The body is not what the protocol asks for, or does not fit the model.
@@ -147,7 +149,7 @@ def parse_request(
             feeds[name], rest = _tensor(tensor, known[name], rest)
         except CamrtError as error:
             raise CamrtError(f"input {name!r}: {error.message}") from None
-    missing = [name for name in known if name not in feeds]
+    missing = [name for name in known if name not in feeds and name not in optional]
     if missing:
         raise CamrtError(f"found no input {', '.join(missing)}, expected {', '.join(known)}")
     if len(rest):

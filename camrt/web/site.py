@@ -1,4 +1,7 @@
-"""Build the static site: the page, the explainer graphs, and ``site.json``, which tells the page what there is."""
+"""Build the static site: the page, the explainer graphs, and ``site.json``, which tells the page what there is.
+
+`served_files` is the same page for a server that computes: there, ``site.json`` names paths in place of graphs.
+"""
 
 from __future__ import annotations
 
@@ -123,7 +126,7 @@ def build(
     written = 0 if package is None else runtime.vendored(package, out)
     contents = {model["file"]: one.content for model, one in zip(listed, _distinct(models), strict=True)}
     contents |= {sample["file"]: content for sample, (_, content) in zip(named, pictures, strict=True)}
-    contents |= _static_files(title, is_vendored=package is not None)
+    contents |= _static_files(title, policy=content_policy(is_vendored=package is not None), is_served=False)
     contents[SITE] = json.dumps(site, ensure_ascii=False).encode()
     for name, content in contents.items():
         write(out / name, content)
@@ -133,18 +136,41 @@ def build(
     return {**site, "written": written}
 
 
+def served_files(models: Sequence[Mapping[str, Any]], *, title: str) -> dict[str, bytes]:
+    """Make the page of a server that computes: no graph and no onnxruntime-web is loaded.
+
+    Args:
+        models: What the page needs to know of each: ``id``, ``title``, the facts of a `SiteModel`, and ``infer``, the
+            path, from the page, that answers the Open Inference Protocol. The first is the one that is shown first.
+        title: Plain text.
+
+    Returns:
+        Name -> content of all files.
+    """
+    site = {"title": title, "runtime": None, "colors": colors.as_dict(), "models": list(models), "samples": []}
+    files = _static_files(title, policy=SERVED_POLICY, is_served=True)
+    return {**files, SITE: json.dumps(site, ensure_ascii=False).encode()}
+
+
 def content_policy(*, is_vendored: bool) -> str:
     """Return the Content-Security-Policy of the page: nothing is sent, and nothing else is loaded.
 
     Args:
         is_vendored: Whether onnxruntime-web is beside the page.
     """
-    elsewhere = "" if is_vendored else f" {runtime.CDN}"
+    return _policy(" blob:", " 'wasm-unsafe-eval'", "" if is_vendored else f" {runtime.CDN}")
+
+
+def _policy(blob: str = "", scripts: str = "", elsewhere: str = "") -> str:
+    """The policy with more sources of scripts, and more places to connect to."""
     return (
-        "default-src 'none'; script-src 'self' blob: 'wasm-unsafe-eval'; worker-src 'self' blob:; style-src 'self'; "
-        f"img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self' blob:{elsewhere}; base-uri 'none'; "
+        f"default-src 'none'; script-src 'self'{blob}{scripts}; worker-src 'self'{blob}; style-src 'self'; "
+        f"img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self'{blob}{elsewhere}; base-uri 'none'; "
         "form-action 'none'"
     )
+
+
+SERVED_POLICY = _policy()  # of a page whose server computes: all that it loads and asks is there
 
 
 def stated_site(folder: Path) -> dict[str, Any] | None:
@@ -197,16 +223,16 @@ def _file(model: SiteModel) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------------- the files
 
 
-def _static_files(title: str, *, is_vendored: bool) -> dict[str, bytes]:
+def _static_files(title: str, *, policy: str, is_served: bool) -> dict[str, bytes]:
     """The page, its style and its module. Their version is in the links, as browsers keep the old ones."""
     from jinja2 import Environment, StrictUndefined
 
     folder = resources.files("camrt.web") / "static"
     files = {name: (folder / name).read_bytes() for name in _STATIC}
     version = hashlib.sha256(b"".join(files.values())).hexdigest()[:8]
-    page = Environment(autoescape=True, undefined=StrictUndefined).from_string((folder / PAGE).read_text("utf-8"))
-    policy = content_policy(is_vendored=is_vendored)
-    return {**files, PAGE: page.render(title=title, policy=policy, version=version).encode()}
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    page = environment.from_string((folder / PAGE).read_text("utf-8"))
+    return {**files, PAGE: page.render(title=title, policy=policy, version=version, is_served=is_served).encode()}
 
 
 def _read(path: Path) -> bytes:

@@ -1,8 +1,9 @@
 // The page that explains images in the browser, and the worker that computes: both are this module.
 //
 // The page decodes and resizes an image, runs explainer graphs of `camrt export` with onnxruntime-web, and draws the
-// heatmaps. Nothing is sent anywhere. What is computed from pixels equals camrt's Python code: resizing is that of
-// camrt.images, colors and opacity are those of camrt.colors, the box is that of camrt.localize.
+// heatmaps. Nothing is sent anywhere, except by the page of `camrt serve`: its models are not files but paths of that
+// server, which gets the resized square and computes. What is computed from pixels equals camrt's Python code: resizing
+// is that of camrt.images, colors and opacity are those of camrt.colors, the box is that of camrt.localize.
 
 const MAX_SIDE = 1024; // pixels: the longer side at which images are shown
 const MAX_PIXELS = 89_478_485; // as camrt.images
@@ -308,15 +309,86 @@ async function fetched({ url, bytes, integrity }, advance) {
   return content.buffer;
 }
 
+// ---------------------------------------------------------------------------------------------------------- the server
+
+const HEADER_LENGTH = "Inference-Header-Content-Length"; // bytes of JSON before the tensors
+const OUTPUTS = ["scores", "classes", "heatmaps"];
+const ARRAYS = { FP32: Float32Array, INT64: BigInt64Array };
+const ATTEMPTS = 3; // while the server says that it has too much to do
+
+/**
+ * Ask a server for what a graph computes: the Open Inference Protocol with binary tensors, as camrt.serve.protocol.
+ *
+ * @param {{infer: string, top: number, size: number}} model `infer` is the path, from the page.
+ * @param {{name: string, datatype: string, shape: number[], data: ArrayBufferView}[]} inputs Little-endian.
+ * @returns {Promise<{scores: Float32Array, classes: BigInt64Array, heatmaps: Float32Array}>}
+ */
+async function inferred(model, inputs) {
+  const described = inputs.map(({ data, ...input }) => ({ ...input, parameters: { binary_data_size: data.byteLength } }));
+  const wanted = OUTPUTS.map((name) => ({ name, parameters: { binary_data: true } }));
+  const head = new TextEncoder().encode(JSON.stringify({ inputs: described, outputs: wanted }));
+  const response = await posted(new URL(model.infer, import.meta.url), {
+    headers: { [HEADER_LENGTH]: String(head.length), "Content-Type": "application/octet-stream" },
+    body: new Blob([head, ...inputs.map(({ data }) => data)]),
+  });
+  const answer = await response.arrayBuffer().catch((error) => {
+    throw new Error(`the server's answer broke off (${error.message})`);
+  });
+  try {
+    return tensorsOf(answer, Number(response.headers.get(HEADER_LENGTH)), model);
+  } catch (error) {
+    throw new Error(`the server's answer cannot be read (${error.message}). Load this page again`);
+  }
+}
+
+/** Post to the server. One that is busy is asked again after a while; an error is told in the server's words. */
+async function posted(url, request) {
+  for (let attempt = 1; ; attempt++) {
+    let response;
+    try {
+      response = await fetch(url, { method: "POST", ...request });
+    } catch (error) {
+      throw new Error(`the server cannot be reached (${error.message})`);
+    }
+    if (response.ok) return response;
+    const told = await response.json().then(({ error }) => error, () => response.statusText);
+    if (response.status !== 503 || attempt === ATTEMPTS) {
+      const words = { 503: "the server is busy", 504: "the server took too long" };
+      throw new Error(`${words[response.status] ?? "the server refused it"} (${response.status}: ${told})`);
+    }
+    const seconds = Math.min(Number(response.headers.get("Retry-After")) || 1, 5);
+    await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+  }
+}
+
+/** The tensors of an answer: JSON of so many bytes, and the values of each behind it. */
+function tensorsOf(answer, length, { classes, top, size }) {
+  const { outputs } = JSON.parse(new TextDecoder().decode(new Uint8Array(answer, 0, length)));
+  const found = {};
+  let begin = length;
+  for (const { name, datatype, parameters } of outputs) {
+    const end = begin + parameters.binary_data_size;
+    found[name] = new ARRAYS[datatype](answer.slice(begin, end)); // a copy: views begin at multiples of 4 or 8 only
+    begin = end;
+  }
+  const expected = { scores: classes, classes: top, heatmaps: top * size * size };
+  for (const name of OUTPUTS) {
+    const values = found[name]?.length ?? 0;
+    if (values !== expected[name]) throw new Error(`found ${values} ${name}, expected ${expected[name]}`);
+  }
+  return found;
+}
+
 // ------------------------------------------------------------------------------------------------------------ the worker
 
-/** Runs explainer graphs. Its methods are what the page may ask for; each has one object as argument. */
+/** Runs explainer graphs, or has a server run them. Its methods are what the page asks for, with one object each. */
 class Engine {
   sessions = new Map();
   squares = new Map();
 
-  /** Load onnxruntime-web. `backend` is "webgpu" or "wasm". */
+  /** Load onnxruntime-web. `backend` is "webgpu" or "wasm"; with "server" there is nothing to load. */
   async start({ build, backend }, advance) {
+    if (backend === "server") return { threads: 0 };
     const [module, loader, binary] = await Promise.all(build.map((file) => fetched(file, advance)));
     const local = (text) => URL.createObjectURL(new Blob([text], { type: "text/javascript" }));
     this.ort = await import(local(module));
@@ -329,9 +401,9 @@ class Engine {
     return { threads: env.wasm.numThreads };
   }
 
-  /** Load a graph. */
+  /** Load a graph; that of a server is there. */
   async open({ model }, advance) {
-    if (this.sessions.has(model.id)) return {};
+    if (model.infer || this.sessions.has(model.id)) return {};
     const content = await fetched(model, advance);
     const options = { executionProviders: [this.backend], graphOptimizationLevel: "all", logSeverityLevel: 3 };
     this.sessions.set(model.id, await this.ort.InferenceSession.create(content, options));
@@ -372,19 +444,27 @@ class Engine {
   }
 
   async run(model, targets) {
-    const { Tensor } = this.ort;
-    const square = this.squares.get(model.size);
-    const feeds = { image: new Tensor("uint8", square, [1, model.size, model.size, 3]) };
+    const shape = [1, model.size, model.size, 3];
+    const inputs = [{ name: "image", datatype: "UINT8", shape, data: this.squares.get(model.size) }];
     if (model.target === "any" || model.target === "input") {
-      feeds.target = new Tensor("int64", BigInt64Array.from(targets, BigInt), [1, model.top]);
+      const data = BigInt64Array.from(targets, BigInt);
+      inputs.push({ name: "target", datatype: "INT64", shape: [1, model.top], data });
     }
+    const found = await (model.infer ? inferred(model, inputs) : this.computed(model, inputs));
+    return { ...found, classes: Array.from(found.classes, Number) };
+  }
+
+  /** Run a graph here. */
+  async computed(model, inputs) {
+    const tensor = ({ datatype, data, shape }) => new this.ort.Tensor(datatype.toLowerCase(), data, shape);
+    const feeds = Object.fromEntries(inputs.map((input) => [input.name, tensor(input)]));
     const outputs = await this.sessions.get(model.id).run(feeds);
     const found = {};
-    for (const name of ["scores", "classes", "heatmaps"]) {
+    for (const name of OUTPUTS) {
       found[name] = (await outputs[name].getData()).slice();
       outputs[name].dispose();
     }
-    return { ...found, classes: Array.from(found.classes, Number) };
+    return found;
   }
 
   /** Make a map of a result ready to be drawn at a size: its levels, and the box around what stands out. */
@@ -502,8 +582,9 @@ class RemoteEngine {
     this.asked = 0;
   }
 
-  /** Start with a backend; where WebGPU fails, with wasm, and `note` says why. */
+  /** Start with a backend; where WebGPU fails, with wasm, and `note` says why. Without a runtime, a server computes. */
   async start(wanted, advance) {
+    if (!this.site.runtime) return this.startWith("server", advance);
     const reason = wanted === "wasm" ? null : await this.webgpuIsMissing(wanted === "webgpu");
     const backends = wanted === "wasm" || reason ? ["wasm"] : ["webgpu", "wasm"];
     this.note = wanted === "wasm" ? "" : (reason ?? "");
@@ -524,7 +605,7 @@ class RemoteEngine {
     this.worker = new Worker(import.meta.url, { type: "module", name: "camrt" });
     this.worker.onmessage = ({ data }) => this.receive(data);
     this.worker.onerror = (event) => this.fail(new Error(event.message || "the worker stopped"));
-    const build = this.site.runtime.builds[backend].map((file) => ({ ...file, url: absolute(file.url) }));
+    const build = this.site.runtime?.builds[backend].map((file) => ({ ...file, url: absolute(file.url) }));
     const { threads } = await this.ask("start", { build, backend }, { advance });
     this.threads = threads;
   }
@@ -867,11 +948,12 @@ class Page {
     this.showColormaps();
     this.listen();
     const wanted = new URLSearchParams(location.search).get("backend") ?? "auto";
+    const { runtime } = this.site;
+    const begin = (advance) => this.engine.start(wanted, advance);
     try {
-      await this.load("Loading the runtime", this.runtimeBytes(wanted), (advance) => this.engine.start(wanted, advance));
+      await (runtime ? this.load("Loading the runtime", this.runtimeBytes(wanted), begin) : begin());
     } catch (error) {
-      const { vendored } = this.site.runtime;
-      const hint = vendored ? "" : " Without internet, build the page with camrt web --vendor.";
+      const hint = !runtime || runtime.vendored ? "" : " Without internet, build the page with camrt web --vendor.";
       return this.problem("", `The runtime could not be started: ${error.message}.${hint}`);
     }
     this.showEngine();
@@ -909,7 +991,7 @@ class Page {
     const { backend, threads, note } = this.engine;
     const several = threads > 1 ? `${threads} threads` : "1 thread";
     const badge = byId("engine");
-    badge.textContent = backend === "webgpu" ? "WebGPU" : `wasm, ${several}`;
+    badge.textContent = { webgpu: "WebGPU", server: "server" }[backend] ?? `wasm, ${several}`;
     badge.title = [
       note,
       backend === "wasm" && threads === 1 ? "Threads need a page that is isolated (COOP and COEP headers)." : "",
@@ -924,7 +1006,7 @@ class Page {
     for (const model of this.site.models) {
       const label = element("label", "", { class: "check" });
       const input = element("input", "", { type: "checkbox", value: model.id });
-      const size = element("span", `${megabytes(model.bytes)} MB`, { class: "faint" });
+      const size = element("span", model.infer ? "" : `${megabytes(model.bytes)} MB`, { class: "faint" });
       const name = element("span", `${model.title} · ${model.method}`, { class: "label" });
       label.append(input, name, size);
       input.addEventListener("change", () => this.toggle(model, input.checked));
@@ -951,14 +1033,18 @@ class Page {
     byId("status").textContent = text;
   }
 
-  /** Tell what is wrong with something; it stays until it is dismissed. */
-  problem(name, text) {
+  /** Tell what is wrong with something; it stays until it is dismissed, or tried `again`. */
+  problem(name, text, again = null) {
     const item = element("li");
     if (name) item.append(element("strong", name), " ");
     item.append(element("span", text, { role: "alert" }));
-    const button = element("button", "×", { type: "button", class: "quiet", "aria-label": "Dismiss" });
-    button.addEventListener("click", () => item.remove());
-    item.append(button);
+    const button = (words, attributes, act) => {
+      const made = element("button", words, { type: "button", class: "quiet", ...attributes });
+      made.addEventListener("click", () => (item.remove(), act?.()));
+      item.append(made);
+    };
+    if (again) button("Try again", {}, again);
+    button("×", { "aria-label": "Dismiss" });
     const list = byId("problems");
     list.append(item);
     while (list.children.length > 8) list.firstChild.remove();
@@ -972,8 +1058,9 @@ class Page {
     const input = [...document.querySelectorAll("#models input")].find((each) => each.value === model.id);
     input.checked = true;
     try {
-      const file = { ...model, url: absolute(model.file) };
-      await this.load(`Loading ${model.title} (${model.method})`, model.bytes, (advance) => this.opened(file, advance));
+      const file = { ...model, url: absolute(model.file ?? model.infer) };
+      if (model.infer) await this.opened(file);
+      else await this.load(`Loading ${model.title} (${model.method})`, model.bytes, (advance) => this.opened(file, advance));
     } catch (error) {
       input.checked = false;
       return this.problem(model.title, error.message);
@@ -1102,7 +1189,10 @@ class Page {
   }
 
   async failed(panel, error, options) {
-    if (this.engine.backend !== "webgpu") return this.problem(panel.model.title, `cannot explain this: ${error.message}`);
+    if (panel.model.infer || this.engine.backend !== "webgpu") {
+      const again = panel.model.infer ? () => this.explain([panel], options) : null;
+      return this.problem(panel.model.title, `cannot explain this: ${error.message}`, again);
+    }
     await this.fallBack(error);
     await this.explain([panel], options);
   }
@@ -1183,7 +1273,7 @@ class Page {
     }
     this.stream.getVideoTracks()[0].addEventListener("ended", () => this.stopCamera());
     this.showCamera(true);
-    this.say("The camera is on; each frame is explained here.");
+    this.say(`The camera is on; each frame is explained ${this.site.runtime ? "here" : "by the server"}.`);
     const turn = ++this.turn;
     const cameras = (await navigator.mediaDevices.enumerateDevices()).filter(({ kind }) => kind === "videoinput");
     byId("flip").hidden = cameras.length < 2 || turn !== this.turn;

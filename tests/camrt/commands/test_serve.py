@@ -110,6 +110,17 @@ def test_a_model_is_served_until_it_is_told_to_stop(model: Path, number: signal.
     assert "Traceback" not in "".join(command.text)
 
 
+def test_a_classifier_explains_any_class_and_an_explainer_its_own(tmp_path: Path, model: Path) -> None:
+    onnx.save(tiny_classifier(), tmp_path / "classifier.onnx")
+    models = ("--model", str(tmp_path / "classifier.onnx"), "--model", f"own={model}")
+    with camrt_serve(*models, "--top", "5") as command:
+        number = Explainer(tmp_path / "classifier.onnx", top=5, providers="cpu")(photo(60, 80, 0)).classes[-1]
+        assert command.explain(png(), target=str(number)).json()["top"][0]["class"] == number
+        site = requests.get(f"{command.url}/site.json", timeout=10).json()
+        assert [one["target"] for one in site["models"]] == ["any", "top"]
+        assert "found the target" in command.explain(png(), model="own", target=str(number)).json()["error"]
+
+
 def test_what_is_under_way_is_finished_after_sigterm(tmp_path: Path) -> None:
     model = tmp_path / "slow.onnx"
     onnx.save(tiny_classifier(224), model)

@@ -170,6 +170,17 @@ def test_classes_that_come_with_the_image() -> None:
             assert answer.status_code == status, answer.text
             if number == 1:
                 assert answer.json()["outputs"][0]["data"] == [1]
+        answer = server.post(f"/v2/models/{NAME}/infer", json={"inputs": inputs[:1], "outputs": [{"name": "classes"}]})
+        assert answer.json()["outputs"][0]["data"] == explainer(np.zeros((size, size, 3), np.uint8)).classes.tolist()
+
+
+def test_a_graph_that_has_to_be_told_its_classes_refuses_a_request_without() -> None:
+    explainer = Explainer(tiny_classifier(), target="input", top=1, providers="cpu")
+    with serving(explainer=explainer) as server:
+        size = explainer.size
+        image = {"name": "image", "datatype": "UINT8", "shape": [1, size, size, 3], "data": [0] * (size * size * 3)}
+        answer = server.post(f"/v2/models/{NAME}/infer", json={"inputs": [image]})
+        assert (answer.status_code, answer.json()["error"]) == (400, "found no input target, expected image, target")
 
 
 # ------------------------------------------------------------------------------------------------------- POST /explain
@@ -436,8 +447,10 @@ def test_openapi_and_the_page(server: Serving) -> None:
     assert server.get("/docs").status_code == 200
     page = server.get("/")
     assert page.headers["content-type"].startswith("text/html")
-    assert "default-src 'self'" in page.headers["content-security-policy"]
-    for name in re.findall(r'(?:src|href)="([\w.]+)"', page.text):
+    assert "default-src 'none'; script-src 'self'; " in page.headers["content-security-policy"]
+    names = re.findall(r'(?:src|href)="([\w.]+)[?"]', page.text)
+    assert {"camrt.js", "camrt.css", "docs"} <= set(names)
+    for name in (*names, "site.json"):
         assert server.get(f"/{name}").status_code == 200, name
     assert server.get("/..%2fapp.py").status_code == 404
 
