@@ -21,7 +21,7 @@ import onnx
 
 from camrt.errors import CamrtError
 from camrt.explainer import Explainer
-from camrt.graph.explain import IMAGE, describe
+from camrt.graph.explain import IMAGE
 from camrt.graph.view import needed_for
 from camrt.loading import Request
 from camrt.session import Session
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from camrt.explainer import Prepared
     from camrt.explanation import Explanation
 
-INT8 = "int8"
 COUNT = 100  # images to calibrate on
 _HELD_OUT = 20  # images to compare on, at most, and at most a fifth of all
 # What is quantized. Pooling over the whole image, softmax, sigmoid and normalizations stay in 32 bits: they take little
@@ -104,10 +103,7 @@ def int8_explainer(
     network = _quantized(classifier, _inputs(exact, classifier, calibrating))
     small = compared.graph(network)
     agreement = _agreement(before, Explainer(small), held_out, len(calibrating), exact.ByteSize())
-    result = request.graph(network) if is_given else small
-    facts = metadata.explainer_text({**describe(result), "precision": INT8})
-    onnx.helper.set_model_props(result, {**metadata.of_model(result), metadata.EXPLAINER: facts})
-    return result, agreement
+    return request.graph(network) if is_given else small, agreement
 
 
 def check_tools() -> None:

@@ -18,7 +18,7 @@ Model: TypeAlias = "onnx.ModelProto | str | os.PathLike[str]"
 Shapes: TypeAlias = Mapping[str, tuple[int | str | None, ...]]
 
 # What a model of float32 is computed in. fp32 is exact; the others keep fewer bits of the mantissa: tf32 (CUDA only)
-# and fp16 10, bf16 7. An int8 model is quantized by itself, and runs at any of them.
+# and fp16 10, bf16 7. An int8 model is quantized by itself; what else it has runs at one of them.
 FP32, TF32, BF16, FP16 = "fp32", "tf32", "bf16", "fp16"
 PRECISIONS = (FP32, TF32, BF16, FP16)
 
@@ -73,7 +73,7 @@ def with_options(provider: Provider) -> tuple[str, dict[str, str]]:
         key, equals, value = entry.partition("=")
         if not (key and equals):
             raise CamrtError(
-                f"found the option {entry!r} of the provider {name!r}, expected NAME=VALUE: cuda:device_id=1"
+                f"found the option {entry!r} of the provider {name!r}, expected NAME=VALUE, as in cuda:device_id=1"
             )
         options[key] = value
     return name, options

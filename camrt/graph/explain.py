@@ -21,6 +21,7 @@ from camrt.graph.layers import FeatureMap, as_read, dependents, feature_map_of, 
 from camrt.graph.methods import BLACK_BOX, METHODS, Method, find
 from camrt.graph.methods.context import Layer, MethodContext, Pass
 from camrt.graph.opening import ModelLike, check_model, naming, open_model
+from camrt.graph.quantized import is_int8
 from camrt.graph.rewrite import repeated, tensor_names
 from camrt.graph.scores import Scores, find_scores
 from camrt.graph.targets import SUM, Target, Targets, targets_of
@@ -134,6 +135,8 @@ def explain_graph(
         }
         result, found = _explainer(opened, entry, chosen, asked, seen, targets, wanted, protocol)
         properties |= _properties(entry, seen, targets, found, chosen)
+        if is_int8(opened.model.graph):
+            properties["precision"] = "int8"
         metadata.pop(keys.MEAN_IMAGE, None)  # which is in the graph now
         metadata |= {keys.PREPROCESS: wanted.as_json(), keys.EXPLAINER: keys.explainer_text(properties)}
         helper.set_model_props(result, metadata)

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
-from onnx import helper
+from onnx import TensorProto, helper
 
 from camrt.graph.view import attributes_of, operator_of
 
 _ORT = "com.microsoft"
+_EIGHT_BITS = (TensorProto.UINT8, TensorProto.INT8)
 # Operators that give the same for integers as for what they stand for: they move them, or choose among them.
 _MOVING = {
     "MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Slice", "Gather",
@@ -86,6 +87,21 @@ class _Writer:
             name, number = f"{hint}.{number}", number + 1
         self.taken.add(name)
         return name
+
+
+def is_int8(graph: onnx.GraphProto) -> bool:
+    """Return whether a graph quantizes activations to 8 bits: a network of one of the forms that `rewritten` gives."""
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+    def quantizes(node: onnx.NodeProto) -> bool:
+        if operator_of(node) == "DynamicQuantizeLinear":
+            return True
+        if operator_of(node) != "QuantizeLinear" or node.input[0] in kinds:  # of weights
+            return False
+        zero_point = node.input[2] if len(node.input) > 2 else ""
+        return kinds.get(zero_point, TensorProto.UINT8) in _EIGHT_BITS
+
+    return any(map(quantizes, graph.node))
 
 
 def rewritten(model: onnx.ModelProto) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from camrt import CamrtError
 from camrt.engines import openvino as engine
@@ -20,6 +22,7 @@ from camrt.graph import explain_graph
 from camrt.graph.methods import METHODS, find
 from camrt.preprocess import Preprocess
 from camrt.session import Session
+from camrt.tuning import agreement
 from tests.camrt.classifiers import HEADS, SIDE, WITH_HEAD, classifier
 from tests.camrt.graph.gradients import run, with_gradients
 from tests.camrt.graph.rule_cases import CASES, Case
@@ -108,6 +111,47 @@ def test_bf16(model: onnx.ModelProto) -> None:
     np.testing.assert_array_equal(found["classes"][:, 0], expected["classes"][:, 0])
     best = [np.corrcoef(found["heatmaps"][n, 0].ravel(), expected["heatmaps"][n, 0].ravel())[0, 1] for n in range(3)]
     assert min(best) > 0.999
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["qdq", "qdq of int8", "operators", "dynamic"])
+def test_a_quantized_network(form: str, tmp_path: Path) -> None:
+    """In float32 as in ONNX Runtime, but for roundings to 8 bits that may go the other way."""
+    quantized = pytest.importorskip("tests.camrt.graph.test_quantized")
+    small = quantized.quantize(classifier("gemm"), form, tmp_path)
+    explainer = explain_graph(small, "cam", "center", target=[0, 2], preprocess=PREPROCESS)
+    images = np.stack([photo(20, 20, seed) for seed in range(3)])
+    expected, found = (Session(explainer, providers=one).run({"image": images}) for one in ("cpu", "openvino"))
+    np.testing.assert_allclose(found["scores"], expected["scores"], rtol=0, atol=1.01 / 255)
+    assert agreement(found, expected).correlation > 0.95
+    if form == "qdq of int8" and engine.can("bf16"):  # OpenVINO 2026.4 refuses it, others may not
+        with contextlib.suppress(CamrtError):
+            Session(explainer, providers="openvino", precision="bf16")
+            return
+        with pytest.raises(CamrtError, match="OpenVINO may run it in fp32 alone: leave the precision out"):
+            Session(explainer, providers="openvino", precision="bf16")
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (8, 5, 4)])
+@pytest.mark.parametrize("operator", ["ReduceMean", "ReduceSum", "ReduceMax"])
+def test_reductions_of_quantized_tensors(operator: str, shape: tuple[int, ...]) -> None:
+    """OpenVINO's own sums and means of three axes in 8 bits are those of the first image alone."""
+    weights = [
+        numpy_helper.from_array(value, name)
+        for name, value in {"scale": np.float32(1 / 255), "zero": np.uint8(0), "axes": np.array([1])}.items()
+    ]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        helper.make_node(operator, ["d", "axes"], ["y"], keepdims=0),
+    ]
+    ends = (("x", ["n", *shape]), ("y", ["n", *shape[1:]]))
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, size) for name, size in ends]
+    graph = helper.make_graph(nodes, "reduction", values[:1], values[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    feeds = {"x": np.random.default_rng(0).uniform(0, 1, (3, *shape)).astype(np.float32)}
+    expected, found = (Session(model, providers=one).run(feeds)["y"] for one in ("cpu", "openvino"))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-2)
 
 
 RULES = [

@@ -71,6 +71,15 @@ def explained(model: onnx.ModelProto, method: str, *tensors: str) -> list[np.nda
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("form", FORMS)
+def test_the_explainer_says_that_the_network_is_quantized(form: str, tmp_path: Path) -> None:
+    model = classifier("gemm")
+    assert "precision" not in describe(explain_graph(model, "cam", "center", preprocess=PREPROCESS))
+    small = quantize(model, form, tmp_path)
+    assert describe(explain_graph(small, "cam", "center", preprocess=PREPROCESS))["precision"] == "int8"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("head", HEADS)
 def test_maps_are_those_of_the_network_before(head: str, form: str, tmp_path: Path) -> None:
     """By every method without gradients, and where there are gradients by Grad-CAM."""
