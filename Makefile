@@ -4,7 +4,7 @@
 #   make test      set up, run the tests          make test ARGS="-k zoo -n 0"
 #   make lint      format, lint, types and layers of imports
 #   make gpu       on a machine with an NVIDIA GPU: set up, run the GPU tests and benchmarks/gpu.py
-#   make docs      write docs/layers.md, gradients.md and methods.md from the registries
+#   make docs      write docs/layers.md, gradients.md and methods.md from the registries, and the site into build/site
 #   make pictures  write the photographs of README and docs; needs a classifier of photographs (scripts/pictures.py)
 #   make schema    write converters/schema/caffe_pb2.py from caffe.proto
 #   make clean     remove all that make made
@@ -70,6 +70,9 @@ docs: $(TEST_READY)
 	$(BIN)/python -m camrt.graph.rules.table > docs/gradients.md.part
 	mv docs/gradients.md.part docs/gradients.md
 	$(BIN)/python -m camrt.docs docs
+	$(PIP) install --quiet --editable '.[docs]'
+	-npm install --prefix build/node --ignore-scripts --no-audit --no-fund --silent iframe-worker@1 mermaid@11
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 pictures: $(TEST_READY)
 	$(PIP) install --quiet --editable '.[docs]'
