@@ -17,6 +17,7 @@ __getattr__, _, __all__ = lazy_loader.attach(
     submodules=["evaluate", "graph", "localize", "train"],
     submod_attrs={
         "errors": ["CamrtError", "CamrtWarning"],
+        "evaluate.comparison": ["compare"],
         "explainer": ["Explainer"],
         "explanation": ["Explanation"],
         "graph": ["differentiate", "explain_graph"],

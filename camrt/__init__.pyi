@@ -6,6 +6,7 @@ from . import localize as localize
 from . import train as train
 from .errors import CamrtError as CamrtError
 from .errors import CamrtWarning as CamrtWarning
+from .evaluate.comparison import compare as compare
 from .explainer import Explainer as Explainer
 from .explanation import Explanation as Explanation
 from .graph import differentiate as differentiate

@@ -13,11 +13,13 @@ from camrt.commands import (
     batch,
     bbox,
     benchmark,
+    compare,
     demo,
     evaluate,
     explain,
     export,
     models,
+    sanity,
     serve,
     surgery,
     train,
@@ -62,7 +64,9 @@ app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.command("batch", epilog=batch.EXAMPLES)(batch.batch)
 app.command("bbox", epilog=bbox.EXAMPLES)(bbox.bbox)
 app.command("benchmark", epilog=benchmark.EXAMPLES)(benchmark.benchmark)
+evaluate.app.command("sanity", epilog=sanity.EXAMPLES)(sanity.sanity)
 app.add_typer(evaluate.app, name="evaluate")
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("explain", epilog=explain.EXAMPLES)(explain.explain)
 app.command("models", epilog=models.MODELS_EXAMPLES)(models.models)
 app.command("download", epilog=models.DOWNLOAD_EXAMPLES)(models.download)

@@ -21,13 +21,13 @@ from camrt.commands.options import (
     RuntimeOptions,
     Thresholds,
     Weights,
-    check_choice,
     check_model,
     expanded,
+    listed,
 )
 from camrt.commands.output import reporting, show, write_picture
 from camrt.errors import CamrtError
-from camrt.graph.methods import METHODS
+from camrt.graph.methods import BLACK_BOX, METHODS
 from camrt.localize import THRESHOLDS
 from camrt.results import json_line, write
 from converters.terminal import bar, say
@@ -214,7 +214,7 @@ class MeasureOptions:
     def check(self) -> None:
         """Check the values that Typer does not."""
         if self.metrics not in (None, "all"):
-            _listed(self.metrics, GROUPS, "--metrics")
+            listed(self.metrics, GROUPS, "--metrics")
         if self.threshold is not None and not 0 <= self.threshold < 1:
             raise typer.BadParameter(f"found {self.threshold}, expected 0 <= threshold < 1", param_hint="--threshold")
 
@@ -227,7 +227,7 @@ class MeasureOptions:
         from camrt.evaluate import wsol_protocol
 
         is_named = self.metrics not in (None, "all")
-        groups = _listed(self.metrics, GROUPS, "--metrics") if is_named else self._possible(data)
+        groups = listed(self.metrics, GROUPS, "--metrics") if is_named else self._possible(data)
         measures = wsol_protocol.Measures(tuple(groups), self.resolution, self.tolerance, self.step, self.masks)
         wsol_protocol.check(data, measures)
         return measures
@@ -480,7 +480,7 @@ def wsol(
     ] = None,
     choice: NetworkOptions,
     runtime: RuntimeOptions,
-    methods: Annotated[str, typer.Option(metavar="A,B,...", help=f"Of {', '.join(METHODS)}.")] = "cam",
+    methods: Annotated[str, typer.Option(metavar="A,B,...", help=f"Of {', '.join((*METHODS, *BLACK_BOX))}.")] = "cam",
     protocol: Annotated[
         ProtocolName, typer.Option(help="What the network sees of an image; whole: all of it, resized.")
     ] = ProtocolName.WHOLE,
@@ -489,7 +489,7 @@ def wsol(
     running: RunOptions,
 ) -> None:
     """Compare methods: how well their maps localize, and how faithful they are to the network."""
-    chosen = _listed(methods, tuple(METHODS), "--methods")
+    chosen = listed(methods, (*METHODS, *BLACK_BOX), "--methods")
     check_model(choice.model, choice.weights)
     measuring.check()
     running.check()
@@ -527,15 +527,6 @@ def wsol(
         if running.html and images is not None:
             written["page"] = _comparison_page(found, data, images, out, network, measures)
         _print_metrics(found, written, running.as_json)
-
-
-def _listed(text: str | None, known: Sequence[str], flag: str) -> list[str]:
-    names = [name.strip() for name in (text or "").split(",") if name.strip()]
-    for name in names:
-        check_choice(name, known, flag)
-    if not names:
-        raise typer.BadParameter(f"found nothing, expected some of {', '.join(known)}", param_hint=flag)
-    return list(dict.fromkeys(names))
 
 
 def _measure(

@@ -12,6 +12,7 @@ import typer
 
 from camrt.batch import MAX_SIDE, PAGE, Batch, find_images
 from camrt.commands.options import (
+    DEFAULT_MODEL,
     STATUS,
     Json,
     MapOptions,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from camrt.localize.crf import CRF
     from camrt.render import PictureFormat
 
-DEFAULT_MODEL = "resnet50"
 _SHOWN = 10  # images in the table that is printed
 _SHOWN_PICTURES = 3
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from camrt.render import Style
     from converters.zoo import NamedModel
 
+DEFAULT_MODEL = "resnet50"
 STATUS = "Exit status: 0, 1 (it failed, or an image did) or 2 (usage)."
 
 
@@ -458,6 +459,20 @@ def check_choice(value: str, choices: Sequence[str], flag: str | None = None) ->
     """
     if value not in choices:
         raise typer.BadParameter(f"found {value!r}, expected one of {', '.join(choices)}", param_hint=flag)
+
+
+def listed(text: str | None, known: Sequence[str], flag: str) -> list[str]:
+    """Parse names with commas between, each once.
+
+    Raises:
+        typer.BadParameter: One is not known, or there are none.
+    """
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    for name in names:
+        check_choice(name, known, flag)
+    if not names:
+        raise typer.BadParameter(f"found nothing, expected some of {', '.join(known)}", param_hint=flag)
+    return list(dict.fromkeys(names))
 
 
 def check_picture(path: Path, flag: str) -> None:
