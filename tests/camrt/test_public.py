@@ -16,7 +16,7 @@ import converters
 
 PUBLIC = {
     "CamrtError", "CamrtWarning", "Explainer", "Explanation", "METHODS", "Preprocess", "Style", "__version__",
-    "differentiate", "evaluate", "explain_graph", "graph", "localize", "train",
+    "compare", "differentiate", "evaluate", "explain_graph", "graph", "localize", "train",
 }  # fmt: skip
 
 
