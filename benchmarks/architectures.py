@@ -27,6 +27,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,52 @@ TORCHVISION: dict[str, tuple[str, dict[str, Any]]] = {
         "maxvit_t",
     )
 }  # fmt: skip
+
+
+PROSE = """# Architectures
+camrt explains what PyTorch exports, without a hint: it finds the scores, the features and their axes in the graph. This
+page says how, what is done with other inputs and with control flow, and which networks were measured.
+
+## The layer by default
+The maps are made of the last features with positions that all of the image goes through on its way to the scores.
+
+| network | layer |
+|---|---|
+| convolutions, then pooling | the features before the last pooling |
+| channels last (ConvNeXt, Swin, MambaOut) | the same; operators around it tell the axis of the channels |
+| windows (Swin, MaxViT, Twins) | behind the last block, where the windows are one grid again |
+| tokens, and a class token for the scores (ViT, DeiT) | the tokens before the last attention, normalized |
+| tokens, and their mean for the scores | the tokens that are pooled |
+
+Behind the last attention, the scores of a class token do not depend on the other tokens any more. Class and register
+tokens are left out of the map.
+
+What was taken is logged (`camrt explain -v`) and in the explainer's metadata. `--layer` names another one. Where no
+layer is passed by all, as in CrossViT with its two transformers, the error lists layers of each way, with the option to
+give. Where the axis of the channels cannot be told, the error says which axes are possible.
+
+## Scores and heads
+The last output with one row of scores for each image is explained. `--scores TENSOR` chooses another output, or any
+tensor inside.
+
+## Inputs
+| input | what is done |
+|---|---|
+| N x 3 x height x width, float32 | nothing |
+| one channel | the network gets the brightness (ITU-R BT.601) |
+| four channels | the network gets the image, and an opacity of 255 |
+| N x height x width x channels | the image is transposed |
+| float16 | the weights become float32, and the network is computed in single precision |
+| free height and width | they are fixed to what `--crop` says |
+
+These are nodes in front of the network; derivatives by the image are those by its three channels.
+
+## Control flow and recurrent layers
+An If with a constant condition is replaced with its branch; a condition may depend on the size of the image. A Loop
+with a constant count, whose condition stays true, and a Scan over an axis of known length are unrolled. For methods
+that need the gradient, LSTM, GRU and RNN with ONNX's default activations are unrolled over sequences of known length.
+Where that is not known before the model runs, an error names the operator and the methods that need no gradient.
+"""
 
 
 @dataclass(frozen=True)
@@ -467,6 +514,66 @@ def write(path: Path, rows: Mapping[tuple[str, str, str], Row]) -> None:
     partial.replace(path)
 
 
+# ------------------------------------------------------------------------------------------------------------ page
+
+
+def page(rows: Sequence[Row]) -> str:
+    """docs/architectures.md."""
+    versions = ", ".join(f"{name} {version(name).partition('+')[0]}" for name in ("timm", "torchvision", "torch"))
+    counts, tables, failures = list[str](), list[str](), list[str]()
+    for library in ("timm", "torchvision"):
+        for exporter in ("torchscript", "dynamo"):
+            some = [row for row in rows if (row.library, row.exporter) == (library, exporter)]
+            if some:
+                counts.append(_counted(library, exporter, some))
+        some = [row for row in rows if row.library == library]
+        tables.append(f"### {library}\n\n{_table([row for row in some if not row.failure])}")
+        failures += [f"| {row.network} | {row.exporter} | {_shortened(row.failure)} |" for row in some if row.failure]
+    listed = "\n".join(failures) or "| none | | |"
+    return f"""{PROSE}
+## Measured
+`python benchmarks/architectures.py` runs a network of every module of timm, and torchvision's classifiers ({versions}),
+with random weights and small images, and writes this page. Nothing is named but how the images are prepared. The layer
+is looked for in PyTorch by its values; the error is that of Grad-CAM against autograd at the module that returned them,
+relative to the largest value of the map. Seconds are those of making the explainer, on a busy machine with two cores.
+
+| library | exporter | networks | refused by PyTorch's exporter | explained, and equal to autograd | of those exported |
+|---|---|---|---|---|---|
+{chr(10).join(counts)}
+
+A network counts as equal up to a relative error of {AGREES}. Networks that PyTorch does not export never reach camrt.
+
+{chr(10).join(tables)}
+### Not explained
+
+| network | exporter | why |
+|---|---|---|
+{listed}
+"""
+
+
+def _counted(library: str, exporter: str, rows: Sequence[Row]) -> str:
+    refused = [row for row in rows if row.failure.startswith(("export:", "PyTorch:"))]
+    good = sum(row.is_explained for row in rows)
+    share = f"{100 * good / max(1, len(rows) - len(refused)):.1f} %"
+    return f"| {library} | {exporter} | {len(rows)} | {len(refused)} | {good} | {share} |"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    lines = [
+        f"| {row.network} | {row.exporter} | `{row.layer.partition(' (')[0]}` | {row.layer.partition(' (')[2][:-1]} "
+        f"| {row.module} | {row.error} | {row.seconds} |\n"
+        for row in sorted(rows, key=lambda row: (row.network, row.exporter))
+    ]
+    titles = ("network", "exporter", "layer", "positions, channels", "in PyTorch", "error", "seconds")
+    return f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}\n" + "".join(lines)
+
+
+def _shortened(failure: str) -> str:
+    text = failure.replace("|", "\\|").partition(" Please feel free")[0]
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
 def wanted_rows(exporters: Sequence[str], only: Sequence[str]) -> Iterator[tuple[Row, Mapping[str, Any]]]:
     """The networks that were asked for, the families that are used most first."""
     for exporter in exporters:
@@ -497,6 +604,8 @@ def main() -> None:
         found = rows[row.key]
         print(f"{found.family:26} {found.exporter:12} {found.error:8} {found.seconds:6} {found.layer}", end=" ")
         print(f"= {found.module}" if found.module else "", found.failure, flush=True)
+    if arguments.csv == CSV:
+        PAGE.write_text(page(list(rows.values())))
 
 
 if __name__ == "__main__":

@@ -190,9 +190,10 @@ def last_features(view: GraphView, image: str, logits: str) -> FeatureMap:
             return _feature_map(view, normalized[0], shapes) or found
         return found
     hidden = control_flow(view.needed_for([logits]))
-    found = _candidates(view, image, logits, shapes)
-    listed = f"; the last that a part goes through are {', '.join(one.describe() for one in found)}" if found else ""
-    example = "".join(f" --layer {one.tensor}" for one in found[-2:])
+    candidates = _candidates(view, image, logits, shapes)
+    listed = ", ".join(one.describe() for one in candidates)
+    listed = f"; the last that a part goes through are {listed}" if listed else ""
+    example = "".join(f" --layer {one.tensor}" for one in candidates[-2:])
     raise CamrtError(
         f"the model has no features with positions that all of the image goes through on its way to {logits!r}"
         f"{f', past control flow ({hidden})' if hidden else ''}{listed}. Name one or more yourself"
