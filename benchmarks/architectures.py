@@ -553,7 +553,7 @@ A network counts as equal up to a relative error of {AGREES}. Networks that PyTo
 
 
 def _counted(library: str, exporter: str, rows: Sequence[Row]) -> str:
-    refused = [row for row in rows if row.failure.startswith(("export:", "PyTorch:"))]
+    refused = [row for row in rows if row.failure.startswith("export:")]
     good = sum(row.is_explained for row in rows)
     share = f"{100 * good / max(1, len(rows) - len(refused)):.1f} %"
     return f"| {library} | {exporter} | {len(rows)} | {len(refused)} | {good} | {share} |"

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from camrt.builder import PREFIX, Builder
 from camrt.errors import CamrtError
-from camrt.graph.rewrite import tensor_names
+from camrt.graph.rewrite import rename_tensors, tensor_names
 from camrt.graph.scores import shown
 from camrt.graph.view import GraphView, bodies, shape_of
 from camrt.preprocess import Preprocess
@@ -87,7 +87,10 @@ def _put_in_front(
     graph = model.graph
     channels, batch, height, width = sizes
     builder = Builder(GraphView(model).opset, tensor_names(graph))
-    planes = source = f"network/{image}/planes"
+    planes, inner = image, f"network/{image}"
+    while not builder.claim(inner):
+        inner += "_"
+    rename_tensors(graph, {image: inner})
     if channels == 1:
         luma = _LUMA if preprocess.channels == "RGB" else _LUMA[::-1]
         kernel = builder.constant(np.reshape(luma, (1, 3, 1, 1)), "luma")
@@ -99,11 +102,11 @@ def _put_in_front(
         planes = builder.node("Concat", [planes, alpha], axis=1)
     if axis == 3:
         planes = builder.node("Transpose", [planes], perm=[0, 2, 3, 1])
-    builder.node("Identity", [planes], image)
+    builder.node("Identity", [planes], inner)
     for number, node in enumerate(builder.nodes):
         node.name = f"network/input/{number}"
     new = {one.name: f"network/input/{one.name.removeprefix(PREFIX)}" for one in builder.initializers}
-    new |= {name: f"network/input/{name}" for node in builder.nodes for name in node.output if name != image}
+    new |= {name: f"network/input/{name}" for node in builder.nodes for name in node.output if name != inner}
     for node in builder.nodes:
         node.input[:] = [new.get(name, name) for name in node.input]
         node.output[:] = [new.get(name, name) for name in node.output]
@@ -113,9 +116,9 @@ def _put_in_front(
     del graph.node[:]
     graph.node.extend(nodes)
     graph.initializer.extend(builder.initializers)
-    kept = [value for value in graph.input if value.name != image]
+    kept = [value for value in graph.input if value.name != inner]
     del graph.input[:]
-    graph.input.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, [batch, 3, height, width]))
+    graph.input.append(helper.make_tensor_value_info(image, TensorProto.FLOAT, [batch, 3, height, width]))
     graph.input.extend(kept)
 
 
