@@ -324,7 +324,9 @@ def exported(module: Any, side: int, exporter: str) -> onnx.ModelProto:
     if exporter == "dynamo":
         shapes = ({0: torch.export.Dim("n", min=1)},)
         images = torch.zeros(2, 3, side, side)
-        return torch.onnx.export(module, (images,), dynamo=True, dynamic_shapes=shapes, **options).model_proto
+        program = torch.onnx.export(module, (images,), dynamo=True, dynamic_shapes=shapes, **options)
+        found: onnx.ModelProto = program.model_proto
+        return found
     stream, axes = io.BytesIO(), {"data": {0: "n"}, "logits": {0: "n"}}
     images = torch.zeros(1, 3, side, side)
     try:
@@ -400,7 +402,7 @@ def _recorded(module: Any, inputs: Any) -> tuple[list[tuple[str, Any]], Any]:
 
     modules, functions = list[tuple[str, Any]](), list[tuple[str, Any]]()
 
-    class Recorder(TorchFunctionMode):
+    class Recorder(TorchFunctionMode):  # type: ignore[misc]
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
             if isinstance(result, torch.Tensor) and result.dim() in (3, 4, 5, 6):
@@ -428,9 +430,8 @@ def _order(tensor: Any, values: np.ndarray) -> tuple[int, ...] | None:
         return None
     plain = tensor.detach()
     bound = 1e-3 * max(float(np.abs(values).max()), 1e-12)
-    ways = [tuple(range(plain.dim()))]
-    ways += {3: [(0, 2, 1)], 4: [(0, 2, 3, 1), (0, 3, 1, 2)]}.get(plain.dim(), [])
-    for way in ways:
+    others: dict[int, list[tuple[int, ...]]] = {3: [(0, 2, 1)], 4: [(0, 2, 3, 1), (0, 3, 1, 2)]}
+    for way in [tuple(range(plain.dim())), *others.get(plain.dim(), [])]:
         if np.abs(plain.permute(way).reshape(values.shape).numpy() - values).max() <= bound:
             return way
     return None
