@@ -24,6 +24,7 @@ from camrt.commands.options import (
 from camrt.commands.output import reporting, show
 from camrt.errors import CamrtError
 from camrt.graph.methods import BLACK_BOX, METHODS
+from camrt.loading import title_of
 from camrt.results import json_line, write
 from converters.errors import printable
 from converters.terminal import bar, echo, say
@@ -102,7 +103,7 @@ def compare(
                     on_error=lambda what, error: failed.append(_reason(what, error)),
                 )  # fmt: skip
         if rows:
-            write(out, page(rows, model=Path(model).name, failed=failed).encode(errors="replace"))
+            write(out, page(rows, model=title_of(model), failed=failed).encode(errors="replace"))
             _print(rows, failed, out, as_json=as_json)
         if failed:
             say("error: left out:")

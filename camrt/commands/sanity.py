@@ -22,6 +22,7 @@ from camrt.commands.options import (
 )
 from camrt.commands.output import reporting, show
 from camrt.graph.methods import BLACK_BOX, METHODS
+from camrt.loading import LENET, title_of
 from camrt.results import json_line, write
 from converters.errors import printable
 from converters.terminal import bar, say
@@ -94,7 +95,7 @@ def sanity(
         if results and html is not None:
             from camrt.evaluate.sanity_page import page
 
-            write(html, page(results, model=Path(model).name).encode(errors="replace"))
+            write(html, page(results, model=title_of(model)).encode(errors="replace"))
         if as_json:
             record: dict[str, Any] = {
                 "methods": [each.as_dict() for each in results], "unchanged": unchanged(results), "seed": seed,
@@ -138,7 +139,6 @@ def _table(results: Sequence[Checked]) -> Table:
 
 
 def _sample() -> Path:
-    from camrt.loading import LENET
     from converters.zoo import models_folder
 
     return models_folder() / LENET / "sample.png"
