@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -410,7 +411,10 @@ def _heatmaps(context: MethodContext, entry: Method, settings: Mapping[str, Any]
                 HEATMAPS if len(context.layers) == 1 else None, rectified=entry.rectified,
             )
         )  # fmt: skip
-    if len(merged) > 1:
+    if len(merged) > 1 and entry.multiplied:
+        product = functools.reduce(lambda one, other: builder.node("Mul", [one, other]), merged)
+        builder.node("Identity", [product], HEATMAPS)
+    elif len(merged) > 1:
         # Mean has no kernel on CUDA.
         builder.node("Mul", [builder.node("Sum", merged), builder.constant(1 / len(merged))], HEATMAPS)
     return None

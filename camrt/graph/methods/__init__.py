@@ -30,6 +30,8 @@ FAMILIES = {
     "hirescam": "gradcam",
     "xgradcam": "gradcam",
     "layercam": "gradcam",
+    "finercam": "gradcam",
+    "refinecam": "gradcam",
     "eigencam": "eigencam",
     "eigengradcam": "eigencam",
     "segeigencam": "eigencam",
@@ -46,6 +48,8 @@ FAMILIES = {
     "input-gradient": "saliency",
     "smoothgrad": "saliency",
     "integrated-gradients": "saliency",
+    "gradient-shap": "saliency",
+    "fullgrad": "fullgrad",
     "lrp": "relevance",
     "attnlrp": "relevance",
     "deeplift": "relevance",
@@ -80,6 +84,7 @@ class Method:
         again: Whether it runs the network again, on other images.
         gradients: Whether the network is differentiated.
         behind: Whether it runs the rest of the network again, on other features.
+        multiplied: Whether the maps of several layers are multiplied, in place of their mean.
         tokens: Whether it reads the attention of a vision transformer.
         top: How many classes it explains by default.
     """
@@ -94,6 +99,7 @@ class Method:
     gradients: bool
     behind: bool
     tokens: bool
+    multiplied: bool
     top: int
 
     @property
@@ -141,6 +147,7 @@ def method(
     gradients: bool = True,
     behind: bool = False,
     tokens: bool = False,
+    multiplied: bool = False,
     top: int = 5,
 ) -> Callable[[_Maps], _Maps]:
     """Register the decorated function as a method; see `Method` for the arguments.
@@ -160,7 +167,7 @@ def method(
     """
 
     def register(maps: _Maps) -> _Maps:
-        entry = Method(name, maps, kind, title, rectified, layered, again, gradients, behind, tokens, top)
+        entry = Method(name, maps, kind, title, rectified, layered, again, gradients, behind, tokens, multiplied, top)
         _methods.add([name], entry, maps)
         return maps
 

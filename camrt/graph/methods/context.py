@@ -141,7 +141,12 @@ class MethodContext:
         return {layer: (place, gradients[place.tensor]) for layer, place in found.items()}
 
     def backward(
-        self, run: Pass, layers: Sequence[str], relu: str | None = None, modifier: Modifier | None = None
+        self,
+        run: Pass,
+        layers: Sequence[str],
+        relu: str | None = None,
+        modifier: Modifier | None = None,
+        seeds: Value | None = None,
     ) -> dict[str, Value]:
         """Differentiate the score of each class that is explained.
 
@@ -150,6 +155,7 @@ class MethodContext:
             layers: By what.
             relu: How ReLUs go back: None, ``"guided"`` or ``"deconvnet"``.
             modifier: How all operators do.
+            seeds: The derivative of what is explained by the scores of the run, for each class; by default `seeds`.
 
         Returns:
             Layer -> the derivative, of its shape.
@@ -161,7 +167,7 @@ class MethodContext:
 
         if any(grid.tensor == run.logits for grid in self.grids):
             raise CamrtError(f"found the layer {run.logits!r}, which is what is explained; expected one before it")
-        seeds = self.targets.seeds(self.classes, len(self.crops), self.logits(run))
+        seeds = self.seeds(run) if seeds is None else seeds
         found = backpropagate(
             self.builder, self.view, {run.logits: seeds.name}, layers,
             cotangents=seeds.lead, relu=relu, modifier=modifier, sizes=self._sizes,
@@ -170,6 +176,10 @@ class MethodContext:
             layer: Value(self.builder, name, self._sizes.shape(layer), self.tensor(layer).kind, seeds.lead)
             for layer, name in found.items()
         }
+
+    def seeds(self, run: Pass) -> Value:
+        """1 for the class, of the shape of the scores of a run: the derivative of what is explained by them."""
+        return self.targets.seeds(self.classes, len(self.crops), self.logits(run))
 
     def pixels(self, run: Pass, relu: str | None = None, modifier: Modifier | None = None) -> Value:
         """The derivative of each class's score by the image: (N, crops, 3, side, side)."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+from onnx import TensorProto
+
+from camrt.errors import CamrtError
 from camrt.graph.methods import method
 from camrt.graph.methods.context import Layer
 from camrt.graph.values import Value
+
+_FAR = 1e30  # a score's distance that no other has
 
 
 @method("gradcam", kind="features", title="Grad-CAM")
@@ -93,6 +99,62 @@ def layercam(layer: Layer) -> Value:
         >>> explainer = camrt.explain_graph(model, method="layercam", layer=["relu4_3", "relu5_3"])  # doctest: +SKIP
     """
     return (layer.gradients.relu() * layer.features).sum(-2)
+
+
+@method("finercam", kind="features", title="Finer-CAM")
+def finercam(layer: Layer, *, alpha: float = 1.0, others: int = 3) -> Value:
+    """Grad-CAM of what sets a class apart from those that are most like it.
+
+    Grad-CAM of f_c = sum over d of q_d (y_c - alpha y_d), with d the classes whose scores are nearest to y_c and q the
+    softmax of their scores among them, which is differentiated, too.
+
+    Source:
+        Zhang, Gu, Chowdhury, Mai, Carlyn, Berger-Wolf, Su, Chao: Finer-CAM: Spotting the Difference Reveals Finer
+        Details for Visual Explanation. CVPR 2025; the weights q as in pytorch-grad-cam.
+
+    Args:
+        layer: The features.
+        alpha: How much the other classes count; 0 is Grad-CAM.
+        others: How many classes it is compared with; fewer where the network has fewer.
+
+    Example:
+        >>> explainer = camrt.explain_graph(model, method="finercam", settings={"alpha": 0.6})  # doctest: +SKIP
+    """
+    context = layer.context
+    if others < 1 or not 0 <= alpha < np.inf:
+        raise CamrtError(f"found finercam's alpha {alpha} and others {others}, expected 0 or more, and at least 1")
+    if context.targets.kind == "sum" or context.scores.classes < 2:
+        raise CamrtError("found one score to explain, expected classes, which finercam compares: use --method gradcam")
+    classes, builder = context.scores.classes, context.builder
+    hot = context.seeds(context.first).reshape(-1, classes)
+    y = context.logits(context.first).reshape(-1, classes)
+    away = abs(y - (hot * y).sum(-1, keepdims=True)) + hot * _FAR
+    count = min(others, classes - 1)
+    outputs = [builder.name("distances"), builder.name("nearest")]
+    _, name = builder.nodes_of("TopK", [away.name, builder.shape(count)], outputs, axis=-1, largest=0)
+    nearest = Value(builder, name, (None, count), TensorProto.INT64, away.lead)
+    is_near = away.zeros(None).scatter(nearest, nearest.cast(y.kind).filled(1, nearest.lead), 1) > 0
+    q = is_near.where(y, -_FAR).op("Softmax", axis=-1)
+    slope = q * (1 + y - (q * y).sum(-1, keepdims=True))  # of the sum of q_d y_d, of which q is a function
+    seeds = (hot - slope * alpha).reshape_as(context.logits(context.first))
+    gradient = context.backward(context.first, [layer.grid.tensor], seeds=seeds)[layer.grid.tensor]
+    return layer.weighted(layer.grid.planes(gradient, -1, len(context.crops)).mean(-1))
+
+
+@method("refinecam", kind="features", title="RefineCAM", multiplied=True)
+def refinecam(layer: Layer) -> Value:
+    """Grad-CAM++ of several layers, multiplied: the fine maps of early layers where the last layers see the class.
+
+    Each layer's map is scaled to 0..1 and enlarged, and the product over the layers is taken. Name the layers (--layer
+    several times); of one layer it is Grad-CAM++.
+
+    Source:
+        RefineCAM. arXiv 2605.14641, 2026, as pytorch-grad-cam 1.5.7 has it.
+
+    Example:
+        >>> explainer = camrt.explain_graph(model, "refinecam", layer=["relu4_3", "relu5_3"])  # doctest: +SKIP
+    """
+    return gradcam_plus_plus(layer)
 
 
 def _ratio(a: Value, b: Value) -> Value:

@@ -241,7 +241,7 @@ def test_plain_onnx_runtime_runs_it(tmp_path: Path) -> None:
     assert modules == "[]"
 
 
-@pytest.mark.parametrize("name", ["smoothgrad", "integrated-gradients", "scorecam"])
+@pytest.mark.parametrize("name", ["smoothgrad", "integrated-gradients", "gradient-shap", "scorecam"])
 def test_every_run_answers_the_same(name: str) -> None:
     """Also where there is noise: it is part of the graph."""
     first, second = (explain_graph(classifier("gemm"), name, "center", 2, preprocess=PREPROCESS) for _ in range(2))
@@ -324,6 +324,11 @@ def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"method": "integrated-gradients", "settings": {"steps": 0}}, "expected at least 1"),
         ({"method": "integrated-gradients", "settings": {"baseline": "white"}}, "black or mean"),
         ({"method": "integrated-gradients", "settings": {"values": "both"}}, "magnitude or signed"),
+        ({"method": "gradient-shap", "settings": {"samples": 0}}, "expected at least 1"),
+        ({"method": "gradient-shap", "settings": {"values": "both"}}, "magnitude or signed"),
+        ({"method": "gradient-shap", "settings": {"baseline": "white"}}, "black or mean"),
+        ({"method": "finercam", "settings": {"others": 0}}, "expected 0 or more, and at least 1"),
+        ({"method": "finercam", "target": "sum"}, "found one score to explain, .* use --method gradcam"),
         ({"method": "scorecam", "settings": {"channels": -1}}, "expected 0 .all. or more"),
     ],
 )  # fmt: skip

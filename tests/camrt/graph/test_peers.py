@@ -131,6 +131,73 @@ def test_several_layers_are_fused_as_pytorch_grad_cam_does() -> None:
         np.testing.assert_allclose(normalized(heatmaps[:, rank]), theirs, atol=TOLERANCE)
 
 
+def test_refinecam_multiplies_layers() -> None:
+    """On layers of the image's size, where nothing is enlarged; steep, as for Grad-CAM++ in test_pytorch_grad_cam."""
+    nn = torch.nn
+    torch.manual_seed(2)
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(
+                nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU()
+            )
+            self.head = nn.Sequential(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(8 * (SIDE // 4) ** 2, CLASSES))
+
+        def forward(self, x: Any) -> Any:
+            return self.head(self.features(x))
+
+    module, model = _steep(Network().eval())
+    relus = [node.output[0] for node in model.graph.node if node.op_type == "Relu"]
+    _, classes, heatmaps = explained(model, images(), method="refinecam", top=TOP, layer=relus)
+    library = peers.grad_cam()
+    for rank in range(TOP):
+        target = [library.utils.model_targets.ClassifierOutputTarget(each) for each in targets(classes, rank)]
+        layers = [module.features[1], module.features[3]]
+        theirs = library.refine_cam.RefineCAM(module, layers)(tensor_of(images()), target)
+        np.testing.assert_allclose(normalized(heatmaps[:, rank]), theirs, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("alpha", "others"), [(1.0, 3), (0.5, 1), (1.0, 50)])
+def test_finercam(net: tuple[Any, Any], alpha: float, others: int) -> None:
+    """Its weighted target, of the classes whose scores are nearest."""
+    module, model = net
+    settings = {"alpha": alpha, "others": others}
+    _, classes, _, maps = explained(model, images(), MAPS, method="finercam", top=TOP, settings=settings)
+    library, x = peers.grad_cam(), tensor_of(images())
+    logits = module(x).detach().numpy()
+    for rank in range(TOP):
+        chosen = targets(classes, rank)
+        nearest = [
+            np.abs(row - row[one]).argsort()[1 : 1 + others].tolist() for row, one in zip(logits, chosen, strict=True)
+        ]
+        make = library.utils.model_targets.FinerWeightedTarget
+        target = [make(one, others, alpha) for one, others in zip(chosen, nearest, strict=True)]
+        with library.GradCAM(module, [module.features[-1]]) as method:
+            theirs = method(x, target)
+        np.testing.assert_allclose(as_grad_cam_shows(maps[:, 0, rank]), theirs, atol=TOLERANCE)
+
+
+def test_finercam_without_the_others_is_gradcam(net: tuple[Any, Any]) -> None:
+    _, model = net
+    plain = explained(model, images(), MAPS, method="gradcam", top=TOP)[3]
+    found = explained(model, images(), MAPS, method="finercam", top=TOP, settings={"alpha": 0})[3]
+    np.testing.assert_allclose(found, plain, atol=1e-6 * plain.max())
+
+
+@pytest.mark.parametrize("kind", ["gap", "vgg"])
+def test_fullgrad_of_pytorch_grad_cam(kind: str) -> None:
+    module = network(kind)
+    _, classes, heatmaps = explained(exported(module), images(), method="fullgrad", top=TOP)
+    library = peers.grad_cam()
+    for n in range(2):
+        for rank in range(TOP):
+            target = [library.utils.model_targets.ClassifierOutputTarget(int(classes[n, rank]))]
+            with library.FullGrad(network(kind), [None]) as method:
+                theirs = method(tensor_of(images())[n : n + 1], target)
+            np.testing.assert_allclose(normalized(heatmaps[n, rank][None]), theirs, atol=TOLERANCE)
+
+
 def test_scorecam_of_pytorch_grad_cam_enlarges_otherwise(net: tuple[Any, Any]) -> None:
     """It aligns the corners of map and image; the maps of both are alike, not the same."""
     module, model = net
@@ -271,6 +338,39 @@ def test_integrated_gradients(net: tuple[Any, Any], baseline: str) -> None:
         np.testing.assert_allclose(sums, gain[n, classes[n]], atol=5e-3 * np.abs(gain).max())
 
 
+@pytest.mark.parametrize("baseline", ["black", "mean"])
+def test_gradient_shap(net: tuple[Any, Any], baseline: str) -> None:
+    """PyTorch's derivatives at the points that the graph holds."""
+    from onnx import numpy_helper
+
+    from camrt.graph import explain_graph
+    from tests.camrt.graph.torch_networks import PREPROCESS, run
+
+    module, model = net
+    settings = {"samples": 4, "sigma": 0.1, "baseline": baseline}
+    explainer = explain_graph(model, "gradient-shap", top=TOP, preprocess=PREPROCESS, settings=settings)
+    _, classes, heatmaps, added = run(explainer, images(), GRADIENT)
+    held = {
+        one.name: numpy_helper.to_array(one) for one in explainer.graph.initializer if one.name.startswith("camrt/")
+    }
+    row, parts = held["camrt/noise"], held["camrt/parts"]
+    step = (len(row) - 3 * SIDE * SIDE) // 3
+    x = tensor_of(images())
+    begin = -2.0 if baseline == "black" else 0.0  # (0 - 128) / 64
+    deviation = 0.1 * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
+    assert ((parts > 0) & (parts < 1)).all()
+    assert len(set(parts.tolist())) == 4
+    for rank in range(TOP):
+        wanted = torch.zeros_like(x)
+        for sample, part in enumerate(parts.tolist()):
+            drawn = row[sample * step :][: 3 * SIDE * SIDE].reshape(1, 3, SIDE, SIDE).copy()
+            way = x + deviation * torch.from_numpy(drawn) - begin
+            wanted += way * _by_image(module, begin + part * way, targets(classes, rank)) / 4
+        largest = wanted.abs().max()
+        np.testing.assert_allclose(added[:, 0, rank], wanted, atol=2 * TOLERANCE * largest)
+        np.testing.assert_allclose(heatmaps[:, rank], wanted.sum(1).abs(), atol=2 * TOLERANCE * largest)
+
+
 # ------------------------------------------------------------------------------------------------------ transformers
 
 
@@ -324,7 +424,10 @@ def _by_features(module: Any, x: Any, chosen: list[int]) -> tuple[Any, Any]:
 
 
 def test_every_method_is_compared() -> None:
-    compared = {*GRAD_CAM, *TORCH_CAM, "eigencam", "input-gradient", "guided-backprop", "guided-gradcam", "smoothgrad"}
+    compared = {
+        *GRAD_CAM, *TORCH_CAM, "eigencam", "input-gradient", "guided-backprop", "guided-gradcam", "smoothgrad",
+        "finercam", "refinecam", "fullgrad", "gradient-shap",
+    }  # fmt: skip
     from camrt.graph.methods import METHODS
 
     elsewhere = {"recipro-cam", "ablation-cam"}  # test_masking
