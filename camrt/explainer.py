@@ -78,8 +78,9 @@ class Explainer:
     """Explain images: which classes a network sees in them, and where. It is thread-safe.
 
     Args:
-        model: The name of a named model (its weights are downloaded if need be); the path of an ONNX
-            model, or a ModelProto: a classifier, or an explainer graph, which is told by its metadata.
+        model: A name, as ``"resnet50"``, ``"zoo:NAME"``, ``"hf:OWNER/REPO"``, ``"torchvision:NAME"`` or ``"timm:NAME"``
+            (docs/models.md), which is downloaded or exported if need be; the path of an ONNX model, or a ModelProto: a
+            classifier, or an explainer graph, which is told by its metadata.
         method: How the maps are computed, for `camrt.explain_graph`, or a method that only runs the model
             (`camrt.blackbox`: ``"rise"``, ...); ``"cam"`` if left out. An explainer graph has its
             own: an argument that says something else is an error. The same goes for the arguments below that are

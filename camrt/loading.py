@@ -358,17 +358,19 @@ def known_preprocess(model: str) -> Preprocess | None:
     """
     from camrt.preprocess import preprocess_of
 
-    if is_name(model):
-        found = named(model)
-        return found.preprocess() if isinstance(found, catalog.Entry) else preprocess_of_named(found)
-    path = Path(model)
-    if not path.is_file():
-        return None
-    try:
-        properties = metadata.of_file(path)
-    except ValueError as error:
-        raise CamrtError(f"is no ONNX model that can be read ({error})", file=model) from error
-    return preprocess_of(None, properties) if metadata.PREPROCESS in properties else None
+    found = named(model) if is_name(model) else None
+    if found is not None and not isinstance(found, catalog.Entry):
+        return preprocess_of_named(found)
+    path = Path(model) if found is None else found.file
+    properties: Mapping[str, str] = {}
+    if path.is_file():
+        try:
+            properties = metadata.of_file(path)
+        except ValueError as error:
+            raise CamrtError(f"is no ONNX model that can be read ({error})", file=str(path)) from error
+    if metadata.PREPROCESS in properties:
+        return preprocess_of(None, properties)
+    return None if found is None else found.preprocess()
 
 
 def preprocess_of_named(model: NamedModel, reference: Path | None = None) -> Preprocess:

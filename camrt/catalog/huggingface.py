@@ -217,7 +217,7 @@ def find(name: str) -> Entry:
             "the revision a branch, tag or commit without a slash"
         )
     repository = Repository(form["repo"], form["revision"] or "main", form["file"])
-    file = repository.listing  # until the commit is known
+    file = repository.folder / "unresolved.onnx"  # until the commit is known
     if repository.listing.exists():
         with contextlib.suppress(CamrtError, ConversionError):  # fetching it reports the error
             file = repository.path_of(repository.chosen())

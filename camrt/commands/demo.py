@@ -29,7 +29,7 @@ from camrt.commands.options import (
 from camrt.commands.output import reporting, write_picture
 from camrt.commands.reference import ReferenceDir, categories, hint_of_download, reference_folder
 from camrt.errors import CamrtError
-from camrt.loading import LENET, Request, is_name
+from camrt.loading import LENET, Request, is_name, title_of
 from camrt.results import json_line
 from converters import metadata
 from converters.errors import ConversionError
@@ -201,7 +201,7 @@ def _enlarged(found: Explanation, name: str) -> NDArray[np.uint8]:
     label = captions.drawable(found.labels[0], f"class {found.classes[0]}")
     seen = captions.caption(
         large.shape[1],
-        f"{found.model or Path(name).stem} sees: {label}",
+        f"{found.model or title_of(name)} sees: {label}",
         captions.score_text(float(found.scores[0])),
         "red: where it sees it; white: the boxes around that",
         side=side,

@@ -104,7 +104,8 @@ class Network:
         """
         model = load_classifier(self.name, self.weights)
         try:
-            known = self._known_preprocess()
+            # By default what the model states: names were given it when they were resolved.
+            known = None if self.preprocess is None else preprocess_of(self.preprocess, {})
             return Scorer(
                 model, self.protocol or WHOLE, preprocess=known, providers=self.providers, precision=self.precision
             )
@@ -121,11 +122,6 @@ class Network:
             self.name, method, protocol, top, self.providers,
             target=target, preprocess=preprocess, weights=self.weights, precision=self.precision,
         )  # fmt: skip
-
-    def _known_preprocess(self) -> Preprocess | None:
-        if self.preprocess is not None:
-            return preprocess_of(self.preprocess, {})
-        return loading.known_preprocess(self.name)
 
     def _is_explainer(self) -> bool:
         path = Path(self.name)

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from camrt import CamrtError, Explainer, catalog, loading
 from camrt.catalog import modelzoo
-from camrt.loading import Request, identity, is_name, known_preprocess, named, named_classifier, title_of
+from camrt.evaluate.network import load_classifier
+from camrt.loading import Request, classifier_of, identity, is_name, known_preprocess, named, named_classifier, title_of
 from camrt.preprocess import PRESETS
 from converters import ConversionError, download, metadata, zoo
 from tests.camrt.classifiers import classifier
@@ -279,3 +281,51 @@ def test_models_are_searched() -> None:
 @pytest.mark.parametrize("arguments", [("models", "[/bold]"), ("models", "")])
 def test_hostile_searches(arguments: tuple[str, ...]) -> None:
     assert run(*arguments)[0] in (0, 1)
+
+
+# ---------------------------------------------------------------------------------------------------- other commands
+
+
+def test_explain_takes_resnet50_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = bare_classifier()
+    listed = modelzoo.table()["resnet50_Opset18_torch_hub"]
+    row = dataclasses.replace(listed, size=len(content), sha256=hashlib.sha256(content).hexdigest(), classes=None)
+    monkeypatch.setattr(modelzoo, "table", lambda: {row.name: row})
+    Image.fromarray(photo(40, 48)).save("photo.png")
+    with serve(Answer(content)) as site:
+        at(site, monkeypatch)
+        first = run("explain", "photo.png", "--json")
+        again = run("explain", "photo.png", "--json")
+    assert first[0] == 0, first[2]
+    assert json.loads(first[1])["explained"] == 1
+    assert json.loads(again[1])["skipped"] == 1, "a download is no other model"
+    assert site.asked == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "result"),
+    [
+        (["export", "--triton", "repository"], f"repository/{NAME}/1/model.onnx"),
+        (["web", "--out", "site"], "site/site.json"),
+    ],
+)
+def test_commands_take_names(published: bytes, arguments: list[str], result: str) -> None:
+    hand = Path("fetched.onnx")
+    hand.write_bytes(published)
+    command, *options = arguments
+    status, _, err = run(command, f"zoo:{NAME}", *options, "--weights", hand)
+    assert status == 0, err
+    assert Path(result).is_file()
+
+
+def test_evaluation_takes_names(published: bytes) -> None:
+    hand = Path("fetched.onnx")
+    hand.write_bytes(published)
+    assert load_classifier(f"zoo:{NAME}", hand).graph.node
+    assert classifier_of(f"zoo:{NAME}", hand).graph.node
+
+
+def test_validate_is_for_caffe() -> None:
+    status, _, err = run("validate", "resnet50")
+    assert status == 2
+    assert "expected a network of Caffe" in err
