@@ -1,0 +1,171 @@
+"""The Python of README and docs runs.
+
+A page's blocks run in order and share their names, in a folder with the files that they read. Networks whose weights
+are not here are replaced by lenetCAM. A page with Python that is in neither table fails the test.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import camrt
+from camrt.loading import LENET, Request, explainer_graph, named_classifier
+from tests.tiny_models import photo
+
+NOT_RUN = {
+    "docs/batch.md": "tests/camrt/cluster reads such tables",
+    "docs/gradients.md": "tests/camrt/graph/test_gradient_docs.py runs it",
+    "docs/ilsvrc.md": "its files are those of ImageNet; tests/camrt/evaluate/test_devkit.py calls the same functions",
+    "docs/serving.md": "tests/camrt/serve/test_serving_docs.py runs it against a server",
+    "CONTRIBUTING.md": "tests/converters/test_docs.py runs it",
+}
+OWN_METHOD = "@method("  # of docs/methods.md: tests/camrt/test_docs.py runs it, since it changes the registry
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the blocks of a page need.
+
+    Attributes:
+        names: What they take as given.
+        replaced: Text of the page -> text that runs here.
+        check: Gets the names after the last block.
+    """
+
+    check: Callable[[Mapping[str, Any]], Any]
+    names: Callable[[Path], dict[str, Any]] = lambda folder: {}
+    replaced: Mapping[str, str] = field(default_factory=dict)
+
+
+def _explanation(folder: Path) -> dict[str, Any]:
+    found = camrt.Explainer(LENET)(folder / "img1.jpg")
+    return {"camrt": camrt, "explanation": found, "image": found.image, "heatmap": found.heatmaps[0]}
+
+
+def _mean_image(folder: Path) -> dict[str, Any]:
+    import base64
+    import json
+    import zlib
+
+    import onnxruntime
+
+    mean = np.arange(3 * 4 * 4, dtype="<f4")
+    stated = {
+        "camrt.preprocess": json.dumps({"size": 4}),
+        "camrt.mean_image": base64.b64encode(zlib.compress(mean.tobytes())).decode(),
+    }
+    modules = {"onnx": onnx, "onnxruntime": onnxruntime, "json": json, "zlib": zlib, "base64": base64, "np": np}
+    return {**modules, "metadata": stated}
+
+
+def _labels(folder: Path) -> dict[str, Any]:
+    lines = (folder / "labels.txt").read_text(encoding="utf-8").splitlines()
+    return {"labels": [line.split(",")[0] for line in lines]}
+
+
+RUN = {
+    "README.md": Page(lambda names: (Path("out") / "explanations.jsonl").is_file()),
+    "docs/blackbox.md": Page(
+        lambda names: names["explanation"].standard_errors.shape == names["explanation"].heatmaps.shape,
+        lambda folder: {"camrt": camrt},
+        {'"masks": 4000': '"masks": 40'},
+    ),
+    "docs/converting.md": Page(
+        lambda names: [one.name for one in names["model"].graph.output] == ["prob"],
+        replaced={
+            '"train_val.prototxt"': '"deploy.prototxt"',
+            '"fc7"': '"prob"',
+            "(1, 3, 256, 256)": "(1, 3, 100, 100)",
+        },
+    ),
+    "docs/drawing.md": Page(
+        lambda names: names["picture"].shape == names["image"].shape and Path("figure.pdf").is_file(), _explanation
+    ),
+    "docs/faq.md": Page(lambda names: names["explainer"].top == 3),
+    "docs/gallery.md": Page(lambda names: names["refined"].labels[0] == "espresso", _labels),
+    "docs/metadata.md": Page(lambda names: names["mean"].tolist()[0][0] == [0, 1, 2, 3], _mean_image),
+    "docs/methods.md": Page(
+        lambda names: names["explainer"].method == "layercam" and isinstance(names["model"], onnx.ModelProto),
+        lambda folder: {"camrt": camrt, "classifier": named_classifier(LENET)},
+        {'"resnet50.onnx"': '"net.onnx"', 'preprocess="torchvision", ': "", '"cup"': '"3"'},
+    ),
+    "docs/refine.md": Page(
+        lambda names: names["refined"].mask(0).any() and (Path("out") / "explanations.jsonl").is_file(),
+        lambda folder: {"camrt": camrt},
+        {"googlenetCAM": LENET},
+    ),
+    "docs/run-anywhere.md": Page(lambda names: names["heatmaps"].shape[:2] == names["classes"].shape),
+    "docs/speed.md": Page(
+        lambda names: names["explanation"].precision == "fp32",
+        lambda folder: {"camrt": camrt},
+        {"vgg16CAM": LENET, '"openvino"': '"cpu"', '"bf16"': '"fp32"'},
+    ),
+}
+
+
+def _blocks(repository: Path) -> dict[str, list[str]]:
+    """The Python of each page that has some."""
+    pages = [repository / "README.md", repository / "CONTRIBUTING.md", *sorted(repository.glob("docs/**/*.md"))]
+    found = {}
+    for page in pages:
+        code = re.findall(r"^```(?:python|py)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        if code:
+            found[page.relative_to(repository).as_posix()] = code
+    return found
+
+
+@pytest.fixture
+def folder(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files that pages read, in the current folder."""
+    from PIL import Image
+
+    models = repository / "models" / LENET
+    (tmp_path / "models" / LENET).mkdir(parents=True)
+    shutil.copy(models / "sample.png", tmp_path / "models" / LENET)
+    shutil.copy(models / "deploy.prototxt", tmp_path)
+    shutil.copy(models / "lenetCAM.caffemodel", tmp_path / "net.caffemodel")
+    sample = Image.open(models / "sample.png").convert("RGB")
+    for name in ("img1.jpg", "photo.jpg", "cat.jpg"):
+        sample.save(tmp_path / name)
+    Image.fromarray(photo(48, 64)).save(tmp_path / "coffee.png")
+    for name in ("net.onnx", "my.onnx"):
+        onnx.save(named_classifier(LENET), tmp_path / name)
+    onnx.save(explainer_graph(LENET, Request()), tmp_path / "explainer.onnx")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_each_page_with_python_is_in_a_table(repository: Path) -> None:
+    assert not RUN.keys() & NOT_RUN.keys()
+    assert set(_blocks(repository)) == {*RUN, *NOT_RUN}
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_python_of_a_page_runs(name: str, repository: Path, folder: Path, request: pytest.FixtureRequest) -> None:
+    page = RUN[name]
+    if name == "docs/faq.md":
+        pytest.importorskip("torch", reason="docs/faq.md exports a network of PyTorch")
+    if name == "docs/drawing.md":
+        pytest.importorskip("matplotlib", reason="docs/drawing.md draws a figure")
+    if name == "docs/gallery.md":
+        skimage = pytest.importorskip("skimage", reason="docs/gallery.md explains a photograph of scikit-image")
+        squeezenet = request.getfixturevalue("reference") / "squeezenet"
+        shutil.copy(Path(skimage.__file__).parent / "data" / "coffee.png", folder)
+        for file in ("squeezenet1_1.onnx", "labels.txt"):
+            shutil.copy(squeezenet / file, folder)
+    code = "\n".join(block for block in _blocks(repository)[name] if OWN_METHOD not in block)
+    for text, stands_in in page.replaced.items():
+        assert text in code, f"{text} is no longer on the page"
+        code = code.replace(text, stands_in)
+    names = page.names(folder)
+    exec(compile(code, name, "exec"), names)
+    assert page.check(names)
