@@ -14,6 +14,7 @@ from camrt import tuning
 from camrt.errors import CamrtError
 from camrt.graph.batch import with_free_batch
 from camrt.graph.explain import image_input
+from camrt.graph.inputs import with_image_input
 from camrt.graph.opening import open_model
 from camrt.graph.scores import FLOATS, Scores, find_scores, scores_at
 from camrt.graph.view import GraphView, control_flow, labels_of, shape_of
@@ -69,7 +70,7 @@ class Scorer:
             raise CamrtError("found an explainer graph, expected the classifier that it was made of: it is run alone")
         self.wanted = preprocess_of(preprocess, properties).seeing(protocol)
         self.size = self.wanted.size
-        view = open_model(model)
+        view = with_image_input(open_model(model), self.wanted)
         self._input, side = image_input(view, self.wanted, protocol)
         self._crop = crops_of("center", self.size, side)[0]
         self._is_sum, self._is_named = is_sum, scores is not None

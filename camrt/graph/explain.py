@@ -18,7 +18,15 @@ from camrt.graph.crops import merge, paste
 from camrt.graph.gradient import MissingRuleError
 from camrt.graph.head import Head, find_head
 from camrt.graph.inputs import with_image_input
-from camrt.graph.layers import FeatureMap, as_read, dependents, feature_map_of, last_features, named_tensor
+from camrt.graph.layers import (
+    FeatureMap,
+    as_read,
+    dependents,
+    feature_map_of,
+    has_positions,
+    last_features,
+    named_tensor,
+)
 from camrt.graph.methods import BLACK_BOX, METHODS, Method, find
 from camrt.graph.methods.context import Layer, MethodContext, Pass
 from camrt.graph.opening import ModelLike, check_model, naming, open_model
@@ -304,7 +312,7 @@ def _feature_maps(view: GraphView, entry: Method, asked: _Asked, seen: _Seen, im
         feature_maps = [feature_map_of(view, seen.head.features)]
     elif asked.features in view.producers:
         feature_maps = [feature_map_of(view, asked.features or "")]
-    elif seen.head is not None:
+    elif seen.head is not None and has_positions(view, seen.head.features):
         feature_maps = [feature_map_of(view, seen.head.features)]
     else:
         feature_maps = [last_features(view, image, seen.scores.logits)]

@@ -158,6 +158,15 @@ def feature_map_of(view: GraphView, tensor: str) -> FeatureMap:
     )
 
 
+def has_positions(view: GraphView, tensor: str) -> bool:
+    """Whether features (N, channels, height, width) have more than one position, as far as their size is known.
+
+    Some heads pool twice: what the second one reads has one position, and is no place to look at.
+    """
+    shape = _Shapes(view).of(tensor)
+    return shape is None or len(shape) != 4 or shape[2:] != (1, 1)
+
+
 def last_features(view: GraphView, image: str, logits: str) -> FeatureMap:
     """Find the last features with positions that everything passes on its way from the image to the scores.
 

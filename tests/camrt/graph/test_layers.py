@@ -275,7 +275,7 @@ def test_operators_without_a_rule_are_all_named() -> None:
     graph.node.append(helper.make_node("Hardmax", ["normal"], ["hard"], "second"))
     head[0].input[0] = "hard"
     graph.node.extend(head)
-    with pytest.raises(CamrtError, match="Hardmax.*--method .*eigencam") as caught:
+    with pytest.raises(CamrtError, match=r"Hardmax.*--method .*eigencam") as caught:
         explain_graph(model, "gradcam", preprocess=PREPROCESS, layer="features")
     assert "LpNormalization" in str(caught.value)
 
@@ -304,3 +304,14 @@ def test_no_scores() -> None:
         CamrtError, match=r"the model has no output of scores, found 'features' .*Name the tensor: --scores"
     ):
         explain_graph(model, "gradcam", preprocess=PREPROCESS)
+
+
+def test_a_head_that_pools_twice() -> None:
+    """As timm's VGG does: the second pooling reads one position, and the features before the first are taken."""
+    model = classifier("gemm")
+    place = next(number for number, node in enumerate(model.graph.node) if "pooled" in node.input)
+    model.graph.node[place].input[0] = "again"
+    model.graph.node.insert(place, helper.make_node("GlobalAveragePool", ["act"], ["again"], "again"))
+    model.graph.node.insert(place, helper.make_node("Relu", ["pooled"], ["act"], "act"))
+    explainer = explain_graph(model, "gradcam", preprocess=PREPROCESS)
+    assert describe(explainer)["layer"] == ["features"]
