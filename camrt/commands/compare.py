@@ -104,7 +104,8 @@ def compare(
                 )  # fmt: skip
         if rows:
             write(out, page(rows, model=title_of(model), failed=failed).encode(errors="replace"))
-            _print(rows, failed, out, as_json=as_json)
+        if rows or as_json:
+            _print(rows, failed, out if rows else None, as_json=as_json)
         if failed:
             say("error: left out:")
             for line in failed:
@@ -135,7 +136,7 @@ def _settings(given: Sequence[str] | None, methods: Sequence[str]) -> dict[str, 
     return found
 
 
-def _print(rows: Sequence[Row], failed: Sequence[str], out: Path, *, as_json: bool) -> None:
+def _print(rows: Sequence[Row], failed: Sequence[str], out: Path | None, *, as_json: bool) -> None:
     from camrt.evaluate.comparison import best, means
 
     averages = means(rows)
@@ -143,7 +144,7 @@ def _print(rows: Sequence[Row], failed: Sequence[str], out: Path, *, as_json: bo
     if as_json:
         record = {
             "rows": [row.as_dict() for row in rows], "means": averages, "best": leaders, "failed": list(failed),
-            "page": str(out),
+            "page": str(out) if out else None,
         }  # fmt: skip
         print(json_line(record))
         return

@@ -7,6 +7,7 @@ import os
 import time
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,8 +209,12 @@ def _listed(images: Any) -> Iterable[ImageLike]:
 def _subjects(
     images: Iterable[ImageLike], scorer: Scorer, target: int | None, on_error: OnError, skipped: Callable[[], object]
 ) -> Iterator[_Subject]:
+    seen: Counter[str] = Counter()
     for image in images:
         name = reading.name_of(image)
+        seen[name] += 1
+        if seen[name] > 1:  # arrays, for example, are all called alike
+            name = f"{name} {seen[name]}"
         try:
             loaded = reading.load(image, scorer.size, max_side=_SIDE)
             planes = scorer.prepare(loaded.square)

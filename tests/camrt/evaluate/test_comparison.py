@@ -80,6 +80,12 @@ def test_a_given_class(model: Path, photos: list[Path]) -> None:
     assert row.explanation.classes.tolist() == [3]
 
 
+def test_arrays_are_told_apart(model: Path) -> None:
+    rows = camrt.compare([photo(30, 30, 1), photo(30, 30, 2)], model, ["baseline-center"], providers="cpu", step=300)
+    assert len({row.image for row in rows}) == 2
+    assert len(camrt.compare(photo(30, 30, 1), model, ["baseline-center"], providers="cpu", step=300)) == 1
+
+
 def test_what_fails_does_not_stop_the_others(model: Path, photos: list[Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_text("not an image")
@@ -177,6 +183,15 @@ def test_the_command_names_what_it_leaves_out(model: Path, photos: list[Path], t
     assert result.exit_code == 1
     assert len(json.loads(result.stdout)["rows"]) == 1
     assert "gone.png: there is no such file" in result.stderr
+
+
+def test_the_command_prints_json_where_nothing_can_be_compared(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.html"
+    result = CliRunner().invoke(app, ["compare", "gone.png", "--model", str(model), "--out", str(out), "--json"])
+    assert result.exit_code == 1
+    record = json.loads(result.stdout)
+    assert (record["rows"], record["page"], len(record["failed"])) == ([], None, 1)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
