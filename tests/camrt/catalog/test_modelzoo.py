@@ -14,6 +14,7 @@ from PIL import Image
 
 from camrt import CamrtError, Explainer, catalog, loading
 from camrt.catalog import modelzoo
+from camrt.catalog.entry import SOURCES
 from camrt.evaluate.network import load_classifier
 from camrt.loading import Request, classifier_of, identity, is_name, known_preprocess, named, named_classifier, title_of
 from camrt.preprocess import PRESETS
@@ -130,6 +131,10 @@ def test_plain_names_hide_none_of_caffes() -> None:
     known = {each for model in zoo.models().values() for each in (model.name, *model.aliases)}
     assert not known & catalog.plain_names().keys()
     assert isinstance(named("vgg16"), zoo.NamedModel)
+
+
+def test_prefixes_are_those_of_the_sources() -> None:
+    assert tuple(SOURCES.keys()) == catalog.PREFIXES
 
 
 def test_names_with_prefixes_are_no_paths() -> None:
