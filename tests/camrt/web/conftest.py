@@ -89,6 +89,21 @@ def page(browser: Any, site: Site) -> Iterator[Any]:
         yield found
 
 
+@pytest.fixture(scope="session")
+def kept(browser: Any, site: Site) -> Iterator[Any]:
+    """One page for the tests that only call the functions of its module, as loading a page takes seconds."""
+    with opened(browser, f"{site.url}?backend=wasm") as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def explained(browser: Any, site: Site, canvas: Path) -> Iterator[Any]:
+    """One page that has explained the digit, for the tests that change nothing on it."""
+    with opened(browser, f"{site.url}?backend=wasm") as found:
+        explain(found, canvas)
+        yield found
+
+
 @contextlib.contextmanager
 def opened(browser: Any, url: str, *, expected: tuple[str, ...] = (), **options: Any) -> Iterator[Any]:
     context = browser.new_context(**options)
@@ -106,12 +121,12 @@ def opened(browser: Any, url: str, *, expected: tuple[str, ...] = (), **options:
     assert [line for line in said if not any(each in line for each in expected)] == []
 
 
-@pytest.fixture
-def canvas(tmp_path: Path, repository: Path) -> Path:
+@pytest.fixture(scope="session")
+def canvas(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """A PNG with a digit, of a size that has to be resized along both axes."""
     with Image.open(repository / "models" / LENET / SAMPLE) as opened_image:
         large = opened_image.convert("RGB").resize((320, 230), Image.Resampling.BILINEAR)
-    path = tmp_path / "digit.png"
+    path = tmp_path_factory.mktemp("digit") / "digit.png"
     large.save(path)
     return path
 

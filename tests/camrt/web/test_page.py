@@ -37,37 +37,36 @@ def assert_equal_to_python(found: dict[str, np.ndarray], expected: Any) -> None:
 # ------------------------------------------------------------------------------------------------- what it finds
 
 
-def test_classes_and_heatmaps_equal_pythons(page: Any, site: Site, canvas: Path) -> None:
-    assert "1 thread" not in page.inner_text("#engine")  # the server isolates the page
-    explain(page, canvas)
+def test_classes_and_heatmaps_equal_pythons(explained: Any, site: Site, canvas: Path) -> None:
+    assert "1 thread" not in explained.inner_text("#engine")  # the server isolates the page
     expected = explainer(site)(canvas)
-    assert_equal_to_python(result_of(page), expected)
-    assert page.inner_text("#status").startswith(f"digit.png: {expected.labels[0]} ")
+    assert_equal_to_python(result_of(explained), expected)
+    assert explained.inner_text("#status").startswith(f"digit.png: {expected.labels[0]} ")
 
 
 @pytest.mark.parametrize(
     ("width", "height", "mode"),
     [(300, 200, "RGB"), (40, 333, "RGB"), (64, 48, "L"), (100, 100, "RGB"), (77, 120, "RGBA"), (1, 3, "RGB")],
 )
-def test_squares_are_those_of_python(page: Any, tmp_path: Path, width: int, height: int, mode: str) -> None:
+def test_squares_are_those_of_python(kept: Any, tmp_path: Path, width: int, height: int, mode: str) -> None:
     """To a gray level, whichever axis is resized first, smaller or larger; and colors below alpha count."""
     shape = (height, width) if mode == "L" else (height, width, len(mode))
     file = tmp_path / "noise.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), mode).save(file)
-    assert_square(page, file, 1)
+    assert_square(kept, file, 1)
 
 
-def test_gamma_is_ignored_and_orientation_applied(page: Any, tmp_path: Path) -> None:
+def test_gamma_is_ignored_and_orientation_applied(kept: Any, tmp_path: Path) -> None:
     """As Python does; a smooth image, as decoders of JPEG differ at edges."""
     smooth = np.stack(np.broadcast_arrays(np.arange(120), np.arange(200)[:, None], 100), axis=2).astype(np.uint8)
     gamma = PngImagePlugin.PngInfo()
     gamma.add(b"gAMA", (100_000).to_bytes(4, "big"))  # linear
     Image.fromarray(smooth).save(tmp_path / "linear.png", pnginfo=gamma)
-    assert_square(page, tmp_path / "linear.png", 1)
+    assert_square(kept, tmp_path / "linear.png", 1)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(smooth).save(tmp_path / "turned.jpg", exif=exif, quality=95, subsampling=0)
-    assert_square(page, tmp_path / "turned.jpg", 3)
+    assert_square(kept, tmp_path / "turned.jpg", 3)
 
 
 def assert_square(page: Any, file: Path, most: int) -> None:
@@ -85,6 +84,7 @@ def assert_square(page: Any, file: Path, most: int) -> None:
     assert np.abs(np.reshape(square, expected.shape).astype(int) - expected).max() <= most
 
 
+@pytest.mark.slow
 def test_photographs_by_an_imagenet_network(browser: Any, package: Path, reference: Path, tmp_path: Path) -> None:
     """SqueezeNet on a photograph: classes, heatmaps and the box that Python finds; then another class by its button."""
     folder = reference / "squeezenet"
@@ -116,20 +116,18 @@ def test_photographs_by_an_imagenet_network(browser: Any, package: Path, referen
         assert_equal_to_python(result_of(page), expected)
 
 
-def test_the_box_is_pythons(page: Any, site: Site, canvas: Path) -> None:
-    explain(page, canvas)
+def test_the_box_is_pythons(explained: Any, site: Site, canvas: Path) -> None:
     left, top, width, height = best_box(explainer(site)(canvas).heatmaps[0])[0] * (320, 230, 320, 230)
     expected = np.rint([left, top, left + width, top + height])
-    x, y, w, h = result_of(page)["box"]
+    x, y, w, h = result_of(explained)["box"]
     assert np.abs(np.array([x, y, x + w, y + h]) - expected).max() <= 1
 
 
-def test_the_drawn_map_is_that_of_python(page: Any, site: Site, canvas: Path) -> None:
+def test_the_drawn_map_is_that_of_python(explained: Any, site: Site, canvas: Path) -> None:
     """The colors that `camrt.render.overlay` mixes, without the image: a map over black."""
     from camrt import render
 
-    explain(page, canvas)
-    drawn = page.evaluate(
+    drawn = explained.evaluate(
         """() => {
             const { map } = camrt.panels.values().next().value.parts;
             return [...map.getContext("2d").getImageData(0, 0, map.width, map.height).data];
@@ -240,10 +238,9 @@ def test_keys_slider_and_value_under_the_pointer(page: Any, site: Site, canvas: 
     assert page.locator("#help").is_visible()
 
 
-def test_save(page: Any, canvas: Path, tmp_path: Path) -> None:
-    explain(page, canvas)
-    with page.expect_download() as waiting:
-        page.keyboard.press("s")
+def test_save(explained: Any, canvas: Path, tmp_path: Path) -> None:
+    with explained.expect_download() as waiting:
+        explained.keyboard.press("s")
     assert waiting.value.suggested_filename.startswith("digit_")
     waiting.value.save_as(tmp_path / "saved.png")
     with Image.open(tmp_path / "saved.png") as saved, Image.open(canvas) as image:
@@ -278,14 +275,15 @@ def test_camera(page: Any) -> None:
     page.wait_for_selector("#rate", state="hidden")
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark"), (320, "light")])
-def test_nothing_sticks_out(browser: Any, site: Site, canvas: Path, width: int, scheme: str) -> None:
-    address = f"{site.url}?backend=wasm"
-    with opened(browser, address, viewport={"width": width, "height": 800}, color_scheme=scheme) as page:
-        explain(page, canvas)
-        assert page.evaluate("() => document.documentElement.scrollWidth") <= width
-        red = "(name) => Number(getComputedStyle(document.body)[name].match(/[0-9]+/)[0])"
-        assert (page.evaluate(red, "color") < page.evaluate(red, "backgroundColor")) == (scheme == "light")
+def test_nothing_sticks_out(page: Any, canvas: Path) -> None:
+    explain(page, canvas)
+    red = "(name) => Number(getComputedStyle(document.body)[name].match(/[0-9]+/)[0])"
+    for width, scheme in ((1280, "light"), (390, "dark"), (320, "light")):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= width, width
+        is_light = page.evaluate(red, "color") < page.evaluate(red, "backgroundColor")
+        assert is_light == (scheme == "light"), scheme
 
 
 # ------------------------------------------------------------------------------------------------- what may go wrong
@@ -318,6 +316,7 @@ def test_a_graph_that_was_cut_off_is_told(browser: Any, site: Site, tmp_path: Pa
         page.wait_for_selector("#problems li")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_tampered", [False, True])
 def test_the_runtime_from_the_cdn_is_checked(
     browser: Any, package: Path, lenet: list[SiteModel], canvas: Path, tmp_path: Path, is_tampered: bool
