@@ -45,6 +45,11 @@ GROUPS = ("boxes", "masks", "pointing", "drop", "insertion", "deletion", "road")
 PAGE, RESULTS, SWEEP, PRECISION = "index.html", "results.json", "sweep", "precision.csv"
 WHOLE_RUN = "1/1"
 _MOST_NAMED = 20  # failed images in a terminal; --json names all
+# What is explained, and how: camrt batch has been told.
+_OF_IMAGES = (
+    "images", "submission", "model", "weights", "preprocess", "method", "methods", "protocol", "provider", "precision",
+    "batch", "html",
+)  # fmt: skip
 _INTERRUPTED = "finished images are kept; the same command continues from there"
 
 ILSVRC_EXAMPLES = f"""Examples:
@@ -267,6 +272,7 @@ def evaluate() -> None:
 @app.command("ilsvrc", epilog=ILSVRC_EXAMPLES)
 @expanded
 def ilsvrc(
+    context: typer.Context,
     *,
     images: Annotated[Path | None, typer.Option(metavar="DIR", help="The image folder.")] = None,
     annotations: Annotated[
@@ -289,7 +295,10 @@ def ilsvrc(
     """Measure the localization error as in the paper: five guesses per image, each a class and a box."""
     check_model(choice.model, choice.weights)
     running.check()
-    _check_sources(images, submission, predictions, finding.heatmaps, running)
+    if predictions is not None:
+        _check_predictions(context)
+    else:
+        _check_sources(images, submission, finding.heatmaps, running)
     with reporting(interrupted=_INTERRUPTED):
         from camrt.evaluate import ilsvrc_protocol
         from camrt.evaluate.journal import Shard
@@ -317,13 +326,8 @@ def ilsvrc(
         _print_errors(errors, data, written, running.as_json)
 
 
-def _check_sources(
-    images: Path | None, submission: Path | None, predictions: Path | None, heatmaps: Path | None, running: RunOptions
-) -> None:
-    """Check that the images, a submission or predictions are given, and only one of them."""
-    if predictions is not None:
-        _check_predictions(running, {"--images": images, "--submission": submission})
-        return
+def _check_sources(images: Path | None, submission: Path | None, heatmaps: Path | None, running: RunOptions) -> None:
+    """Check that the images or a submission are given, and only one of them."""
     if submission is not None and (running.merge or running.html or images is not None):
         raise typer.BadParameter(
             "counts a file alone: leave out --images, --merge and --html", param_hint="--submission"
@@ -334,11 +338,12 @@ def _check_sources(
         raise typer.BadParameter(f"{heatmaps} is in {images}: maps would mix with images", param_hint="--heatmaps")
 
 
-def _check_predictions(running: RunOptions, others: Mapping[str, Path | None]) -> None:
-    """Check what goes with predictions."""
-    for flag, given in {**others, "--html": running.html or None}.items():
-        if given is not None:
-            raise typer.BadParameter(f"holds all that is evaluated: leave out {flag}", param_hint="--predictions")
+def _check_predictions(context: typer.Context) -> None:
+    """Check that no option is given beside predictions that would have no effect."""
+    for name in _OF_IMAGES:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"holds all that is evaluated: leave out --{name}", param_hint="--predictions")
 
 
 def _dataset(annotations: Path, ground_truth: Path, truth: GroundTruthOptions, first: int | None) -> Dataset:
@@ -469,6 +474,7 @@ def _print_errors(errors: LocalizationErrors, data: Dataset, written: dict[str, 
 @app.command("wsol", epilog=WSOL_EXAMPLES)
 @expanded
 def wsol(
+    context: typer.Context,
     *,
     images: Annotated[Path | None, typer.Option(metavar="DIR", help="The image folder.")] = None,
     predictions: Predicted = None,
@@ -496,7 +502,7 @@ def wsol(
     if (metadata is None) == (csv is None):
         raise typer.BadParameter("name one of both", param_hint="--metadata, --csv")
     if predictions is not None:
-        _check_predictions(running, {"--images": images})
+        _check_predictions(context)
     elif images is None:
         raise typer.BadParameter("name the folder with the images", param_hint="--images")
     with reporting(interrupted=_INTERRUPTED):

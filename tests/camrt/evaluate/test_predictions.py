@@ -76,14 +76,15 @@ def test_ilsvrc_counts_what_has_no_row_or_an_error(shapes: Shapes, tiny: Path, t
     assert json.loads(stdout)["rankings"]["bbox2"]["localization"] == pytest.approx([2 / 12] * 5)
 
 
-def test_wsol_scores_are_those_of_the_images(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", ["center", "whole"])
+def test_wsol_scores_are_those_of_the_images(tiny: Path, tmp_path: Path, protocol: str) -> None:
     table = write_table(tmp_path / "shapes", 12)
     results = explained(
-        tmp_path / "results", tiny, str(table / "boxes.csv"), Request(target="input", top=1, protocol="center"),
+        tmp_path / "results", tiny, str(table / "boxes.csv"), Request(target="input", top=1, protocol=protocol),
         target_column="class", root=str(table / "images"),
     )  # fmt: skip
     data = ["--csv", table / "boxes.csv", "--masks", table / "masks", "--metrics", "boxes,masks,pointing"]
-    direct = ["--images", table / "images", "--model", tiny, "--protocol", "center", "--out", tmp_path / "a"]
+    direct = ["--images", table / "images", "--model", tiny, "--protocol", protocol, "--out", tmp_path / "a"]
     for out, options in (("a", direct), ("b", ["--predictions", results, "--out", tmp_path / "b"])):
         code, _, stderr = evaluate("wsol", *data, *options, "--workers", 0)
         assert code == 0, (out, stderr)
@@ -110,7 +111,9 @@ def test_what_goes_with_predictions(shapes: Shapes, tiny: Path, tmp_path: Path) 
     results = explained(tmp_path / "results", tiny, str(shapes.images))
     truth = shapes.options[2:]
     assert evaluate("ilsvrc", *shapes.options, "--predictions", results)[0] == 2
-    assert evaluate("ilsvrc", *truth, "--predictions", results, "--html")[0] == 2
+    for useless in (["--html"], ["--model", tiny], ["--protocol", "center"], ["--provider", "cuda"]):
+        code, _, stderr = evaluate("ilsvrc", *truth, "--predictions", results, *useless)
+        assert (code, f"leave out {useless[0]}" in stderr) == (2, True)
     (tmp_path / "empty").mkdir()
     code, _, stderr = evaluate("ilsvrc", *truth, "--predictions", tmp_path / "empty", "--out", tmp_path / "out")
     assert (code, "holds no results of camrt batch" in stderr) == (1, True)
