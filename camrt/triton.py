@@ -103,7 +103,10 @@ class Config:
         if self.accelerator is not None and clash[self.accelerator] is self.device:
             raise CamrtError(f"found {self.accelerator} on the {self.device}, expected it on the other device")
         if self.precision != "fp32" and self.accelerator is not Accelerator.TENSORRT:
-            raise CamrtError(f"found the precision {self.precision}, expected fp32: only TensorRT takes another here")
+            raise CamrtError(
+                f"found the precision {self.precision}, expected fp32: only TensorRT takes another here. Add "
+                "--triton-accelerator tensorrt"
+            )
 
     def text(self) -> str:
         """Return the content of ``config.pbtxt``."""

@@ -27,7 +27,8 @@ def program(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("pkg-config finds no libonnxruntime and opencv4 (libonnxruntime-dev, libopencv-dev)")
     built = tmp_path_factory.mktemp("cpp") / "explain"
     source = repository / "docs" / "run-anywhere" / "explain.cpp"
-    command = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", source, "-o", built, *flags.stdout.split()]
+    options = ["-std=c++17", "-Wall", "-Wextra", "-Werror"]
+    command: list[str | Path] = ["g++", *options, source, "-o", built, *flags.stdout.split()]
     subprocess.run(command, check=True, timeout=120)
     return built
 
