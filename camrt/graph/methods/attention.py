@@ -64,8 +64,9 @@ def attention_rollout(layer: Layer, *, heads: str = "mean", token: str = "auto")
     """
     if heads not in ("mean", "max", "min"):
         raise CamrtError(f"found attention-rollout's heads {heads!r}, expected mean, max or min")
+    blocks = _weights(layer)
     row = _row(layer, token)
-    for weights in reversed(_weights(layer)):
+    for weights in reversed(blocks):
         joined = {"mean": weights.mean, "max": weights.max, "min": weights.min}[heads](1)
         both = joined + np.eye(joined.fixed(-1)[0], dtype=np.float32)
         row = row @ (both / both.sum(-1, keepdims=True))

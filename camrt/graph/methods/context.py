@@ -398,21 +398,38 @@ class Layer:
         Raises:
             CamrtError: As `MethodContext.behind`.
         """
-        context, number = self.context, len(masks)
+        kind = self.context.tensor(self.grid.tensor).kind
+        return self._variants(self.grid.mask(masks).astype(np.float32), lambda some: some.cast(kind))
+
+    def scores_without_each_channel(self) -> Value:
+        """The scores that the rest of the network gives where one of the maps is 0: (N, crops, count, channels).
+
+        Raises:
+            CamrtError: As `MethodContext.behind`.
+        """
+        channels, kind = np.arange(self.channels), self.context.tensor(self.grid.tensor).kind
+        all_of_them = self.grid.mask(channels[None, :, None])
+        return self._variants(
+            self.grid.mask(channels[:, None, None]), lambda some: (~some.equals(all_of_them)).cast(kind)
+        )
+
+    def _variants(self, keys: np.ndarray, mask: Callable[[Value], Value]) -> Value:
+        """The scores of the features behind masks, which the graph makes of a few keys at a time: (number, ...)."""
+        context, number = self.context, len(keys)
         together = max(size for size in range(1, _TOGETHER + 1) if number % size == 0)
         features = context.tensor(self.grid.tensor).unsqueeze(1)
-        form = self.grid.mask(masks)
         read = context.reader(together)
 
         def scored(some: Value) -> Value:
-            variants = (features * some).reshape(-1, *features.shape[2:])
+            variants = (features * mask(some)).reshape(-1, *features.shape[2:])
             return read(context.behind(self.grid.tensor, variants, together))
 
-        kind = np.dtype(np.float32)
-        rows = Value(context.builder, context.builder.constant(form, "masks", kind), form.shape).cast(features.kind)
+        is_float = keys.dtype == np.float32
+        name = context.builder.constant(keys, "masks", keys.dtype)
+        rows = Value(context.builder, name, keys.shape, TensorProto.FLOAT if is_float else TensorProto.INT64)
         if together == number:
             return scored(rows)
-        parts = rows.reshape(number // together, together, *form.shape[1:])
+        parts = rows.reshape(number // together, together, *keys.shape[1:])
         runs = context.collected(
             number // together, lambda run: scored(parts.op("Gather", run, shape=parts.shape[1:], axis=0))
         )

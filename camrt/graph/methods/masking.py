@@ -63,8 +63,7 @@ def ablation_cam(layer: Layer) -> Value:
     Example:
         >>> explainer = camrt.explain_graph(model, method="ablation-cam")  # doctest: +SKIP
     """
-    context, channels = layer.context, layer.channels
-    without = layer.masked_scores(1 - np.eye(channels)[:, :, None])  # (N, crops, count, channels)
+    context, without = layer.context, layer.scores_without_each_channel()
     whole = context.reader(1)(context.logits(context.first))
     lost = whole - without
     is_zero = whole.equals(0)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from camrt.errors import CamrtError
 from camrt.graph import explain_graph
@@ -104,6 +104,13 @@ def test_more_positions_than_run_at_once() -> None:
     assert [node.op_type for node in explainer.graph.node].count("Loop") == 1
 
 
+def test_masks_of_channels_are_made_in_the_graph() -> None:
+    """A network of 2048 channels would carry 16 MB of them."""
+    explainer = explain_graph(classifier("gemm"), "ablation-cam", "center", preprocess=PREPROCESS)
+    held = [one for one in explainer.graph.initializer if one.name.startswith("camrt/masks")]
+    assert [list(one.dims) for one in held] == [[CHANNELS, 1, 1, 1]]
+
+
 def test_sizes_of_the_image_follow_the_number_of_masks() -> None:
     """As newer exporters write it: the batch is read off the image, before the layer."""
     plain, model = classifier("gemm"), classifier("gemm")
@@ -155,10 +162,12 @@ def test_control_flow_behind_the_layer() -> None:
     model = classifier("gemm")
     inside = [helper.make_node("Identity", ["features"], ["inside"])]
     body = helper.make_graph(inside, "body", [], [onnx.ValueInfoProto(name="inside")])
-    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "always"))
-    node = helper.make_node("If", ["always"], ["passed"], "if", then_branch=body, else_branch=body)
-    model.graph.node.insert(2, node)
-    model.graph.node[3].input[0] = "passed"
+    largest = helper.make_node("ReduceMax", ["features"], ["largest"], "largest", keepdims=0)
+    asked = helper.make_node("Cast", ["largest"], ["is_any"], "is_any", to=TensorProto.BOOL)
+    node = helper.make_node("If", ["is_any"], ["passed"], "if", then_branch=body, else_branch=body)
+    for number, one in enumerate((largest, asked, node), 2):
+        model.graph.node.insert(number, one)
+    model.graph.node[5].input[0] = "passed"
     with pytest.raises(CamrtError, match="control flow"):
         explain_graph(model, "ablation-cam", layer="features", preprocess=PREPROCESS)
 
