@@ -67,6 +67,15 @@ def _mean_image(folder: Path) -> dict[str, Any]:
     return {**modules, "metadata": stated}
 
 
+class _Detector:
+    """Finds one object, the surer the brighter the image."""
+
+    def run(self, outputs: None, inputs: Mapping[str, Any]) -> list[np.ndarray]:
+        images = inputs["images"]
+        score = images.mean(axis=(1, 2, 3))
+        return [np.tile([[[8.0, 8, 40, 40]]], (len(images), 1, 1)), np.stack([score, 1 - score], axis=1)[:, None]]
+
+
 def _labels(folder: Path) -> dict[str, Any]:
     lines = (folder / "labels.txt").read_text(encoding="utf-8").splitlines()
     return {"labels": [line.split(",")[0] for line in lines]}
@@ -75,9 +84,14 @@ def _labels(folder: Path) -> dict[str, Any]:
 RUN = {
     "README.md": Page(lambda names: (Path("out") / "explanations.jsonl").is_file()),
     "docs/blackbox.md": Page(
-        lambda names: names["explanation"].standard_errors.shape == names["explanation"].heatmaps.shape,
+        lambda names: names["explanation"].standard_errors is not None and names["maps"].shape == (1, 48, 64),
+        lambda folder: {"camrt": camrt, "session": _Detector(), "image": photo(48, 64).transpose(2, 0, 1) / 255},
+        {'"masks": 4000': '"masks": 40', "masks=5000": "masks=50"},
+    ),
+    "docs/compare-methods.md": Page(
+        lambda names: len(names["rows"]) == 6,
         lambda folder: {"camrt": camrt},
-        {'"masks": 4000': '"masks": 40'},
+        {'"resnet50.onnx"': '"net.onnx"'},
     ),
     "docs/converting.md": Page(
         lambda names: [one.name for one in names["model"].graph.output] == ["prob"],
@@ -134,7 +148,7 @@ def folder(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     shutil.copy(models / "deploy.prototxt", tmp_path)
     shutil.copy(models / "lenetCAM.caffemodel", tmp_path / "net.caffemodel")
     sample = Image.open(models / "sample.png").convert("RGB")
-    for name in ("img1.jpg", "photo.jpg", "cat.jpg"):
+    for name in ("img1.jpg", "photo.jpg", "cat.jpg", "dog.jpg"):
         sample.save(tmp_path / name)
     Image.fromarray(photo(48, 64)).save(tmp_path / "coffee.png")
     for name in ("net.onnx", "my.onnx"):
