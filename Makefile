@@ -40,7 +40,7 @@ demo: $(DEMO_READY)
 	$(BIN)/camrt demo --output build/result.png
 
 test: $(TEST_READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(ARGS)
 
 # ARGS goes to the tests, BENCHMARK to the benchmark: make gpu BENCHMARK="--batches 1 16"
 # The benchmark runs in any case; a failed test is reported after it.
