@@ -81,6 +81,8 @@ def sanity(
         from camrt.evaluate.sanity import sanity as checked
         from camrt.evaluate.sanity import unchanged
 
+        if not images:
+            say("note: no images were named: lenetCAM's sample is taken")
         found, missing = find_images(images or [str(_sample())])
         failed = [f"{where}: {reason}" for where, reason in missing]
         results: list[Checked] = []
