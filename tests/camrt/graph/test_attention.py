@@ -159,6 +159,12 @@ def test_exports_of_the_newer_exporter(kind: str, opset: int) -> None:
         ).model_proto  # fmt: skip
     assert any(node.op_type == "Attention" for node in model.graph.node) == (opset == 23)
     compare_all(watched, model)
+    for method in ("recipro-cam", "ablation-cam", "attnlrp"):  # the rest of the network, and a pass back through it all
+        found, wanted = (
+            explained(each, images(), method=method, target=1)[2] for each in (model, exported(watched.module))
+        )
+        np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max(), err_msg=method)
+        assert wanted.any()
 
 
 @pytest.mark.parametrize("name", ["max", "min"])
