@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from camrt import Explainer, Explanation, Style, captions, colors, images, render, report, results
 from camrt.docs import PICTURED
-from camrt.graph.methods import find
+from camrt.graph.methods import BLACK_BOX, find
 from camrt.localize.crf import CRF
 
 Image = NDArray[np.uint8]
@@ -99,6 +99,17 @@ def methods(studio: Studio) -> Image:
 def method_on_photograph(name: str, studio: Studio) -> Image:
     """One method on the photographs of a cup and a cat, for docs/methods.md."""
     return render.row([_best_map(studio, photograph, name) for photograph in ("coffee.png", "chelsea.png")])
+
+
+def black_box(studio: Studio) -> Image:
+    """The methods that only run the model; what lowers the score is blue."""
+    panels = []
+    for name in (name for name in BLACK_BOX if not name.startswith("baseline-")):
+        explained = studio.explainer(name, top=1)(studio.folder / "coffee.png")
+        is_signed = bool((explained.heatmaps < 0).any())
+        style = Style(colormap="bwr" if is_signed else colors.DEFAULT, boxes=None, caption=False)
+        panels.append(_named(_square(explained.overlay(0, style)), name))
+    return render.row(panels)
 
 
 def demo(studio: Studio) -> Image:
@@ -202,6 +213,7 @@ DRAWN: dict[str, Callable[[Studio], Image]] = {
     "astronaut": functools.partial(best, "astronaut.png"),
     "any-class": any_class,
     "methods": methods,
+    "black-box": black_box,
     "demo": demo,
     "boxes": boxes,
     "crf": crf,
