@@ -11,7 +11,8 @@ in turns, round after round:
 * infer: clients that post pixels to ``/v2/models/M/infer`` and get scores and classes, in binary;
 * heatmaps: the same, and the heatmaps, 1.3 MB an image with five classes of 256 x 256.
 
-The clients share this machine's processors with the server, so that the server's share is less than all of them.
+The clients share this machine's processors with the server, so that the server's share is less than all of them. On a
+machine that does other work, compare the processor time an image: ``CPU ms`` (on Linux).
 ``--seconds 60`` is the minute of docs/serving.md. The exit status is 1 if a request failed.
 """
 
@@ -54,6 +55,8 @@ class Measured:
     rates: list[float] = field(default_factory=list)  # images a second, a round each
     latencies: list[float] = field(default_factory=list)  # seconds, of all requests
     failures: list[str] = field(default_factory=list)
+    processor: float = 0.0  # seconds of processor time, of all rounds
+    images: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,8 @@ def tensor(pixels: np.ndarray, outputs: tuple[str, ...]) -> tuple[bytes, dict[st
 
 
 @contextmanager
-def server(model: str, options: list[str], batch: int, clients: int) -> Iterator[tuple[str, int]]:
-    """Run the command on a free port."""
+def server(model: str, options: list[str], batch: int, clients: int) -> Iterator[tuple[tuple[str, int], int]]:
+    """Run the command on a free port: the place, and the number of the process."""
     command = [
         sys.executable, "-m", "camrt", "serve", "--model", f"m={model}", *options, "--port", "0",
         "--max-batch", str(batch), "--max-queue", str(2 * clients),
@@ -99,10 +102,19 @@ def server(model: str, options: list[str], batch: int, clients: int) -> Iterator
         # Its log goes on: what is not read would stop it.
         subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
         time.sleep(1)
-        yield host, int(port)
+        yield (host, int(port)), process.pid
     finally:
         process.terminate()
         process.wait(60)
+
+
+def processor_seconds(process: int) -> float:
+    """The processor time that a process has taken; not a number where the system does not say it."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return float("nan")
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def client(
@@ -144,11 +156,13 @@ async def ask(place: tuple[str, int], load: Load, clients: int, seconds: float, 
 
 def mapped(explainer: Explainer, images: list[bytes], batch: int, seconds: float, measured: Measured) -> None:
     """Explain with `Explainer.map` for some seconds."""
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     until = began + seconds
     endless = itertools.takewhile(lambda _: time.perf_counter() < until, itertools.cycle(images))
     count = sum(1 for _ in explainer.map(endless, batch=batch))
     measured.rates.append(count / (time.perf_counter() - began))
+    measured.processor += time.process_time() - used
+    measured.images += count
 
 
 def main() -> None:
@@ -173,7 +187,7 @@ def main() -> None:
         "heatmaps": Load("/v2/models/m/infer", [tensor(square, all_outputs) for square in squares]),
     }
     found = {name: Measured() for name in ("map", *loads)}
-    with server(given.model, options, given.batch, given.clients) as place:
+    with server(given.model, options, given.batch, given.clients) as (place, process):
         mapped(explainer, images, given.batch, 1, Measured())
         for load in loads.values():
             asyncio.run(ask(place, load, given.clients, 0.5, Measured()))
@@ -181,24 +195,28 @@ def main() -> None:
             mapped(explainer, images, given.batch, given.seconds, found["map"])
             for name, load in loads.items():
                 time.sleep(PAUSE)
+                began, done = processor_seconds(process), len(found[name].latencies)
                 asyncio.run(ask(place, load, given.clients, given.seconds, found[name]))
+                found[name].processor += processor_seconds(process) - began
+                found[name].images += len(found[name].latencies) - done
     report(found, given, explainer)
     if any(measured.failures for measured in found.values()):
         sys.exit(1)
 
 
 def report(found: dict[str, Measured], given: argparse.Namespace, explainer: Explainer) -> None:
-    table = Table("contender", "images/s", "of map", "p50 ms", "p99 ms", "requests", "failed")
+    table = Table("contender", "images/s", "of map", "CPU ms", "p50 ms", "p99 ms", "requests", "failed")
     base = statistics.median(found["map"].rates)
     for name, measured in found.items():
         rate = statistics.median(measured.rates) if measured.rates else 0.0
         ratio = statistics.median(
             [mine / other for mine, other in zip(measured.rates, found["map"].rates, strict=False)] or [0.0]
         )
+        cpu = 1000 * measured.processor / max(measured.images, 1)
         times = np.array(measured.latencies or [np.nan]) * 1000
         p50, p99 = np.percentile(times, [50, 99])
         shown = ["", "", ""] if name == "map" else [f"{p50:.0f}", f"{p99:.0f}", str(len(measured.latencies))]
-        table.add_row(name, f"{rate:.1f}", f"{ratio:.2f}", *shown, str(len(measured.failures)))
+        table.add_row(name, f"{rate:.1f}", f"{ratio:.2f}", f"{cpu:.1f}", *shown, str(len(measured.failures)))
         for failure in measured.failures[:3]:
             print(f"{name}: {failure}", file=sys.stderr)
     Console().print(
