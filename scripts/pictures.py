@@ -36,10 +36,10 @@ REFERENCE = Path(os.environ.get("CAMRT_REFERENCE", ROOT.parent / "shared" / "ref
 CLASSIFIER = REFERENCE / "squeezenet" / "squeezenet1_1.onnx"
 RUNTIME = ROOT / "build" / "node" / "node_modules" / "onnxruntime-web"
 PHOTOGRAPHS = ("coffee.png", "chelsea.png", "rocket.jpg", "astronaut.png")
-SQUARE = 240  # pixels: a picture of a method
+SQUARE, COLUMNS = 196, 6  # pixels: a picture of a method; in the strip of all of them
 WIDTH = 300  # pixels: a panel of a row
 TEXT = 512  # pixels: captions are those of a picture of that size
-QUALITY = 75
+QUALITY = 72
 WINDOW = 1200  # pixels: of the window that the pages are shown in
 NO_BOXES = Style(boxes=None)
 
@@ -91,8 +91,8 @@ def methods(studio: Studio) -> Image:
     for name in PICTURED:
         panels.append(_named(_best_map(studio, "coffee.png", name), name))
     blank = np.full_like(panels[0], 255)
-    panels += [blank] * (-len(panels) % 5)
-    rows = [render.row(panels[i : i + 5]) for i in range(0, len(panels), 5)]
+    panels += [blank] * (-len(panels) % COLUMNS)
+    rows = [render.row(panels[i : i + COLUMNS]) for i in range(0, len(panels), COLUMNS)]
     return np.vstack(rows)
 
 
@@ -198,7 +198,7 @@ def browser_page(studio: Studio, browser: Any) -> Image:
             thread.start()
             try:
                 return _screenshot(
-                    browser, f"{url_of(server)}?backend=wasm", "body[data-ready=true] .panel .classes li", height=600
+                    browser, f"{url_of(server)}?backend=wasm", "body[data-ready=true] .panel .classes li", height=640
                 )
             finally:
                 server.shutdown()
@@ -207,7 +207,6 @@ def browser_page(studio: Studio, browser: Any) -> Image:
 
 DRAWN: dict[str, Callable[[Studio], Image]] = {
     "first": first,
-    "coffee": functools.partial(best, "coffee.png"),
     "chelsea": functools.partial(best, "chelsea.png"),
     "rocket": functools.partial(best, "rocket.jpg"),
     "astronaut": functools.partial(best, "astronaut.png"),

@@ -15,7 +15,7 @@ from camrt import images, render
 PAGES = ("README.md", "docs/*.md")
 FOLDERS = ("docs/pictures", "docs/methods")
 WEIGHT = 1_600_000  # bytes, of all pictures
-FAST = ("first", "coffee", "chelsea", "rocket", "astronaut", "any-class", "demo", "boxes", "crf", "colormaps")
+FAST = ("first", "chelsea", "rocket", "astronaut", "any-class", "demo", "boxes", "crf", "colormaps")
 
 
 @pytest.fixture(scope="module")
