@@ -36,7 +36,7 @@ REFERENCE = Path(os.environ.get("CAMRT_REFERENCE", ROOT.parent / "shared" / "ref
 CLASSIFIER = REFERENCE / "squeezenet" / "squeezenet1_1.onnx"
 RUNTIME = ROOT / "build" / "node" / "node_modules" / "onnxruntime-web"
 PHOTOGRAPHS = ("coffee.png", "chelsea.png", "rocket.jpg", "astronaut.png")
-SQUARE, COLUMNS = 196, 6  # pixels: a picture of a method; in the strip of all of them
+SQUARE, COLUMNS = 188, 6  # pixels: a picture of a method; in the strip of all of them
 WIDTH = 300  # pixels: a panel of a row
 TEXT = 512  # pixels: captions are those of a picture of that size
 QUALITY = 72
@@ -170,7 +170,7 @@ def figure(studio: Studio) -> Image:
 
 def page(studio: Studio, browser: Any) -> Image:
     """The page of camrt explain --html."""
-    explainer = studio.explainer(protocol="center", top=5)
+    explainer = studio.explainer(top=5)
     found = [dataclasses.replace(explainer(studio.folder / name), source=name) for name in PHOTOGRAPHS]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "index.html"
