@@ -83,6 +83,7 @@ def values_of(field: Field) -> st.SearchStrategy[Any]:
     return {
         FieldDescriptor.CPPTYPE_BOOL: st.booleans(),
         FieldDescriptor.CPPTYPE_FLOAT: st.floats(width=32, allow_nan=False),
+        FieldDescriptor.CPPTYPE_DOUBLE: st.floats(allow_nan=False),
         FieldDescriptor.CPPTYPE_INT32: st.integers(-(2**31), 2**31 - 1),
         FieldDescriptor.CPPTYPE_INT64: st.integers(-(2**63), 2**63 - 1),
         FieldDescriptor.CPPTYPE_UINT32: st.integers(0, 2**32 - 1),

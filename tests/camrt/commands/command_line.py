@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -21,3 +22,10 @@ def lines(out: Path) -> list[dict[str, object]]:
     text = (out / LINES).read_text(encoding="utf-8")
     assert not text or text.endswith("\n")
     return [json.loads(line) for line in text.splitlines()]
+
+
+def command(*arguments: object) -> list[str]:
+    """A command as a process of its own, which Ctrl-C interrupts."""
+    # A shell that starts the tests in the background has Ctrl-C ignored, also below it.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from camrt.cli import main; main()"
+    return [sys.executable, "-c", code, *map(str, arguments)]

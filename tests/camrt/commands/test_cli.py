@@ -26,7 +26,7 @@ from converters import zoo
 from tests import tiny_cam as tiny
 from tests.camrt.classifiers import CLASSES as CLASSIFIER_CLASSES
 from tests.camrt.classifiers import SIDE, classifier
-from tests.camrt.commands.command_line import lines, run
+from tests.camrt.commands.command_line import command, lines, run
 from tests.tiny_models import LABELS, photo, tiny_explainer
 
 
@@ -46,12 +46,6 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.onnx"
     onnx.save(tiny_explainer(top=2), path)
     return path
-
-
-def command(*arguments: object) -> list[str]:
-    # A shell that starts the tests in the background has Ctrl-C ignored, also below it.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from camrt.cli import main; main()"
-    return [sys.executable, "-c", code, *map(str, arguments)]
 
 
 def environment(repository: Path) -> dict[str, str]:

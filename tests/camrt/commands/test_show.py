@@ -55,7 +55,7 @@ def in_terminal(*arguments: str, size: tuple[int, int, int, int] = (50, 60, 800,
 @pytest.mark.slow
 def test_pictures_are_shown_by_half_blocks() -> None:
     pytest.importorskip("textual_image", reason="pictures in terminals need textual-image, which is not here")
-    status, printed = in_terminal("explain", "a.png", "--model", "tiny.onnx", "--show", "--boxes", "none")
+    status, printed = in_terminal("explain", "a.png", "--model", "tiny.onnx", "--show", "--opacity", "0")
     assert status == 0, printed
     assert printed.count("▀") > 2 * 300
     colors = re.findall(r"\x1b\[38;2;(\d+);(\d+);(\d+)", printed)

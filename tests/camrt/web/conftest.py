@@ -30,9 +30,12 @@ def package(repository: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def launch() -> Iterator[Callable[..., Any]]:
-    """Start Chromium with more flags."""
+    """Start Chromium with more flags.
+
+    Not for longer than a module: while Playwright runs, its event loop does, and other tests start loops of their own.
+    """
     api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
@@ -42,7 +45,7 @@ def launch() -> Iterator[Callable[..., Any]]:
         yield lambda *more: playwright.chromium.launch(executable_path=chromium, args=[*flags, *more])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(launch: Callable[..., Any]) -> Iterator[Any]:
     launched = launch("--disable-gpu")
     yield launched
@@ -54,7 +57,7 @@ def lenet() -> list[SiteModel]:
     return [site_model(LENET, Request(method, target=ANY)) for method in ("cam", "gradcam")]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, lenet: list[SiteModel], package: Path) -> Iterator[Site]:
     """lenetCAM by two methods."""
     folder = tmp_path_factory.mktemp("web") / "site"
@@ -89,14 +92,14 @@ def page(browser: Any, site: Site) -> Iterator[Any]:
         yield found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def kept(browser: Any, site: Site) -> Iterator[Any]:
     """One page for the tests that only call the functions of its module, as loading a page takes seconds."""
     with opened(browser, f"{site.url}?backend=wasm") as found:
         yield found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def explained(browser: Any, site: Site, canvas: Path) -> Iterator[Any]:
     """One page that has explained the digit, for the tests that change nothing on it."""
     with opened(browser, f"{site.url}?backend=wasm") as found:

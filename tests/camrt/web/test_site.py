@@ -11,7 +11,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -28,7 +27,7 @@ from camrt.loading import LENET, Request
 from camrt.web import runtime
 from camrt.web.site import ANY, SITE, SiteModel, build, site_model
 from converters import zoo
-from tests.camrt.commands.command_line import run
+from tests.camrt.commands.command_line import command, run
 from tests.camrt.web.conftest import served
 
 SAMPLE = zoo.models_folder() / LENET / "sample.png"
@@ -213,8 +212,8 @@ def test_a_page_that_is_closed_while_it_loads_is_no_error(
 
 def test_serving_until_interrupted(tmp_path: Path, lenet: list[SiteModel]) -> None:
     build(lenet[:1], tmp_path / "site", title="Digits")
-    command = [sys.executable, "-m", "camrt", "web", "--serve", "--port", "0", "--out", str(tmp_path / "site")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    serving = command("web", "--serve", "--port", 0, "--out", tmp_path / "site")
+    with subprocess.Popen(serving, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         said = process.stderr.readline()
         url = said.split(" at ")[1].split(" ")[0]
@@ -236,8 +235,7 @@ def test_the_demo_opens_the_page(tmp_path: Path) -> None:
         "TMPDIR": str(tmp_path),
         "CAMRT_HOME": str(tmp_path / "home"),
     }
-    command = [sys.executable, "-m", "camrt", "demo", "--web"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(command("demo", "--web"), stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
         url = next(line for line in process.stderr if " at http" in line).split(" at ")[1].split(" ")[0]
         with urllib.request.urlopen(f"{url}site.json") as answer:
