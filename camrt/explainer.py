@@ -82,9 +82,9 @@ class Explainer:
             (docs/models.md), which is downloaded or exported if need be; the path of an ONNX model, or a ModelProto: a
             classifier, or an explainer graph, which is told by its metadata.
         method: How the maps are computed, for `camrt.explain_graph`, or a method that only runs the model
-            (`camrt.blackbox`: ``"rise"``, ...); ``"cam"`` if left out. An explainer graph has its
-            own: an argument that says something else is an error. The same goes for the arguments below that are
-            `camrt.explain_graph`'s.
+            (`camrt.blackbox`: ``"rise"``, ...). If left out, ``"cam"`` where the network ends in global average pooling
+            and one linear layer, else ``"gradcam"``. An explainer graph has its own: an argument that says something
+            else is an error. The same goes for the arguments below that are `camrt.explain_graph`'s.
         protocol: What the network sees of an image; if left out, what the model says itself (``camrt.protocol`` in its
             metadata), or what suits the method.
         top: How many classes are explained, the best first; if left out, what suits the method (5 of cam), or as many

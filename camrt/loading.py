@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from camrt.preprocess import Preprocess
     from converters.zoo import NamedModel
 
-METHOD = "cam"
 LENET = "lenetCAM"  # the named model that comes with its weights
 _log = logging.getLogger(__name__)
 
@@ -73,7 +72,7 @@ class Request:
 
         return explain_graph(
             model,
-            method=self.method or METHOD,
+            method=self.method,
             protocol=self.protocol,
             top=self.top,
             features=self.features,

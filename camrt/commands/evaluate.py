@@ -486,7 +486,14 @@ def wsol(
     ] = None,
     choice: NetworkOptions,
     runtime: RuntimeOptions,
-    methods: Annotated[str, typer.Option(metavar="A,B,...", help=f"Of {', '.join((*METHODS, *BLACK_BOX))}.")] = "cam",
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help=f"Of {', '.join((*METHODS, *BLACK_BOX))}. By default cam where the network has its head, "
+            "else gradcam.",
+        ),
+    ] = None,
     protocol: Annotated[
         ProtocolName, typer.Option(help="What the network sees of an image; whole: all of it, resized.")
     ] = ProtocolName.WHOLE,
@@ -495,7 +502,7 @@ def wsol(
     running: RunOptions,
 ) -> None:
     """Compare methods: how well their maps localize, and how faithful they are to the network."""
-    chosen = listed(methods, (*METHODS, *BLACK_BOX), "--methods")
+    chosen = [] if methods is None else listed(methods, (*METHODS, *BLACK_BOX), "--methods")
     check_model(choice.model, choice.weights)
     measuring.check()
     running.check()
@@ -518,6 +525,7 @@ def wsol(
             chosen = [_measure_predicted(data, predictions, out, measures, part, running)]
         elif images is not None:
             check_image_folder(images)
+            chosen = chosen or [network.explainer_of_label(None).method]
             for method in [] if running.merge else chosen:
                 _measure(data, images, out, network, method, measures, part, running.workers)
         found = [tally(data, images, out, each, measures.groups, threshold=measuring.threshold) for each in chosen]

@@ -137,7 +137,8 @@ Method = Annotated[
     typer.Option(
         metavar="NAME",
         parser=method_name,
-        help=f"How the maps are computed: {', '.join(METHODS)} (docs/methods.md); by default cam. "
+        help=f"How the maps are computed: {', '.join(METHODS)} (docs/methods.md); by default cam where the network "
+        "ends in global average pooling and a linear layer, else gradcam. "
         f"Or by running the model many times: {', '.join(BLACK_BOX)} (docs/blackbox.md).",
     ),
 ]

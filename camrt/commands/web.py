@@ -66,7 +66,8 @@ def web(
             "--method",
             metavar="NAME",
             parser=method_name,
-            help=f"How the maps are computed: {', '.join(METHODS)}; may be repeated, by default cam.",
+            help=f"How the maps are computed: {', '.join(METHODS)}; may be repeated. By default cam where the network "
+            "has its head, else gradcam.",
         ),
     ] = None,
     protocol: Protocol = None,

@@ -77,8 +77,11 @@ class Network:
             )
         return explainer
 
-    def explainer_of_label(self, method: str) -> Explainer:
+    def explainer_of_label(self, method: str | None) -> Explainer:
         """Load an explainer of the class that comes with each image.
+
+        Args:
+            method: How the maps are computed; None for the default.
 
         Raises:
             CamrtError: The explainer cannot be made or loaded, or takes no class with an image.

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from camrt.builder import PREFIX, Builder
 from camrt.errors import CamrtError
 from camrt.graph.batch import with_free_batch
+from camrt.graph.choice import Choice, default_method
 from camrt.graph.crops import merge, paste
 from camrt.graph.gradient import MissingRuleError
 from camrt.graph.head import Head, find_head
@@ -55,7 +56,7 @@ _log = logging.getLogger(__name__)
 
 def explain_graph(
     model: ModelLike,
-    method: str = "cam",
+    method: str | None = None,
     protocol: str | None = None,
     top: int | None = None,
     features: str | None = None,
@@ -73,7 +74,8 @@ def explain_graph(
     Args:
         model: A classifier or the path of one: one image input (N, 3, h, w) float32, scores (N, K). Not changed.
         method: One of `camrt.graph.methods.METHODS`; ``"cam"`` needs global average pooling and one linear layer at the
-            end, the others any classifier.
+            end, the others any classifier. By default ``"cam"`` where the network ends so, else ``"gradcam"``: which
+            one, and why, is logged and stands in the metadata.
         protocol: What the network sees of an image. ``"whole"``: the image, resized to the network's input, in one
             pass; ``"ten-crop"``, as the original: the scores of ten crops are averaged, and their maps added;
             ``"center"``: one crop; ``"full"``: the whole image and its mirror image at ``preprocess.size``, for
@@ -112,17 +114,20 @@ def explain_graph(
         >>> explainer = camrt.explain_graph(onnx.load("resnet50.onnx"), "gradcam", "center", top=3,
         ...                                 preprocess="torchvision")  # doctest: +SKIP
     """
-    entry = find(method)
-    chosen = entry.checked(settings or {})
+    entry = None if method is None else find(method)
+    if entry is not None:
+        entry.checked(settings or {})  # before the model is read
     with naming(model):
         opened = open_model(model, RESERVED)
         renamed, metadata = opened.renamed, opened.metadata
         if keys.EXPLAINER in metadata:
             raise CamrtError("the model is an explainer already, expected a classifier")
-        protocol = protocol or _default_protocol(metadata.get(keys.PROTOCOL), entry)
+        # Both methods that may be the default see what they see of an image in the same way.
+        protocol = protocol or _default_protocol(metadata.get(keys.PROTOCOL), entry or find("cam"))
         wanted = preprocess_of(preprocess, metadata).seeing(protocol)
         side = wanted.size if protocol == "full" else wanted.crop
-        opened = unrolled(with_image_input(opened, wanted), (side, side), recurrent=entry.gradients)
+        network = with_image_input(opened, wanted)
+        opened = unrolled(network, (side, side), recurrent=entry is not None and entry.gradients)
         asked = _Asked(
             layers=tuple(
                 as_read(opened, named_tensor(opened, renamed.get(each, each))) for each in _names_of(layer, features)
@@ -132,11 +137,18 @@ def explain_graph(
             scores=renamed.get(scores or "", scores),
             is_sum=target == SUM,
         )
+        choice = None
+        if entry is None:
+            choice = _chosen(opened, asked, is_named=classifier is not None)
+            entry = find(choice.method)
+            if entry.gradients:
+                opened = unrolled(network, (side, side))
+        chosen = entry.checked(settings or {})
         seen = _look(opened, entry, asked)
         metadata = _labelled(metadata, labels, seen.scores, asked)
         targets = targets_of(target, top, entry.top, labels_of(metadata), None if target == SUM else seen.scores)
         properties = {
-            "method": method,
+            "method": entry.name,
             "protocol": protocol,
             "top": targets.count,
             "size": wanted.size,
@@ -144,6 +156,8 @@ def explain_graph(
         }
         result, found = _explainer(opened, entry, chosen, asked, seen, targets, wanted, protocol)
         properties |= _properties(entry, seen, targets, found, chosen)
+        if choice is not None:
+            properties["reason"] = choice.reason
         if is_int8(opened.model.graph):
             properties["precision"] = "int8"
         metadata.pop(keys.MEAN_IMAGE, None)  # which is in the graph now
@@ -272,6 +286,17 @@ def _names_of(layer: str | Sequence[str] | None, features: str | None) -> tuple[
     if features is not None and layers not in ((), (features,)):
         raise CamrtError(f"found the features {features!r} and the layer {', '.join(layers)!r}, expected one of both")
     return layers or (() if features is None else (features,))
+
+
+def _chosen(view: GraphView, asked: _Asked, *, is_named: bool) -> Choice:
+    """The method where none is asked for, and says so."""
+    if is_named:
+        return Choice("cam", "the linear layer of class activation maps was named")
+    choice = default_method(
+        view, asked.features, asked.classifier, layers=asked.layers, scores=asked.scores, is_sum=asked.is_sum
+    )
+    _log.info("the method is %s: %s", choice.method, choice.reason)
+    return choice
 
 
 def _look(view: GraphView, entry: Method, asked: _Asked) -> _Seen:

@@ -46,7 +46,7 @@ _AFTER = {
 _BETWEEN = {"Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast", *QUANTIZING}
 _CONVOLUTIONS, _INTEGER = ("Conv", "ConvInteger"), ("MatMulInteger", "ConvInteger")
 _PROBABILITIES = {"Softmax", "Sigmoid"}
-_HINT = "name the features and the classifier yourself (--layer TENSOR --classifier NODE), or use --method gradcam"
+_HINT = "Name the features and the classifier yourself (--layer TENSOR --classifier NODE), or use --method gradcam"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +80,23 @@ class Head:
         )
 
 
+class NoHeadError(CamrtError):
+    """A model has no head of a known form.
+
+    Args:
+        reason: Why.
+        before: What the message says before it.
+        advice: What the message says behind it.
+
+    Attributes:
+        reason: Why.
+    """
+
+    def __init__(self, reason: str, before: str = "", advice: str = "") -> None:
+        super().__init__(f"{before}{reason}. {advice}" if advice else f"{before}{reason}")
+        self.reason = reason
+
+
 class _NoHead(Exception):
     """Why an output has no head of a known form."""
 
@@ -96,7 +113,8 @@ def find_head(view: GraphView, features: str | None = None, classifier: str | No
         The head of the last output that has one.
 
     Raises:
-        CamrtError: There is none. The text says why for each output, and what to do.
+        NoHeadError: There is none. The text says why for each output, and what to do.
+        CamrtError: The features are no tensor of the model.
     """
     if features is not None and features not in view.producers:
         raise CamrtError(
@@ -110,9 +128,9 @@ def find_head(view: GraphView, features: str | None = None, classifier: str | No
             reasons[output] = str(reason)
     listed = "; ".join(f"output {output!r}: {reason}" for output, reason in reasons.items())
     hidden = control_flow(view.needed_for(view.outputs))
-    hint = f"control flow is on the way, {hidden}: use --method eigencam, or name scores before it (--scores) and use "
+    hint = f"Control flow is on the way, {hidden}: use --method eigencam, or name scores before it (--scores) and use "
     hint = f"{hint}--method gradcam" if hidden else _HINT
-    raise CamrtError(f"the model has no head that class activation maps can be made of. {listed}. {hint}")
+    raise NoHeadError(listed, "the model has no head that class activation maps can be made of. ", hint)
 
 
 def _head_of(view: GraphView, output: str, features: str | None, classifier: str | None) -> Head:
@@ -162,15 +180,16 @@ def _convolution_then_pooling(
 def _checked(view: GraphView, head: Head) -> Head:
     shape = view.shapes.get(head.features)
     if shape is not None and len(shape) != 4:
-        raise CamrtError(
-            f"found the features {head.features!r} with {len(shape)} axes, expected 4: N x channels x height x width. "
-            "A tensor behind the pooling has no positions left to map"
+        raise NoHeadError(
+            f"found the features {head.features!r} with {len(shape)} axes, expected 4: N x channels x height x width",
+            advice="A tensor behind the pooling has no positions left to map",
         )
     channels = shape[1] if shape is not None else None
     if isinstance(channels, int) and channels != head.weights.shape[1]:
-        raise CamrtError(
+        raise NoHeadError(
             f"found {channels} channels in the features {head.features!r} and {head.weights.shape[1]} in the weights "
-            f"of {head.classifier!r}, expected the same number: {_HINT}"
+            f"of {head.classifier!r}, expected the same number",
+            advice=_HINT,
         )
     return head
 

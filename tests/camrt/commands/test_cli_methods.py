@@ -78,7 +78,7 @@ def test_export_takes_names_from_a_file() -> None:
     ("arguments", "status", "words"),
     [
         (["export", "net.onnx", "--method", "grad-cam"], 2, "expected one of cam, gradcam, "),
-        (["export", "net.onnx"], 1, "--method gradcam"),
+        (["export", "net.onnx", "--method", "cam"], 1, "--method gradcam"),
         (["export", "net.onnx", "--method", "gradcam", "--layer", "relu5_3"], 1, "net.onnx: found the layer 'relu5_3'"),
         (["export", "net.onnx", "--method", "gradcam", "--layer", "flat"], 1, "no positions left to map"),
         (["export", "net.onnx", "--method", "gradcam", "--target", "catfsh"], 1, "Did you mean 'catfish'"),
@@ -114,6 +114,19 @@ def test_explain_by_a_method_and_a_class_and_go_on() -> None:
     assert run(*smooth)[0] == 0
     (line,) = lines(Path("explained"))
     assert line["settings"]["set"] == {"samples": "2"}
+
+
+def test_without_a_method_the_network_decides() -> None:
+    status, _, err = run("explain", "photo.png", "--model", "net.onnx")
+    assert status == 0, err
+    assert "the method is gradcam: the network has no head for class activation maps" in " ".join(err.split())
+    status, out, err = run("export", "net.onnx", "--json")
+    assert status == 0, err
+    facts = json.loads(out)
+    assert facts["method"] == "gradcam"
+    assert "expected a global average pooling" in facts["reason"]
+    onnx.save(classifier("gemm", metadata={"camrt.preprocess": PREPROCESS.as_json()}), "gemm.onnx")
+    assert json.loads(run("export", "gemm.onnx", "--json")[1])["method"] == "cam"
 
 
 def test_lines_of_before_are_still_done() -> None:

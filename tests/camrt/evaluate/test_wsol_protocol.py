@@ -470,6 +470,9 @@ def test_an_explainer_takes_the_class_with_each_image(shapes: Path, tmp_path: Pa
     code, stdout, stderr = run(*given, "--methods", "gradcam", "--json")
     assert code == 0, stderr
     assert "MaxBoxAcc" in json.loads(stdout)["methods"]["gradcam"]
+    code, stdout, stderr = run(*given, "--json")  # the method is its own where none is named
+    assert code == 0, stderr
+    assert list(json.loads(stdout)["methods"]) == ["gradcam"]
     code, _, stderr = run(*given, "--methods", "gradcam", "--metrics", "drop")
     assert code == 1
     assert "found an explainer graph, expected the classifier" in stderr

@@ -134,7 +134,7 @@ def test_a_head_works_where_there_is_one(kind: str) -> None:
 
 
 def test_the_head_is_hidden() -> None:
-    with pytest.raises(CamrtError, match=r"control flow is on the way, 'choice' \(If\): use --method eigencam, or"):
+    with pytest.raises(CamrtError, match=r"Control flow is on the way, 'choice' \(If\): use --method eigencam, or"):
         explain_graph(with_if("logits"), "cam", preprocess=PREPROCESS)
 
 

@@ -157,6 +157,7 @@ def test_interface_and_metadata() -> None:
     assert json.loads(properties["camrt.explainer"]) == {
         "method": "cam", "protocol": "ten-crop", "top": 2, "size": SIZE, "resize": "square",
         "features": "features", "classifier": "fc",
+        "reason": "the network ends in global average pooling and one linear layer",
     }  # fmt: skip
     assert json.loads(properties["camrt.labels"]) == ["a", "b", "c", "d"]
 
@@ -238,7 +239,8 @@ def test_torchvision_preset_is_what_torchvision_does() -> None:
         ({"top": 0}, "expected 1 to 4"),
         ({"top": 5}, "expected 1 to 4"),
         ({"features": "missing"}, "found the layer 'missing', expected a tensor of the model"),
-        ({"features": "flat"}, "expected 4: N x channels x height x width"),
+        ({"features": "flat"}, "expected N x channels x height x width"),
+        ({"features": "flat", "method": "cam"}, "expected 4: N x channels x height x width"),
         ({"classifier": "conv"}, "not in 'conv'"),
         ({"preprocess": None}, "--preprocess caffe or torchvision"),
         ({"preprocess": "keras"}, "expected one of caffe, torchvision"),
@@ -273,7 +275,7 @@ def test_wrong_metadata(metadata: str, words: str) -> None:
 )  # fmt: skip
 def test_classifier_without_head_is_refused_with_the_reason(head: str, words: str) -> None:
     with pytest.raises(CamrtError, match=words) as caught:
-        explain_graph(classifier(head), top=2, preprocess=PREPROCESS)
+        explain_graph(classifier(head), "cam", top=2, preprocess=PREPROCESS)
     assert "--method gradcam" in str(caught.value)
 
 
