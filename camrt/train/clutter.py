@@ -46,7 +46,7 @@ _IMAGES_MAGIC, _LABELS_MAGIC = 0x803, 0x801  # idx: unsigned bytes with three ax
 _MAX_IDX_BYTES = 1 << 30  # of one file, unpacked: twenty times MNIST
 
 # The uses of a seed. Each has an independent stream of random numbers.
-_CANVAS, _DISTORTION, _DRAWING = 1, 2, 3
+_CANVAS, _DISTORTION, _DRAWING, _ELASTIC = 1, 2, 3, 4
 
 
 # ------------------------------------------------------------------------------------------------------- the digits
@@ -281,6 +281,8 @@ class Clutter:
         distractors: The number of patches of other digits.
         patch: The side of a patch in pixels.
         augment: Whether the digit is randomly rotated, scaled, sheared and stretched, for training on few digits.
+        elastic: The strength of random elastic distortions of the digit, in pixels: the control points of a smooth
+            displacement field move by up to this distance along each axis. 0 for none.
     """
 
     digits: Digits
@@ -289,6 +291,7 @@ class Clutter:
     distractors: int = 8
     patch: int = 8
     augment: bool = False
+    elastic: int = 0
 
     def __post_init__(self) -> None:
         if not SIDE <= self.size <= 4096:
@@ -297,6 +300,8 @@ class Clutter:
             raise CamrtError(f"found patches of {self.patch} pixels, expected 1 to {SIDE}, the size of a digit")
         if not 0 <= self.distractors <= 1000:
             raise CamrtError(f"found {self.distractors} distractors, expected 0 to 1000")
+        if not 0 <= self.elastic <= SIDE:
+            raise CamrtError(f"found elastic distortions of {self.elastic} pixels, expected 0 to {SIDE}")
 
     def batch(self, indices: ArrayLike) -> tuple[Canvases, Integers, Integers]:
         """Generate canvases.
@@ -315,7 +320,7 @@ class Clutter:
         counters = _counters(indices)
         chance = _uniform(self.seed, _CANVAS, counters, 3 + 5 * self.distractors)
         chosen = (chance[:, 0] * len(self.digits)).astype(np.int64)
-        digits = self._distorted(chosen, counters) if self.augment else self.digits.images[chosen]
+        digits = self._distorted(chosen, counters) if self.augment or self.elastic else self.digits.images[chosen]
         x, y = _positions(chance[:, 1:3], self.size - SIDE)
         canvases = np.zeros((len(chosen), self.size, self.size), np.uint8)
         canvases.reshape(-1)[_square_indices(np.arange(len(chosen)), y, x, SIDE, self.size)] = digits
@@ -337,6 +342,23 @@ class Clutter:
         flat[places] = total
 
     def _distorted(self, chosen: Integers, counters: _Counters) -> Canvases:
+        matrices = self._distortion_matrices(counters)
+        bent = np.empty((len(chosen), SIDE, SIDE), np.uint8)
+        if not self.elastic:
+            for image, number, matrix in zip(bent, chosen.tolist(), matrices, strict=True):
+                cv2.warpAffine(self.digits.images[number], matrix, (SIDE, SIDE), dst=image, flags=_INVERSE)
+            return bent
+        pixels = np.mgrid[:SIDE, :SIDE][::-1].reshape(2, -1)  # x and y of each pixel
+        sources = matrices[:, :, :2] @ pixels + matrices[:, :, 2:]
+        sources = sources.reshape(-1, 2, SIDE, SIDE) + _displacements(self.seed, counters, self.elastic)
+        for image, number, (x, y) in zip(bent, chosen.tolist(), sources.astype(np.float32), strict=True):
+            cv2.remap(self.digits.images[number], x, y, cv2.INTER_LINEAR, dst=image)
+        return bent
+
+    def _distortion_matrices(self, counters: _Counters) -> Reals:
+        """Return matrices (N, 2, 3) from pixels of the distorted digits to pixels of the digits."""
+        if not self.augment:
+            return np.tile(np.eye(2, 3), (len(counters), 1, 1))
         chance = _uniform(self.seed, _DISTORTION, counters, 4)
         scale = _between(chance[:, 2], 0.85, 1.15)
         bend = _linear_maps(
@@ -344,12 +366,8 @@ class Clutter:
             _between(chance[:, 1], -0.25, 0.25),
             _between(chance[:, 3], 0.85, 1.15),
         )
-        center = np.full((len(chosen), 2), (SIDE - 1) / 2)
-        matrices = _inverted(scale[:, None, None] * bend, center, center)
-        bent = np.empty((len(chosen), SIDE, SIDE), np.uint8)
-        for image, number, matrix in zip(bent, chosen.tolist(), matrices, strict=True):
-            cv2.warpAffine(self.digits.images[number], matrix, (SIDE, SIDE), dst=image, flags=_INVERSE)
-        return bent
+        center = np.full((len(counters), 2), (SIDE - 1) / 2)
+        return _inverted(scale[:, None, None] * bend, center, center)
 
     @classmethod
     def parse(cls, text: str) -> Clutter:
@@ -357,7 +375,7 @@ class Clutter:
 
         The string is ``clutter:DIGITS`` or ``clutter:DIGITS,key=value,...``. ``DIGITS`` is ``drawn``, or the file of
         MNIST's images or its folder. The keys are ``first`` and ``count`` (which digits; there are 60,000 drawn ones),
-        ``seed``, ``augment`` (0 or 1), ``size``, ``distractors`` and ``patch``.
+        ``seed``, ``augment`` (0 or 1), ``elastic`` (pixels), ``size``, ``distractors`` and ``patch``.
 
         Raises:
             CamrtError: The string is invalid, or the digits cannot be read.
@@ -385,7 +403,7 @@ class Clutter:
         return cls(digits.part(first, count), **values)
 
 
-_KEYS = {"first", "count", "seed", "augment", "size", "distractors", "patch"}
+_KEYS = {"first", "count", "seed", "augment", "elastic", "size", "distractors", "patch"}
 
 
 def _whole_number(key: str, value: str, text: str) -> Any:
@@ -394,6 +412,32 @@ def _whole_number(key: str, value: str, text: str) -> Any:
     if not (value.isascii() and value.isdigit()) or len(value) > 18 or (key == "augment" and int(value) > 1):
         raise CamrtError(f"found {key}={value} in the source {text!r}, expected an integer of 0 or more")
     return int(value)
+
+
+_CELLS = 4  # of the control grid of a displacement field, along each axis of a digit
+
+
+@functools.cache
+def _spline_basis() -> Reals:
+    """Return the values (28, _CELLS + 3) of the uniform cubic B-splines at the pixels of a digit."""
+    place = (np.arange(SIDE) + 0.5) * (_CELLS / SIDE)
+    distance = np.abs(place[:, None] - (np.arange(_CELLS + 3) - 1))
+    near, far = 2 / 3 - distance**2 + distance**3 / 2, (2 - distance) ** 3 / 6
+    basis: Reals = np.where(distance < 1, near, np.where(distance < 2, far, 0))
+    return basis
+
+
+def _displacements(seed: int, counters: _Counters, size: float) -> Reals:
+    """Return smooth random displacements (N, 2, 28, 28) in pixels: of x, then of y.
+
+    They distort handwriting as Simard et al. (Best Practices for Convolutional Neural Networks, ICDAR 2003) do. The
+    field is a cubic B-spline through random control points, in place of a smoothed field of one number per pixel.
+    """
+    knots = _CELLS + 3
+    chance = _uniform(seed, _ELASTIC, counters, 2 * knots * knots).reshape(-1, 2, knots, knots)
+    basis = _spline_basis()
+    field: Reals = basis @ _between(chance, -size, size) @ basis.T
+    return field
 
 
 def _ink_boxes(digits: Canvases) -> Integers:

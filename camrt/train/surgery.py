@@ -6,6 +6,8 @@ The network is modified as by Zhou et al. (2016, section 3): all layers after a 
 they can be initialized from the classifier's ``.caffemodel``. If the network already has a CAM head, the new layers are
 named ``CAM_conv_2`` and so on, so that they are not initialized from it.
 
+A recipe makes one of the networks of the paper: it says where a known classifier is cut, and what follows.
+
 Only the description is changed. Neither weights nor PyTorch are needed.
 """
 
@@ -13,15 +15,15 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
 
 from camrt.errors import CamrtError
-from converters import deploy
+from converters import deploy, zoo
 from converters.deploy import Draft, State
 from converters.encoding import replacing, sweep
 from converters.errors import ConversionError
@@ -131,31 +133,221 @@ def surgery(
             _check_numbers(channels=channels)
         if not 0 <= dropout < 1:
             raise CamrtError(f"found dropout {dropout}, expected 0 or more, and less than 1")
-        plans = [_Plan.of(network, phase, after) for phase in ("TRAIN", "TEST")]
-        kept = {index for plan in plans for index in plan.kept}
-        _refuse_unknown(network, kept)
-        message = caffe_pb2.NetParameter(name=f"{network.message.name or 'net'}_CAM")
-        _add_data(message, network, plans, train, test, batch)
-        layers = [layer for index, layer in enumerate(network.message.layer) if index in kept]
-        message.layer.extend(layers)
-        names = _names(network)
-        maps = plans[0].cut[1]
-        if channels:
-            _check_groups(channels, plans[0], group)
-            maps = _add_convolution(message, maps, names, channels, group)
-        scores = _add_classifier(message, maps, names, classes, dropout)
-        _add_measures(message, scores, _label(message), classes)
+
+        def add_head(message: caffe_pb2.NetParameter, plan: _Plan) -> _Head:
+            names = _names(network)
+            maps = plan.cut[1]
+            if channels:
+                _check_groups(channels, plan, group)
+                maps = _add_convolution(message, maps, names, channels, group)
+            scores = _add_classifier(message, maps, names, classes, dropout)
+            learning = [names[name] for name in ("CAM_conv", "CAM_fc") if channels or name == "CAM_fc"]
+            return _Head(scores, tuple(learning))
+
+        return _operated(network, after, add_head, classes, _Lists(train, test, batch))
     except (CamrtError, ConversionError) as error:
         raise error.in_file(network.file) from None
-    learning = [names[name] for name in ("CAM_conv", "CAM_fc") if channels or name == "CAM_fc"]
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The new layers: the blob of the scores, and the names of those that have weights."""
+
+    scores: str
+    learning: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """The data layers of a network that has none."""
+
+    train: str
+    test: str
+    batch: int
+
+
+def _operated(
+    network: Description,
+    after: str,
+    add_head: Callable[[caffe_pb2.NetParameter, _Plan], _Head],
+    classes: int,
+    lists: _Lists,
+) -> Surgery:
+    """Cut the network, and add data layers, a head and its measures."""
+    plans = [_Plan.of(network, phase, after) for phase in ("TRAIN", "TEST")]
+    kept = {index for plan in plans for index in plan.kept}
+    _refuse_unknown(network, kept)
+    message = caffe_pb2.NetParameter(name=f"{network.message.name or 'net'}_CAM")
+    _add_data(message, network, plans, lists.train, lists.test, lists.batch)
+    layers = [layer for index, layer in enumerate(network.message.layer) if index in kept]
+    message.layer.extend(layers)
+    head = add_head(message, plans[0])
+    _add_measures(message, head.scores, _label(message), classes)
     return Surgery(
         message=message,
         after=plans[0].end,
         kept=tuple(layer.name for layer in layers),
         dropped=_dropped(network, kept),
-        new=tuple(learning),
+        new=head.learning,
         file=network.file,
     )
+
+
+# --------------------------------------------------------------------------------------------------------- the recipes
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How the paper makes a CAM network from a classifier.
+
+    Attributes:
+        after: Returns the layer to cut after.
+        of: The classifier, for messages.
+        channels: The channels of ``CAM_conv``, in two groups; 0 for none.
+        dropout: The ratio of the Dropout layer before the linear layer.
+    """
+
+    after: Callable[[Description], str]
+    of: str
+    channels: int = CHANNELS
+    dropout: float = 0.0
+
+
+def _before_global_pooling(network: Description) -> str:
+    """Return the layer whose output the last average pooling reads."""
+    layers = network.message.layer
+    average = caffe_pb2.PoolingParameter.AVE
+    pools = [layer for layer in layers if layer.type == "Pooling" and layer.pooling_param.pool == average]
+    if pools:
+        writers = [layer.name for layer in layers if pools[-1].bottom[0] in layer.top]
+        if writers:
+            return writers[-1]
+    raise CamrtError("found no average pooling, expected Inception v3, which ends in one: use --after")
+
+
+RECIPES = {
+    "alexnetplus": _Recipe(lambda _: "conv4", "AlexNet or CaffeNet"),
+    "vgg16": _Recipe(lambda _: "conv5_3", "VGG-16", dropout=0.5),
+    "googlenet": _Recipe(lambda _: "inception_4e/output", "GoogLeNet"),
+    "inception_v3": _Recipe(_before_global_pooling, "Inception v3", channels=0),
+}
+
+
+def apply_recipe(
+    prototxt: str | os.PathLike[str] | Description,
+    recipe: str,
+    *,
+    classes: int,
+    train: str = "train.txt",
+    test: str = "val.txt",
+    batch: int = BATCH,
+) -> Surgery:
+    """Make one of the CAM networks of Zhou et al. (2016, section 3) from the classifier that they started from.
+
+    =================  =====================  ==========================================================================
+    recipe             classifier             result
+    =================  =====================  ==========================================================================
+    ``alexnetplus``    AlexNet or CaffeNet    the released AlexNet+: pool5 with stride 1, conv5 of 384 channels, conv6
+                                              and conv7 of 512
+    ``vgg16``          VGG-16                 the released vgg16CAM
+    ``googlenet``      GoogLeNet              the released googlenetCAM
+    ``inception_v3``   Inception v3           its last feature maps, global average pooling and a linear layer
+    =================  =====================  ==========================================================================
+
+    The released AlexNet+ pools before it normalizes, as CaffeNet does. In AlexNet, which normalizes first, the two
+    layers are exchanged. New layers that have the name of a layer with weights get a number: ``conv5_2``.
+
+    Args:
+        prototxt: The classifier: a deploy or train_val prototxt, in V1 or V2 format.
+        recipe: A name of the table.
+        classes: The number of classes.
+        train: The list of training images, if the prototxt has no data layers.
+        test: The list of test images, if the prototxt has no data layers.
+        batch: The batch size, if the prototxt has no data layers.
+
+    Returns:
+        The new network.
+
+    Raises:
+        CamrtError: There is no such recipe, or the prototxt is another classifier.
+        ConversionError: The prototxt cannot be read.
+    """
+    if recipe not in RECIPES:
+        raise CamrtError(f"found the recipe {recipe!r}, expected one of {', '.join(RECIPES)}")
+    network = prototxt if isinstance(prototxt, Description) else read_prototxt(prototxt)
+    chosen = RECIPES[recipe]
+    after = chosen.after(network)
+    if not any(layer.name == after for layer in network.message.layer):
+        raise CamrtError(
+            f"there is no layer named {after!r}, expected {chosen.of}: the recipe {recipe} cuts after this layer. For "
+            "another network, use --after",
+            file=network.file,
+        )
+    if recipe == "alexnetplus":
+        return _alexnetplus(network, after, classes, _Lists(train, test, batch))
+    return surgery(
+        network,
+        after,
+        classes=classes,
+        channels=chosen.channels,
+        dropout=chosen.dropout,
+        train=train,
+        test=test,
+        batch=batch,
+    )
+
+
+def _alexnetplus(network: Description, after: str, classes: int, lists: _Lists) -> Surgery:
+    """Replace what follows conv4 by the layers of the released AlexNet+."""
+    released = read_prototxt(zoo.models_folder() / "alexnetplusCAM_imagenet.prototxt").message.layer
+    names = [layer.name for layer in released]
+    head = released[names.index("relu4") + 1 : names.index("prob")]
+    learned = {layer.name for layer in network.message.layer if layer.type in (*_CONVOLUTIONS, "InnerProduct")}
+    renamed = {layer.name: f"{layer.name}_2" for layer in head if layer.name in learned}
+
+    def add_head(message: caffe_pb2.NetParameter, plan: _Plan) -> _Head:
+        blobs = {"conv4": plan.cut[1], **renamed}
+        learning = []
+        for one in head:
+            layer = message.layer.add()
+            layer.CopyFrom(one)
+            layer.name = renamed.get(one.name, one.name)
+            layer.bottom[:] = [blobs.get(blob, blob) for blob in one.bottom]
+            layer.top[:] = [blobs.get(blob, blob) for blob in one.top]
+            if one.type == "Convolution":
+                _fill(_learning(layer).convolution_param, type="gaussian", std=0.01)
+            elif one.type == "InnerProduct":
+                layer.inner_product_param.num_output = classes
+                _fill(_learning(layer).inner_product_param, type="xavier")
+            if layer.param:
+                learning.append(layer.name)
+        return _Head(message.layer[-1].top[0], tuple(learning))
+
+    try:
+        _check_numbers(classes=classes, batch=lists.batch)
+        return _operated(_pooled_first(network), after, add_head, classes, lists)
+    except (CamrtError, ConversionError) as error:
+        raise error.in_file(network.file) from None
+
+
+def _pooled_first(network: Description) -> Description:
+    """Return AlexNet with the order of CaffeNet: pooling, then normalization."""
+    message = caffe_pb2.NetParameter()
+    message.CopyFrom(network.message)
+    layers = {layer.name: layer for layer in message.layer}
+    for norm, pool in ((layers.get(f"norm{each}"), layers.get(f"pool{each}")) for each in (1, 2)):
+        if norm is None or pool is None or pool.bottom[:] != norm.top[:] or norm.top[:] == norm.bottom[:]:
+            continue
+        first, second = list(message.layer).index(norm), list(message.layer).index(pool)
+        source, normed, pooled = norm.bottom[0], norm.top[0], pool.top[0]
+        for layer in message.layer[second + 1 :]:
+            layer.bottom[:] = [normed if blob == pooled else blob for blob in layer.bottom]
+        norm.bottom[:], pool.bottom[:] = [pooled], [source]
+        copies = [caffe_pb2.LayerParameter.FromString(one.SerializeToString()) for one in (pool, norm)]
+        message.layer[first].CopyFrom(copies[0])
+        message.layer[second].CopyFrom(copies[1])
+        layers = {layer.name: layer for layer in message.layer}
+    return replace(network, message=message)
 
 
 def _check_numbers(**numbers: int) -> None:

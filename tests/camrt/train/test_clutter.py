@@ -12,6 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from scipy.interpolate import BSpline
+from scipy.ndimage import map_coordinates
 
 from camrt import CamrtError
 from camrt.train import clutter
@@ -96,13 +98,13 @@ def test_a_canvas_is_a_digit_and_patches_of_others(drawn: Digits) -> None:
 
 
 def test_a_canvas_depends_on_its_number_alone(drawn: Digits) -> None:
-    for augment in (False, True):
-        generator = Clutter(drawn, seed=2, augment=augment)
+    for augment, elastic in ((False, 0), (True, 0), (True, 4)):
+        generator = Clutter(drawn, seed=2, augment=augment, elastic=elastic)
         together = generator.batch(range(100, 140))
         shuffled = np.random.default_rng(0).permutation(40)
         for whole, part in zip(together, generator.batch(100 + shuffled), strict=True):
             assert (whole[shuffled] == part).all()
-        for whole, part in zip(together, Clutter(drawn, 2, augment=augment).batch([117]), strict=True):
+        for whole, part in zip(together, Clutter(drawn, 2, augment=augment, elastic=elastic).batch([117]), strict=True):
             assert (whole[17] == part[0]).all()
         other = Clutter(drawn, seed=3, augment=augment).batch(range(100, 140))
         assert (together[2] != other[2]).any(axis=1).all()
@@ -148,6 +150,24 @@ def test_augmenting_bends_the_digit_and_not_the_clutter(drawn: Digits) -> None:
     sizes, bent_sizes = (b[:, 2:] - b[:, :2] for b in (boxes, moved))
     assert (bent_sizes / sizes).min() > 0.6
     assert (bent_sizes / sizes).max() < 2.5
+
+
+def test_elastic_distortions(drawn: Digits) -> None:
+    """The displacement is a cubic B-spline of its control points, and the digit is sampled there: SciPy does both."""
+    counters = np.arange(30, dtype=np.uint64)
+    field = clutter._displacements(4, counters, 5)
+    chance = clutter._uniform(4, clutter._ELASTIC, counters, 2 * 7 * 7).reshape(-1, 2, 7, 7)
+    basis = BSpline.design_matrix((np.arange(28) + 0.5) / 7, np.arange(-3, 8), 3).toarray()
+    np.testing.assert_allclose(field, np.einsum("yk,nakl,xl->nayx", basis, 10 * chance - 5, basis), atol=1e-12)
+    assert 1 < field.std() < 2  # as Simard et al. use for MNIST: 34 times the smoothed field has 1.4
+    assert np.abs(field).max() < 5
+    canvases = Clutter(drawn, seed=4, size=28, distractors=0, elastic=5)
+    images, _, _ = canvases.batch(counters)
+    plain, _, _ = Clutter(drawn, seed=4, size=28, distractors=0).batch(counters)
+    rows, columns = np.mgrid[:28, :28]
+    for image, digit, (x, y) in zip(images, plain, field, strict=True):
+        expected = map_coordinates(digit.astype(float), [rows + y, columns + x], order=1, mode="constant")
+        np.testing.assert_allclose(image, expected, atol=10)  # OpenCV rounds coordinates to 1/32 of a pixel
 
 
 def test_other_sizes(drawn: Digits) -> None:
@@ -334,10 +354,12 @@ def test_a_text_names_the_digits_and_all_else(drawn: Digits, tmp_path: Path) -> 
     folder = tmp_path / "a,b"
     folder.mkdir()
     write_idx(folder, drawn)
-    found = Clutter.parse(f"clutter:{folder},first=100,count=50,seed=3,augment=1,size=64,distractors=2,patch=5")
+    found = Clutter.parse(
+        f"clutter:{folder},first=100,count=50,seed=3,augment=1,elastic=4,size=64,distractors=2,patch=5"
+    )
     assert (found.digits.images == drawn.images[100:150]).all()
-    facts = (found.seed, found.augment, found.size, found.distractors, found.patch)
-    assert facts == (3, True, 64, 2, 5)
+    facts = (found.seed, found.augment, found.elastic, found.size, found.distractors, found.patch)
+    assert facts == (3, True, 4, 64, 2, 5)
     drawing = Clutter.parse("clutter:drawn,count=100,seed=5,first=20")
     assert (drawing.digits.images == drawn.images[20:120]).all()
     assert (drawing.seed, drawing.augment, drawing.size) == (5, False, 100)
@@ -355,6 +377,8 @@ def test_a_text_names_the_digits_and_all_else(drawn: Digits, tmp_path: Path) -> 
         ("clutter:drawn,seed=", "integer"),
         ("clutter:drawn,seed=٣", "integer"),
         ("clutter:drawn,augment=2", "integer"),
+        ("clutter:drawn,elastic=29", "elastic distortions of 29 pixels, expected 0 to 28"),
+        ("clutter:drawn,elastic=4.5", "integer"),
         ("clutter:drawn,count=1", "at least 2"),
         ("clutter:/nowhere/images-idx3-ubyte", "No such file"),
     ],

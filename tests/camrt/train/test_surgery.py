@@ -14,7 +14,7 @@ from scipy.io import loadmat
 from typer.testing import CliRunner
 
 from camrt import CamrtError, matlab
-from camrt.train.surgery import surgery
+from camrt.train.surgery import RECIPES, apply_recipe, surgery
 from converters import ConversionError, convert, read_net, zoo
 from converters.conversion import weight_shapes
 from converters.net import Net
@@ -153,6 +153,92 @@ def test_v1_files(name: str, reference: Path, tmp_path: Path) -> None:
     assert "layers {" not in made.text()
     net = read_net(written(made.text(), tmp_path), phase="TEST", training=True)
     assert net.layers[-1].name == "accuracy/top-5"
+
+
+# --------------------------------------------------------------------------------------------------------- the recipes
+
+
+def alexnet(*, norm_first: bool) -> Network:
+    """AlexNet as BVLC's deploy.prototxt describes it; or CaffeNet, which pools before it normalizes."""
+
+    def block(number: int, bottom: str, window: str) -> str:
+        first, second = ("norm", "pool") if norm_first else ("pool", "norm")
+        what = {
+            "norm": 'type: "LRN" lrn_param { local_size: 5 alpha: 0.0001 beta: 0.75 }',
+            "pool": 'type: "Pooling" pooling_param { pool: MAX kernel_size: 3 stride: 2 }',
+        }
+        return (
+            f'layer {{ name: "conv{number}" type: "Convolution" bottom: "{bottom}" top: "conv{number}" '
+            f"convolution_param {{ {window} }} }}"
+            f'layer {{ name: "relu{number}" type: "ReLU" bottom: "conv{number}" top: "conv{number}" }}'
+            f'layer {{ name: "{first}{number}" {what[first]} bottom: "conv{number}" top: "{first}{number}" }}'
+            f'layer {{ name: "{second}{number}" {what[second]} bottom: "{first}{number}" top: "{second}{number}" }}'
+        )
+
+    def plain(number: int, bottom: str, window: str) -> str:
+        return (
+            f'layer {{ name: "conv{number}" type: "Convolution" bottom: "{bottom}" top: "conv{number}" '
+            f"convolution_param {{ kernel_size: 3 pad: 1 {window} }} }}"
+            f'layer {{ name: "relu{number}" type: "ReLU" bottom: "conv{number}" top: "conv{number}" }}'
+        )
+
+    last = "pool" if norm_first else "norm"
+    linear = "".join(
+        f'layer {{ name: "{name}" type: "InnerProduct" bottom: "{bottom}" top: "{name}" '
+        f"inner_product_param {{ num_output: {outputs} }} }}"
+        for name, bottom, outputs in (("fc6", "pool5", 4096), ("fc7", "fc6", 4096), ("fc8", "fc7", 1000))
+    )
+    return parse_prototxt(
+        'name: "AlexNet" input: "data" input_dim: 10 input_dim: 3 input_dim: 227 input_dim: 227 '
+        + block(1, "data", "num_output: 96 kernel_size: 11 stride: 4")
+        + block(2, f"{last}1", "num_output: 256 kernel_size: 5 pad: 2 group: 2")
+        + plain(3, f"{last}2", "num_output: 384")
+        + plain(4, "conv3", "num_output: 384 group: 2")
+        + plain(5, "conv4", "num_output: 256 group: 2")
+        + 'layer { name: "pool5" type: "Pooling" bottom: "conv5" top: "pool5" pooling_param '
+        + "{ pool: MAX kernel_size: 3 stride: 2 } }"
+        + linear
+        + 'layer { name: "prob" type: "Softmax" bottom: "fc8" top: "prob" }',
+        "alexnet.prototxt",
+    )
+
+
+@pytest.mark.parametrize("norm_first", [True, False], ids=["AlexNet", "CaffeNet"])
+@pytest.mark.parametrize(("data", "classes"), [("imagenet", 1000), ("places205", 205)])
+def test_alexnet_becomes_the_released_alexnetplus(
+    norm_first: bool, data: str, classes: int, reference: Path, tmp_path: Path
+) -> None:
+    made = apply_recipe(alexnet(norm_first=norm_first), "alexnetplus", classes=classes)
+    ours = read_net(written(made.text(), tmp_path))
+    theirs = read_net(reference / "nets" / "prototxt" / f"deploy_alexnetplusCAM_{data}.prototxt")
+    assert structure(ours) == structure(theirs)
+    # conv5 has other channels than AlexNet's: under another name it is not initialized from that.
+    names = [layer.name.removesuffix("_2") for layer in ours.layers if layer.type not in ("Dropout", "Softmax")]
+    assert names == [layer.name for layer in theirs.layers if layer.type not in ("Dropout", "Softmax")]
+    assert made.new == ("conv5_2", "conv6", "conv7", "fc9")
+    shapes = {name.removesuffix("_2"): shape for name, shape in weight_shapes(ours).items()}
+    assert shapes == weight_shapes(theirs)
+    assert [layer.name for layer in made.message.layer if layer.type == "Dropout"] == ["drop8"]
+
+
+@pytest.mark.parametrize(("recipe", "released"), [("vgg16", "deploy_vgg16CAM"), ("googlenet", "deploy_googlenetCAM")])
+def test_recipes_of_the_other_released_networks(recipe: str, released: str, reference: Path, tmp_path: Path) -> None:
+    classifier = parse_prototxt(zoo.find(recipe).prototxt(), recipe)
+    ours = read_net(written(apply_recipe(classifier, recipe, classes=1000).text(), tmp_path))
+    theirs = read_net(reference / "nets" / "prototxt" / f"{released}.prototxt")
+    assert structure(ours) == structure(theirs)
+    assert weight_shapes(ours) == weight_shapes(theirs)
+
+
+def test_a_recipe_of_another_network() -> None:
+    with pytest.raises(CamrtError, match=r"alexnet.prototxt: .*no layer named 'conv5_3', expected VGG-16.*--after"):
+        apply_recipe(alexnet(norm_first=True), "vgg16", classes=2)
+    with pytest.raises(CamrtError, match="no average pooling, expected Inception v3"):
+        apply_recipe(alexnet(norm_first=True), "inception_v3", classes=2)
+    with pytest.raises(CamrtError, match=f"'lenet', expected one of {', '.join(RECIPES)}"):
+        apply_recipe(alexnet(norm_first=True), "lenet", classes=2)
+    with pytest.raises(CamrtError, match=r"alexnet\.prototxt: found classes 0"):
+        apply_recipe(alexnet(norm_first=True), "alexnetplus", classes=0)
 
 
 # --------------------------------------------------------------------------------------------------------- what it does
@@ -406,6 +492,12 @@ def test_the_command_of_the_docs(tmp_path: Path) -> None:
     assert run(output, "--after", "conv5_3", "--classes", 2, "-o", output)[0] == 2
     assert run(vgg16, "--after", "conv5_3", "--classes", 2, "-o", vgg16 / "x")[0] == 1
     assert run(vgg16, "--classes", 2)[0] == 2
+    status, out, _ = run(vgg16, "--recipe", "vgg16", "--classes", 200, "-o", output)
+    assert (status, out.splitlines()[-1]) == (0, str(output))
+    assert "CAM_dropout" in output.read_text()
+    assert run(vgg16, "--recipe", "vgg16", "--after", "conv5_3", "--classes", 2)[0] == 2
+    assert run(vgg16, "--recipe", "vgg16", "--channels", 8, "--classes", 2)[0] == 2
+    assert run(vgg16, "--recipe", "vgg", "--classes", 2)[0] == 2
 
 
 def test_the_result_trains(tmp_path: Path) -> None:
