@@ -107,7 +107,7 @@ def read_prototxt(path: PathLike) -> Network:
         ConversionError: Not readable, not a network, a syntax error (with line and column), the 2013 V0 form.
     """
     file = os.fspath(path)
-    data = _contents(file)
+    data = contents_of(file)
     _refuse_foreign(data, file)
     if data[:8] == _HDF5:
         raise ConversionError(
@@ -149,7 +149,7 @@ def read_weights(path: PathLike) -> Weights:
         ConversionError: Not readable, not such a file, truncated, two layers of one name, h5py missing.
     """
     file = os.fspath(path)
-    data = _contents(file)
+    data = contents_of(file)
     _refuse_foreign(data, file)
     if data[:8] == _HDF5:
         return Weights(_collect(_hdf5_layers(file), file), file)
@@ -165,7 +165,7 @@ def holds_weights(path: PathLike) -> bool:
     Raises:
         ConversionError: Not readable.
     """
-    return _is_binary(_contents(os.fspath(path)))
+    return _is_binary(contents_of(os.fspath(path)))
 
 
 def _is_binary(data: memoryview) -> bool:
@@ -183,7 +183,7 @@ def _collect(layers: Iterator[tuple[str, tuple[np.ndarray, ...]]], file: str) ->
     return collected
 
 
-def _contents(file: str) -> memoryview:
+def contents_of(file: str) -> memoryview:
     """Return the file as a read-only memory map."""
     path = Path(file)
     try:
@@ -243,10 +243,10 @@ def _hdf5_layers(file: str) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
             root.visititems_links(links.__setitem__)
             for path, link in links.items():
                 layer, _, index = path.rpartition("/")
-                _refuse_hdf5_link(link, path, file)
+                refuse_hdf5_link(link, path, file)
                 item = root[path]
                 if isinstance(item, h5py.Dataset) and layer and index.isdigit():
-                    _refuse_foreign_storage(item, layer, file)
+                    refuse_foreign_storage(item, layer, file)
                     room -= item.nbytes
                     if room < 0:
                         raise ValueError(f"its weights would be {MAX_HDF5_GAIN} times as large as the file")
@@ -261,7 +261,7 @@ def _hdf5_layers(file: str) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
         yield layer, tuple(blobs[index] for index in range(len(blobs)))
 
 
-def _refuse_hdf5_link(link: object, path: str, file: str) -> None:
+def refuse_hdf5_link(link: object, path: str, file: str) -> None:
     """Refuse soft and external links, which may lead to other files. Caffe writes hard links only.
 
     Raises:
@@ -275,7 +275,7 @@ def _refuse_hdf5_link(link: object, path: str, file: str) -> None:
         )
 
 
-def _refuse_foreign_storage(dataset: Any, layer: str, file: str) -> None:
+def refuse_foreign_storage(dataset: Any, layer: str, file: str) -> None:
     """Refuse datasets whose values are in other files: HDF5 would read any file that the dataset names.
 
     Raises:

@@ -23,7 +23,7 @@ Buffer = memoryview
 
 MAX_FIELDS = 400_000  # the largest networks have some ten thousand layers of some ten fields
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+VARINT, _FIXED64, BYTES, _FIXED32 = 0, 1, 2, 5
 _NET_LAYERS_V1, _NET_LAYER = 2, 100
 _BLOB_DATA, _BLOB_SHAPE, _BLOB_DOUBLES = 5, 7, 8
 _C3D_WIDTH, _C3D_DATA = 5, 6  # C3D 1.0 put the length among the sizes: num, channels, length, height, width, data
@@ -105,7 +105,7 @@ def scan(data: Buffer, file: str) -> ModelRecord:
     rest: list[bytes] = []
     try:
         for number, wire, begin, start, end in walk.fields(0, len(data)):
-            if number in (_NET_LAYERS_V1, _NET_LAYER) and wire == _BYTES:
+            if number in (_NET_LAYERS_V1, _NET_LAYER) and wire == BYTES:
                 layers.append(_layer(walk, start, end, is_v1=number == _NET_LAYERS_V1))
             else:
                 rest.append(bytes(data[begin:end]))
@@ -123,14 +123,14 @@ def _layer(walk: Walk, start: int, end: int, *, is_v1: bool) -> LayerRecord:
     blobs: list[tuple[int, int]] = []
     rest: list[bytes] = []
     for number, wire, begin, value, after in walk.fields(start, end):
-        if number == blobs_field and wire == _BYTES:
+        if number == blobs_field and wire == BYTES:
             blobs.append((value, after))
             continue
-        if number == name_field and wire == _BYTES:
+        if number == name_field and wire == BYTES:
             name = bytes(walk.data[value:after]).decode("utf-8", "replace")
         rest.append(bytes(walk.data[begin:after]))
     try:
-        arrays = tuple(_blob(walk, *span) for span in blobs)
+        arrays = tuple(blob(walk, *span) for span in blobs)
     except ConversionError as error:
         raise ConversionError(error.message, layer=name) from None
     except Malformed as error:
@@ -138,24 +138,24 @@ def _layer(walk: Walk, start: int, end: int, *, is_v1: bool) -> LayerRecord:
     return LayerRecord(name, is_v1, arrays, b"".join(rest))
 
 
-def _blob(walk: Walk, start: int, end: int) -> Array:
+def blob(walk: Walk, start: int, end: int) -> Array:
     """Return a BlobProto as an array of its shape."""
     legacy: dict[int, int] = {}  # num, channels, height, width; C3D's five sizes
     shape: list[int] = []  # a single number has no axes, and Caffe writes no shape for it
     chunks: list[Array] = []
     for number, wire, begin, value, after in walk.fields(start, end):
-        if number in (1, 2, 3, 4, _C3D_WIDTH) and wire == _VARINT:
+        if number in (1, 2, 3, 4, _C3D_WIDTH) and wire == VARINT:
             legacy[number] = walk.varint(value, after)[0]
         elif _C3D_WIDTH in legacy:
-            if number == _C3D_DATA and wire == _BYTES:
+            if number == _C3D_DATA and wire == BYTES:
                 chunks.append(_numbers(walk.data[value:after], "<f4"))
-        elif number == _BLOB_SHAPE and wire == _BYTES:
+        elif number == _BLOB_SHAPE and wire == BYTES:
             shape += _dims(walk, value, after)
-        elif number == _BLOB_DATA and wire == _BYTES:
+        elif number == _BLOB_DATA and wire == BYTES:
             chunks.append(_numbers(walk.data[value:after], "<f4"))
         elif number == _BLOB_DATA and wire == _FIXED32:
             chunks.append(walk.unpacked_floats(begin, end))
-        elif number == _BLOB_DOUBLES and wire == _BYTES:
+        elif number == _BLOB_DOUBLES and wire == BYTES:
             chunks.append(_numbers(walk.data[value:after], "<f8").astype(np.float32))
     data = chunks[0] if len(chunks) == 1 else np.concatenate([np.empty(0, "<f4"), *chunks])
     sizes = (1, 2, 3, 4, 5) if _C3D_WIDTH in legacy else (1, 2, 3, 4)
@@ -182,18 +182,19 @@ def _numbers(data: Buffer, dtype: str) -> Array:
 def _dims(walk: Walk, start: int, end: int) -> list[int]:
     dims: list[int] = []
     for number, wire, _, value, after in walk.fields(start, end):
-        if number == 1 and wire == _VARINT:
-            dims.append(_signed(walk.varint(value, after)[0]))
-        elif number == 1 and wire == _BYTES:
+        if number == 1 and wire == VARINT:
+            dims.append(signed(walk.varint(value, after)[0]))
+        elif number == 1 and wire == BYTES:
             while value < after:
                 dim, value = walk.varint(value, after)
-                dims.append(_signed(dim))
+                dims.append(signed(dim))
                 if len(dims) > MAX_AXES:
                     break
     return dims
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
+    """Return the signed number that a varint encodes."""
     return value - 2**64 if value >= 2**63 else value
 
 
@@ -228,9 +229,9 @@ class Walk:
             begin = position
             tag, start = self.varint(position, end)
             number, wire = tag >> 3, tag & 7
-            if wire == _VARINT:
+            if wire == VARINT:
                 _, after = self.varint(start, end)
-            elif wire == _BYTES:
+            elif wire == BYTES:
                 length, start = self.varint(start, end)
                 after = start + length
             elif wire in (_FIXED32, _FIXED64):

@@ -44,7 +44,7 @@ def write_caffemodel(
             stream.write(caffe_pb2.NetParameter(name=name).SerializeToString())
             for layer, blobs in layers.items():
                 parts = _layer(layer, list(blobs), (types or {}).get(layer, ""), v1=v1)
-                stream.write(length_delimited(_NET_LAYERS_V1 if v1 else _NET_LAYER, sum(map(_size, parts))))
+                stream.write(length_delimited(_NET_LAYERS_V1 if v1 else _NET_LAYER, total_size(parts)))
                 for part in parts:
                     stream.write(part)
     except OSError as error:
@@ -88,11 +88,25 @@ def _layer(name: str, blobs: Sequence[np.ndarray], type: str, *, v1: bool) -> li
         head = caffe_pb2.LayerParameter(name=name, type=type or None).SerializeToString()
     parts: list[bytes | memoryview] = [head]
     for blob in blobs:
-        data = contents(np.asarray(blob, "<f4"))
-        shape = _shape(blob.shape, v1=v1) + length_delimited(_BLOB_DATA, data.nbytes)
-        field = _LAYER_BLOBS_V1 if v1 else _LAYER_BLOBS
-        parts += [length_delimited(field, len(shape) + data.nbytes) + shape, data]
+        encoded = blob_parts(blob, v1=v1)
+        parts += [length_delimited(_LAYER_BLOBS_V1 if v1 else _LAYER_BLOBS, total_size(encoded)), *encoded]
     return parts
+
+
+def blob_parts(blob: np.ndarray, *, v1: bool = False) -> list[bytes | memoryview]:
+    """Encode a BlobProto, in parts. The values are not copied if they are contiguous float32.
+
+    Args:
+        blob: The values.
+        v1: Whether to write four axes, as before 2015.
+    """
+    data = contents(np.asarray(blob, "<f4"))
+    return [_shape(blob.shape, v1=v1) + length_delimited(_BLOB_DATA, data.nbytes), data]
+
+
+def total_size(parts: Iterable[bytes | memoryview]) -> int:
+    """Return the number of bytes of parts of a message."""
+    return sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in parts)
 
 
 def _shape(shape: tuple[int, ...], *, v1: bool) -> bytes:
@@ -102,7 +116,3 @@ def _shape(shape: tuple[int, ...], *, v1: bool) -> bytes:
         num, channels, height, width = (1,) * (4 - len(shape)) + shape
         message = caffe_pb2.BlobProto(num=num, channels=channels, height=height, width=width)
     return message.SerializeToString()
-
-
-def _size(part: bytes | memoryview) -> int:
-    return part.nbytes if isinstance(part, memoryview) else len(part)

@@ -75,7 +75,13 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume from the last snapshot, or start if there is none.")
     ] = False,
-    snapshot: Annotated[Path | None, typer.Option(metavar="FILE.camrtstate", help="Resume from this snapshot.")] = None,
+    snapshot: Annotated[
+        Path | None,
+        typer.Option(metavar="STATE", help="Resume from this .camrtstate, or from a .solverstate of Caffe."),
+    ] = None,
+    solverstate: Annotated[
+        bool, typer.Option("--solverstate", help="Also write a .solverstate with each snapshot, for Caffe.")
+    ] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Start over, and remove the snapshots of this prefix.")
     ] = False,
@@ -123,6 +129,7 @@ def train(
             out=out,
             resume=resume,
             snapshot=snapshot,
+            solverstate=solverstate,
             restart=restart,
             seed=seed,
             resize=resize,

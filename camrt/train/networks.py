@@ -193,6 +193,20 @@ class Network(nn.Module):
         stored = {layer: store.saved() for layer, store in self._stores.items()}
         return {layer: blobs for layer, blobs in stored.items() if blobs}
 
+    @property
+    def learnable(self) -> list[Tensor]:
+        """The blobs in the order of Caffe's `Net::learnable_params`: those of all layers, each shared blob once.
+
+        As in Caffe, the statistics of BatchNorm and blobs with ``lr_mult: 0`` are among them.
+        """
+        held = [
+            store.held(index)
+            for store in self._stores.values()
+            for index, weight in enumerate(store.weights)
+            if weight.saved
+        ]
+        return list({id(blob): blob for blob in held}.values())
+
     def forward(self, inputs: Mapping[str, Tensor], keep: Sequence[str] = ()) -> dict[str, Tensor]:
         """Run all layers.
 

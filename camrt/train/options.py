@@ -26,7 +26,8 @@ class TrainingOptions:
         two_stage: The number of iterations in which only the layers without weights in ``weights`` are trained.
         out: The prefix of all output files. By default, the solver's snapshot_prefix.
         resume: Whether to resume from the last snapshot, if there is one.
-        snapshot: A snapshot to resume from.
+        snapshot: A snapshot to resume from: a `.camrtstate`, or a `.solverstate` of Caffe.
+        solverstate: Whether each snapshot has a `.solverstate` too, from which Caffe resumes.
         restart: Whether to remove existing snapshots and start at iteration 0.
         seed: The seed of all random numbers. By default, the solver's random_seed, or else a random seed.
         resize: Height and width in pixels to which images are resized first.
@@ -50,6 +51,7 @@ class TrainingOptions:
     out: Path | None = None
     resume: bool = False
     snapshot: Path | None = None
+    solverstate: bool = False
     restart: bool = False
     seed: int | None = None
     resize: tuple[int, int] | None = None

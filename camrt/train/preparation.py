@@ -168,7 +168,7 @@ def _chosen_start(options: TrainingOptions, saved: Snapshots, reporter: Reporter
 def _seed(options: TrainingOptions, param: SolverParameter, start: Snapshot | None, group: Group) -> int:
     """Return the seed of the resumed run, or else the given one, or else a random one."""
     given = options.seed
-    if start is not None:
+    if start is not None and start.caffe is None:
         previous = int(start.metadata["seed"])
         if given not in (None, previous):
             raise CamrtError(f"found --seed {given}, expected {previous}, the seed of the run", file=str(start.file))
@@ -181,6 +181,10 @@ def _seed(options: TrainingOptions, param: SolverParameter, start: Snapshot | No
 def _restore(solver: Solver, start: Snapshot, spec: DataLoaderSpec, reporter: Reporter) -> None:
     """Restore the solver's history, and report if the data differ from those of the snapshot."""
     try:
+        if start.caffe is not None:
+            solver.load_caffe_state(start.caffe)
+            reporter.say(f"resuming from {start.file}, a state of Caffe")
+            return
         solver.load_state_dict(snapshots.unpacked(start.metadata["solver"], start.arrays, torch.from_numpy))
     except CamrtError as error:
         raise error.in_file(str(start.file)) from None
@@ -273,7 +277,7 @@ def _load(
                 f"found no weights for {abbreviated(report.filled)}: the snapshot belongs to another network",
                 file=str(start.weights),
             )
-        return tuple(start.metadata["loaded"])
+        return tuple(start.metadata.get("loaded", ()))
     loaded: set[str] = set()
     for file in options.weights or [Path(one) for each in param.weights for one in each.split(",") if one]:
         report = load_caffemodel(trained, file)
@@ -289,7 +293,7 @@ def _two_stage(options: TrainingOptions, start: Snapshot | None, trained: Networ
     """Return the iteration up to which the loaded layers are frozen."""
     wanted = options.two_stage
     if start is not None:
-        previous = int(start.metadata["two_stage"])
+        previous = int(start.metadata.get("two_stage", 0))
         if wanted not in (None, previous):
             raise CamrtError(
                 f"found --two-stage {wanted}, expected {previous or 'none'}, the value of the run",

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from camrt.train.policies import learning_rate
 from camrt.train.preparation import TrainingSetup, prefix_of, prepare
 from camrt.train.snapshot import WEIGHTS, WEIGHTS_HDF5, Snapshots, packed
 from camrt.train.solverfile import SolverFile, read_solver
+from camrt.train.solverstate import STATE, STATE_HDF5, write_solverstate
 from camrt.train.weights import save_caffemodel
 from converters.errors import install
 from converters.schema.caffe_pb2 import SolverParameter
@@ -109,7 +111,9 @@ class _Training:
         self.iteration = setup.start.iteration if setup.start is not None else 0
         self.saved = self.iteration if setup.start is not None else -1  # the iteration of the last snapshot
         self.weights = setup.start.weights if setup.start is not None else None
-        self.position = int(setup.metadata.get("position", 0))  # in the data, counted over all processes and epochs
+        # In the data, counted over all processes and epochs. A state of Caffe does not contain it.
+        done = self.iteration * self.param.iter_size * self._total_batch_size()
+        self.position = int(setup.metadata.get("position", done))
         self.earlier_seconds = float(setup.metadata.get("seconds", 0))
         self.recent: deque[float] = deque(setup.metadata.get("losses", ()), maxlen=max(1, self.param.average_loss))
         self.losses = _Losses(min(self.param.display or _CHECK_INTERVAL, _CHECK_INTERVAL), self.device)
@@ -390,13 +394,18 @@ class _Training:
         if self.group.is_first:
             arrays: dict[str, np.ndarray[Any, Any]] = {}
             metadata = self._metadata(packed(self.setup.solver.state_dict(), arrays))
-            self.weights = self.snapshots.write(
-                self.iteration, lambda file: save_caffemodel(self.network, file), arrays, metadata
-            )
+            self.weights = self.snapshots.write(self.iteration, self._write_weights, arrays, metadata)
             if self.log is not None:
                 self.log.write_table()
             self.reporter.say(f"snapshot {self.weights}")
         self.saved = self.iteration
+
+    def _write_weights(self, file: Path) -> None:
+        save_caffemodel(self.network, file)
+        if self.options.solverstate:
+            ending = STATE_HDF5 if self.snapshots.ending == WEIGHTS_HDF5 else STATE
+            beside = file.with_name(file.name.removesuffix(self.snapshots.ending) + ending)
+            write_solverstate(beside, self.setup.solver.caffe_state(str(file)))
 
     def _metadata(self, solver: Any) -> dict[str, Any]:
         source = self.setup.loader_specs[0].first

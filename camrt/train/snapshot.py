@@ -1,9 +1,10 @@
 """Snapshots: the weights as a `.caffemodel`, and a state file to resume from.
 
-A snapshot at iteration N consists of two files, with names as in Caffe:
+A snapshot at iteration N consists of these files, with names as in Caffe:
 
 * ``PREFIX_iter_N.caffemodel`` (``.caffemodel.h5`` with ``snapshot_format: HDF5``): the weights, which Caffe and
   `camrt convert` read.
+* ``PREFIX_iter_N.solverstate`` (``.solverstate.h5``), if wanted: the solver's history for Caffe.
 * ``PREFIX_iter_N.camrtstate``: the solver's history, the metadata of the run, and the size and SHA-256 of the weights
   file. It is an .npz archive without pickled objects.
 
@@ -32,6 +33,7 @@ from numpy.typing import NDArray
 
 from camrt import results
 from camrt.errors import CamrtError
+from camrt.train.solverstate import ENDINGS, SolverState, is_solverstate, read_solverstate, weights_of
 
 WEIGHTS, WEIGHTS_HDF5, STATE = ".caffemodel", ".caffemodel.h5", ".camrtstate"
 FORMAT = "camrt training state 1"
@@ -49,6 +51,7 @@ class Snapshot:
         iteration: The number of iterations before the snapshot.
         metadata: The metadata of the run, of JSON types.
         arrays: The solver's history.
+        caffe: The state of a `.solverstate` of Caffe, which has neither metadata nor arrays; None for others.
     """
 
     file: Path
@@ -56,6 +59,7 @@ class Snapshot:
     iteration: int
     metadata: Mapping[str, Any]
     arrays: Mapping[str, NDArray[Any]]
+    caffe: SolverState | None = None
 
 
 class Snapshots:
@@ -109,7 +113,10 @@ class Snapshots:
         Raises:
             CamrtError: A file cannot be removed.
         """
-        for file in [*self._files(STATE), *self._files(WEIGHTS), *self._files(WEIGHTS_HDF5)]:
+        states = self._files(STATE)
+        # Those of Caffe's own runs are kept.
+        beside = [state.with_name(state.stem + ending) for state in states for ending in ENDINGS]
+        for file in [*states, *beside, *self._files(WEIGHTS), *self._files(WEIGHTS_HDF5)]:
             try:
                 file.unlink(missing_ok=True)
             except OSError as error:
@@ -185,12 +192,15 @@ def read(file: Path) -> Snapshot:
     """Read a snapshot, and check that it is complete and that its weights file is unchanged.
 
     Args:
-        file: The state file, or the weights file beside it.
+        file: The state file, or the weights file beside it; or a `.solverstate` of Caffe.
 
     Raises:
-        CamrtError: The state file is missing, damaged or not one of camrt; or the weights file is missing or has
-            changed.
+        CamrtError: The state file is missing, damaged or neither one of camrt nor of Caffe; or the weights file is
+            missing or has changed.
     """
+    if is_solverstate(file):
+        state = read_solverstate(file)
+        return Snapshot(file, weights_of(state, file), state.iteration, {}, {}, state)
     stem = file.name.removesuffix(WEIGHTS_HDF5).removesuffix(WEIGHTS)
     if stem != file.name and file.with_name(stem + STATE).is_file():
         file = file.with_name(stem + STATE)
@@ -206,7 +216,7 @@ def read(file: Path) -> Snapshot:
         raise CamrtError("there is no such snapshot", file=str(file)) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, NotImplementedError,
             zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
-        found = f"is not a state file of camrt train, or is damaged ({_reason(error)}){_hint(file)}"
+        found = f"is not a state file of camrt train, or is damaged ({_reason(error)})"
         raise CamrtError(found, file=str(file)) from None
     weights = file.with_name(Path(named).name)
     if not weights.is_file():
@@ -262,12 +272,6 @@ def _is_whole(file: Path) -> bool:
 
 def _reason(error: Exception) -> str:
     return (str(error) or type(error).__name__)[:100]
-
-
-def _hint(file: Path) -> str:
-    if file.suffix == ".solverstate":
-        return ". Only the weights of Caffe's snapshots can be used: pass the .caffemodel with --weights"
-    return ""
 
 
 def _fingerprint(file: Path) -> tuple[int, str]:

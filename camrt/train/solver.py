@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from camrt.errors import CamrtError
 from camrt.train.networks import Blob, Network
 from camrt.train.policies import learning_rate
 from camrt.train.solverfile import SolverFile, check_updates, read_solver
+from camrt.train.solverstate import SolverState, current_step, matched
 from converters.schema.caffe_pb2 import SolverParameter
 from converters.shape import show
 
@@ -176,6 +178,7 @@ class Solver:
             raise CamrtError(
                 f"found nothing to learn in the network {network.name!r}, expected blobs with an lr_mult other than 0"
             )
+        self._network = network
         self._rule = RULES[self.param.type]
         self._history: list[Tensors] = [
             [torch.zeros_like(blob.parameter, requires_grad=False) for blob in self.blobs]
@@ -230,6 +233,40 @@ class Solver:
             held = torch._foreach_sign(held)
         pulls = torch._foreach_mul(held, [decays[index] for index in chosen])
         torch._foreach_add_([gradients[index] for index in chosen], pulls)
+
+    def caffe_state(self, learned_net: str = "") -> SolverState:
+        """Return the state as Caffe writes it.
+
+        Blobs with ``lr_mult: 0`` have zeros as their history, which no update reads.
+
+        Args:
+            learned_net: The weights file of the same iteration.
+        """
+        blobs = [
+            self._of_blob(blob, slot).detach().cpu().numpy()
+            for slot in self._history
+            for blob in self._network.learnable
+        ]
+        return SolverState(self.iteration, learned_net, tuple(blobs), current_step(self.param, self.iteration))
+
+    def load_caffe_state(self, state: SolverState) -> None:
+        """Load a state of Caffe.
+
+        Raises:
+            CamrtError: The state belongs to another network or another type of solver.
+        """
+        blobs = self._network.learnable * self._rule.slots
+        found = matched(state.history, [tuple(blob.shape) for blob in blobs])
+        slots = [slot for slot in self._history for _ in self._network.learnable]
+        with torch.no_grad():
+            for slot, blob, values in zip(slots, blobs, found, strict=True):
+                self._of_blob(blob, slot).copy_(torch.from_numpy(np.array(values)))
+        self.iteration = state.iteration
+
+    def _of_blob(self, tensor: Tensor, slot: Tensors) -> Tensor:
+        """Return the history of a blob of the network; zeros if it is not learned."""
+        own = next((held for blob, held in zip(self.blobs, slot, strict=True) if blob.parameter is tensor), None)
+        return torch.zeros_like(tensor) if own is None else own
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state: the type, the iteration, and the history as a list of tensors for each slot of the rule."""

@@ -164,10 +164,12 @@ def test_a_state_leads_to_no_other_folder(tmp_path):
 
 def test_caffes_own_state_is_told_apart(tmp_path):
     (tmp_path / "net_iter_10.solverstate").write_bytes(b"\x08\x0a\x12\x04file")
-    with pytest.raises(
-        CamrtError, match=r"Only the weights of Caffe's snapshots can be used: pass the \.caffemodel with --weights"
-    ):
+    with pytest.raises(CamrtError, match="found its weights file file, which does not exist"):
         read(tmp_path / "net_iter_10.solverstate")
+    (tmp_path / "file").write_bytes(b"weights")
+    found = read(tmp_path / "net_iter_10.solverstate")
+    assert (found.iteration, found.weights) == (10, tmp_path / "file")
+    assert found.caffe is not None
     with pytest.raises(CamrtError, match="there is no such snapshot"):
         read(tmp_path / "nowhere.camrtstate")
 
