@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,11 @@ class Kernel:
             if 0 in getattr(kernel, what):
                 raise layer.error(f"found the kernel's {what} {getattr(kernel, what)}, expected values of at least 1")
         return kernel
+
+    @property
+    def pads_pixels(self) -> bool:
+        """Whether it sees single pixels, one after the other, of a padded image."""
+        return any(self.pad) and {*self.size, *self.stride} == {1}
 
     def extent(self, axis: int) -> int:
         """The extent of the dilated kernel along each axis."""
@@ -147,6 +152,11 @@ class _Images:
             tensor = graph.reshape(bottom, (batch, channels, *(spatial or (1,))))
         return cls(tensor, shape[:channel_axis], channels, tuple(spatial))
 
+    def padded(self, graph: Graph, pad: Sequence[int]) -> _Images:
+        """Pad both sides of each spatial axis with zeros."""
+        tensor = graph.pad(self.tensor, (0, 0, *pad), (0, 0, *pad), 0.0)
+        return replace(self, tensor=tensor, spatial=tuple(s + 2 * p for s, p in zip(self.spatial, pad, strict=True)))
+
     def restored(self, graph: Graph, tensor: str, channels: int, spatial: Sequence[int], top: str) -> None:
         """Restore the leading axes of the output."""
         graph.reshape(tensor, (*self.leading, channels, *spatial), [top])
@@ -156,13 +166,13 @@ class _Images:
         return len(self.leading) == 1 and bool(self.spatial)
 
 
-@handles("Convolution", "DepthwiseConvolution", operators="Conv Reshape", origin="BVLC; depthwise: yonghenglh6")
+@handles("Convolution", "DepthwiseConvolution", operators="Conv Pad Reshape", origin="BVLC; depthwise: yonghenglh6")
 def convolution(layer: Layer, graph: Graph) -> None:
     """Convolution; several bottoms share the weights."""
     _each_bottom(layer, graph, depthwise=False)
 
 
-@handles("ConvolutionDepthwise", operators="Conv", origin="BVLC pull request 5665 and its forks")
+@handles("ConvolutionDepthwise", operators="Conv Pad", origin="BVLC pull request 5665 and its forks")
 def convolution_depthwise(layer: Layer, graph: Graph) -> None:
     """Depthwise convolution; ignores the layer's group and num_output."""
     if layer.params.convolution_param.axis != 1:
@@ -195,6 +205,9 @@ def _each_bottom(layer: Layer, graph: Graph, *, depthwise: bool, transposed: boo
                 "expected a group that divides both"
             )
         weights = _weights(layer, graph, images.channels, outputs, group, kernel, transposed=transposed)
+        if kernel.pads_pixels and not transposed:
+            # OpenCV 5.0.0 reads beyond the image where such a Conv has pads.
+            images, kernel = images.padded(graph, kernel.pad), replace(kernel, pad=(0,) * len(kernel.pad))
         spatial = (kernel.deconvolved if transposed else kernel.convolved)(layer, images.spatial)
         op = "ConvTranspose" if transposed else "Conv"
         result = graph.node(

@@ -19,6 +19,7 @@ from converters.registry import Entry
 from tests.caffe_cases import CASES, Case, answers_of, read, silent
 from tests.converters import (
     test_activation,
+    test_convolution,
     test_flow,
     test_linear,
     test_mean_field,
@@ -191,11 +192,12 @@ def test_answers_as_its_formula(layer: str) -> None:
     np.testing.assert_allclose(found, FORMULAS[layer](images), rtol=1e-5)
 
 
-# Layers of forks whose Caffe does not run here. Their modules compare them with their formulas and other libraries.
+# Layers of forks whose Caffe does not run here, and what Caffe was not asked. Their modules compare them with their formulas and other libraries.
 FORKS: tuple[OneLayer, ...] = tuple(
     one
     for module in (
         test_activation,
+        test_convolution,
         test_flow,
         test_linear,
         test_mean_field,
