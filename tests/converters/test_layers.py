@@ -192,7 +192,8 @@ def test_answers_as_its_formula(layer: str) -> None:
     np.testing.assert_allclose(found, FORMULAS[layer](images), rtol=1e-5)
 
 
-# Layers of forks whose Caffe does not run here, and what Caffe was not asked. Their modules compare them with their formulas and other libraries.
+# Layers of forks whose Caffe does not run here, and what Caffe was not asked. Their modules compare them with their
+# formulas and other libraries.
 FORKS: tuple[OneLayer, ...] = tuple(
     one
     for module in (
