@@ -20,6 +20,7 @@ from camrt.classes import class_number
 from camrt.errors import CamrtError, CamrtWarning
 from camrt.explanation import Explanation
 from camrt.graph.methods import BLACK_BOX
+from camrt.graph.targets import SEGMENT, of_segment
 from camrt.loading import Request, explainer_graph
 from converters import metadata
 
@@ -94,7 +95,8 @@ class Explainer:
         features: The tensor that the maps are made of, where it is to be another than the one that is found.
         classifier: The linear layer behind it, likewise.
         target: What is explained in place of the best classes: a class, by number or name, or several; ``"input"``:
-            those that come with each image; ``"any"``: those, or else the best; ``"sum"``.
+            those that come with each image; ``"any"``: those, or else the best; ``"sum"``. Of a network for
+            segmentation ``"segment:CLASS"``, or ``"segment"`` for the largest ones.
         layer: The features that the maps are made of; one, or several.
         scores: The tensor that is explained, where it is not the last output.
         settings: The settings of the method.
@@ -169,6 +171,7 @@ class Explainer:
             self._stated_precision: str | None = properties.get("precision")
             self.labels = _labels(self._session, labels)
             self.target: str | list[int] = properties.get("target", "top")
+            self._explained: str = properties.get("explained", "")
             self._target = self._default_target(target)
         except CamrtError as error:
             raise (error.in_file(file) if file else error) from error.__cause__
@@ -292,6 +295,7 @@ class Explainer:
 
     def _default_target(self, target: Any) -> NDArray[np.int64] | None:
         """Return the classes that were asked for all images, where the graph takes classes with each image."""
+        target = self._of_graph(target)
         if target is None or target == self.target:
             return None
         if self.target in (_GIVEN, _ANY) and target not in (_GIVEN, _ANY, "sum"):
@@ -303,8 +307,19 @@ class Explainer:
             )
         return None
 
+    def _of_graph(self, target: Any) -> Any:
+        """Return a target without what the graph does anyway: of ``"segment:dog"``, the class."""
+        is_segment, inner = of_segment(target)
+        if is_segment and self._explained != SEGMENT:
+            raise CamrtError(
+                f"found the target {target!r} and an explainer of classes of whole images, expected one that was made "
+                "with it. Make it anew from the network: camrt export --target segment:CLASS"
+            )
+        return inner
+
     def _asked(self, target: Any) -> NDArray[np.int64] | None:
         """Return the classes that an image is explained for, where the graph takes them."""
+        target = self._of_graph(target)
         if self.target in (_GIVEN, _ANY):
             if target is None and self._target is None:
                 if self.target == _ANY:

@@ -17,7 +17,7 @@ from camrt.blackbox.scorer import Scorer
 from camrt.errors import CamrtError
 from camrt.graph.explain import CLASSES, HEATMAPS, IMAGE, SCORES, TARGET
 from camrt.graph.scores import Scores
-from camrt.graph.targets import SUM, targets_of
+from camrt.graph.targets import SUM, of_segment, targets_of
 from camrt.loading import Request
 from camrt.preprocess import WHOLE
 from converters import metadata
@@ -65,6 +65,11 @@ class BlackBox:
         self.progress: Callable[[int, int], object] | None = None
         self._method = find(request.method or "")
         self._settings = self._method.checked(request.settings or {})
+        if of_segment(request.target)[0]:
+            raise CamrtError(
+                f"found the target {request.target!r} with the method {request.method}, which explains scores of a "
+                "whole image: use --method gradcam, layercam or recipro-cam"
+            )
         for name in ("layer", "features", "classifier"):
             if getattr(request, name) is not None:
                 raise CamrtError(

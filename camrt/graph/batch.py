@@ -44,6 +44,39 @@ def with_free_batch(view: GraphView, image: str, size: tuple[int, int, int], sco
     return model
 
 
+def with_fixed_resizes(model: onnx.ModelProto) -> None:
+    """Give Resize nodes whose sizes are computed constant scales, where the sizes are known but for the batch.
+
+    onnx's shape inference fails at computed sizes in the body of a Loop, in which methods run the network again.
+
+    Args:
+        model: A network for images of one size. Changed.
+    """
+    view = GraphView(model)
+    for node in model.graph.node:
+        if node.op_type != "Resize" or len(node.input) < 4 or not node.input[3] or view.is_constant(node.input[3]):
+            continue
+        before, behind = (view.shapes.get(tensor, ()) for tensor in (node.input[0], node.output[0]))
+        pairs = [
+            (a, b) for a, b in zip(before[1:], behind[1:], strict=False) if isinstance(a, int) and isinstance(b, int)
+        ]
+        if len(pairs) + 1 != len(before) or any(
+            one.name in ("axes", "keep_aspect_ratio_policy") for one in node.attribute
+        ):
+            continue
+        scales = np.array([1, *(_scale(*pair) for pair in pairs)], np.float32)
+        name = f"{node.output[0]}/scales"
+        model.graph.initializer.append(numpy_helper.from_array(scales, name))
+        del node.input[2:]
+        node.input.append(name)
+
+
+def _scale(old: int, new: int) -> np.float32:
+    """What a size is multiplied by; the runtime rounds the product down."""
+    scale = np.float32(new / old)
+    return scale if int(np.floor(np.float32(old) * scale)) == new else np.nextafter(scale, np.float32(np.inf))
+
+
 def _covers_map(view: GraphView, node: onnx.NodeProto) -> bool:
     attributes, shape = attributes_of(node), view.shapes.get(node.input[0])
     window = tuple(attributes["kernel_shape"])

@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from camrt.builder import PREFIX, Builder
 from camrt.errors import CamrtError
-from camrt.graph.batch import with_free_batch
+from camrt.graph.batch import with_fixed_resizes, with_free_batch
 from camrt.graph.choice import Choice, default_method
 from camrt.graph.crops import merge, paste
 from camrt.graph.gradient import MissingRuleError
@@ -22,6 +23,7 @@ from camrt.graph.inputs import with_image_input
 from camrt.graph.layers import (
     FeatureMap,
     as_read,
+    deepest_features,
     dependents,
     feature_map_of,
     has_positions,
@@ -33,9 +35,10 @@ from camrt.graph.methods.context import Layer, MethodContext, Pass
 from camrt.graph.opening import ModelLike, check_model, naming, open_model
 from camrt.graph.quantized import is_int8
 from camrt.graph.rewrite import repeated, tensor_names
-from camrt.graph.scores import Scores, find_scores
-from camrt.graph.targets import SUM, Target, Targets, targets_of
+from camrt.graph.scores import Scores, find_scores, find_segments
+from camrt.graph.targets import SEGMENT, SUM, Target, Targets, label_map, of_segment, targets_of
 from camrt.graph.unrolling import unrolled
+from camrt.graph.values import Value
 from camrt.graph.view import GraphView, captured, control_flow, labels_of, metadata_of, needed_for, shape_of
 from camrt.preprocess import WHOLE, Preprocess, add_network_input, crops_of, preprocess_of
 from converters import metadata as keys
@@ -89,7 +92,9 @@ def explain_graph(
         target: What is explained in place of the best classes: a class, by number or name, or several; ``"input"``: the
             classes come with the images, as the graph's input ``target`` (N, top) int64; ``"any"``: likewise, but a
             negative number stands for the best class of that place: -1 everywhere explains the best classes; ``"sum"``:
-            the sum of all values of ``scores`` for an image.
+            the sum of all values of ``scores`` for an image. Of a network for segmentation ``"segment:CLASS"``: the sum
+            of the class's logits over its mask, where they are the largest; ``"segment"``: the classes with the largest
+            masks. The graph's scores are then the parts of the image that the classes cover.
         layer: The features that the maps are made of: a tensor or a node; by default, the last ones with positions,
             which are logged. With several layers, each map is scaled to 0..1, and the mean of the maps is taken, as in
             pytorch-grad-cam.
@@ -117,6 +122,7 @@ def explain_graph(
     entry = None if method is None else find(method)
     if entry is not None:
         entry.checked(settings or {})  # before the model is read
+    is_segment, target = of_segment(target)
     with naming(model):
         opened = open_model(model, RESERVED)
         renamed, metadata = opened.renamed, opened.metadata
@@ -136,6 +142,7 @@ def explain_graph(
             classifier=renamed.get(classifier or "", classifier or metadata.get(keys.CLASSIFIER)),
             scores=renamed.get(scores or "", scores),
             is_sum=target == SUM,
+            is_segment=is_segment,
         )
         choice = None
         if entry is None:
@@ -147,6 +154,7 @@ def explain_graph(
         seen = _look(opened, entry, asked)
         metadata = _labelled(metadata, labels, seen.scores, asked)
         targets = targets_of(target, top, entry.top, labels_of(metadata), None if target == SUM else seen.scores)
+        targets = replace(targets, is_segment=is_segment)
         properties = {
             "method": entry.name,
             "protocol": protocol,
@@ -202,7 +210,10 @@ def _explainer(
     add_network_input(builder, IMAGE, crops, preprocess, image)
     before, builder.nodes = builder.nodes, []
     is_sum, add_softmax = targets.kind == "sum", asked.scores is None
-    merged = _merged_scores(builder, scores, len(crops), is_sum=is_sum, add_softmax=add_softmax)
+    if targets.is_segment:
+        merged = _covered(builder, view, scores, len(crops))
+    else:
+        merged = _merged_scores(builder, scores, len(crops), is_sum=is_sum, add_softmax=add_softmax)
     classes = targets.tensor(builder, merged, TARGET, CLASSES)
     context = MethodContext(
         builder, view, Pass(image, scores.logits), second, crops, side, preprocess, scores, targets, classes,
@@ -232,6 +243,7 @@ class _Asked:
         classifier: The linear layer.
         scores: The tensor that is explained.
         is_sum: Whether that is its sum.
+        is_segment: Whether there are scores for each pixel.
     """
 
     layers: tuple[str, ...]
@@ -239,6 +251,7 @@ class _Asked:
     classifier: str | None
     scores: str | None
     is_sum: bool
+    is_segment: bool
 
 
 @dataclass(frozen=True)
@@ -290,6 +303,8 @@ def _names_of(layer: str | Sequence[str] | None, features: str | None) -> tuple[
 
 def _chosen(view: GraphView, asked: _Asked, *, is_named: bool) -> Choice:
     """The method where none is asked for, and says so."""
+    if asked.is_segment:
+        return Choice("gradcam", "a segment is explained, and class activation maps explain classes")
     if is_named:
         return Choice("cam", "the linear layer of class activation maps was named")
     choice = default_method(
@@ -301,6 +316,13 @@ def _chosen(view: GraphView, asked: _Asked, *, is_named: bool) -> Choice:
 
 def _look(view: GraphView, entry: Method, asked: _Asked) -> _Seen:
     """The scores, and the head where the method needs it or its features are a good choice."""
+    if asked.is_segment:
+        if entry.kind == "head":
+            raise CamrtError(
+                f"found the target {SEGMENT!r} with the method {entry.name}, which explains the classes of a whole "
+                "image: use --method gradcam"
+            )
+        return _Seen(find_segments(view, None if asked.scores is None else named_tensor(view, asked.scores, "scores")))
     if entry.kind == "head":
         if len(asked.layers) > 1:
             raise CamrtError(f"found {len(asked.layers)} layers, expected one: the weights of {entry.name} fit one")
@@ -339,10 +361,13 @@ def _feature_maps(view: GraphView, entry: Method, asked: _Asked, seen: _Seen, im
         feature_maps = [feature_map_of(view, asked.features or "")]
     elif seen.head is not None and has_positions(view, seen.head.features):
         feature_maps = [feature_map_of(view, seen.head.features)]
+    elif asked.is_segment:
+        feature_maps = [deepest_features(view, image, seen.scores.logits)]
     else:
         feature_maps = [last_features(view, image, seen.scores.logits)]
     if entry.kind != "head":
-        chosen = "" if asked.layers else "no layer was named; the last with positions is taken: "
+        which = "deepest that everything passes" if asked.is_segment else "last with positions"
+        chosen = "" if asked.layers else f"no layer was named; the {which} is taken: "
         listed = ", ".join(one.describe() for one in feature_maps)
         _log.info("%s of %s; %slayer %s", entry.title, seen.scores.describe(), chosen, listed)
     return feature_maps
@@ -359,6 +384,8 @@ def _properties(
         properties |= {"layer": [one.tensor for one in feature_maps], "scores": seen.scores.logits}
     if entry.kind != "head" or targets.kind != "top":
         properties["target"] = targets.fact
+    if targets.is_segment:
+        properties["explained"] = SEGMENT
     return properties | ({"settings": dict(settings)} if settings else {})
 
 
@@ -408,6 +435,7 @@ def _without_gradient(*, has_head: bool) -> str:
 
 def _second_run(network: onnx.ModelProto, image: str, side: int, logits: str) -> Pass:
     """Add the network's nodes once more, for other images; they read the same weights."""
+    with_fixed_resizes(network)
     nodes, names = repeated(needed_for(network.graph, [logits]), AGAIN, [image])
     network.graph.input.append(_info(names[image], TensorProto.FLOAT, "batch", 3, side, side))
     network.graph.node.extend(nodes)
@@ -427,6 +455,16 @@ def _merged_scores(builder: Builder, scores: Scores, crops: int, *, is_sum: bool
         flat = builder.node("Softmax", [flat], axis=1)
     mean = builder.reduce("Mean", builder.reshape(flat, -1, crops, scores.classes), [1])
     return builder.node("Identity", [mean], SCORES)
+
+
+def _covered(builder: Builder, view: GraphView, scores: Scores, crops: int) -> str:
+    """The part of the image that each class covers, averaged over the crops: (N, K)."""
+    logits = Value(builder, scores.logits, (None, scores.classes, None, None), view.types[scores.logits])
+    labels = label_map(logits).unsqueeze(1)
+    numbers = np.arange(scores.classes).reshape(1, -1, 1, 1)
+    masks = labels.equals(numbers).cast(TensorProto.FLOAT)
+    parts = masks.mean(2, 3).reshape(-1, crops, scores.classes).mean(1)
+    return builder.node("Identity", [parts.name], SCORES)
 
 
 def _heatmaps(context: MethodContext, entry: Method, settings: Mapping[str, Any], size: int) -> None:

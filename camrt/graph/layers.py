@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from camrt.graph.view import QUANTIZING, GraphView, Shape, captured, control_flo
 # al. (2017, section 3).
 _POOLING = {"MaxPool", "AveragePool", "LpPool", "Dropout", "Identity"}
 _LAYERS = {"Conv", "BatchNormalization", "LayerNormalization", "Relu", "Concat"}  # what people know as layers
+_PARAMETRIC = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _ATTENTION = {"Softmax", "Attention"}
 _TO_INTEGERS = ("QuantizeLinear", "DynamicQuantizeLinear")
 # Tokens before those of the image: none, a class token, DeiT's two, DINOv2's with registers.
@@ -208,6 +210,30 @@ def last_features(view: GraphView, image: str, logits: str) -> FeatureMap:
         f"{f', past control flow ({hidden})' if hidden else ''}{listed}. Name one or more yourself"
         f" ({example.strip() or '--layer'}), or use a method of pixels, such as --method input-gradient"
     )
+
+
+def deepest_features(view: GraphView, image: str, logits: str) -> FeatureMap:
+    """Find the features with the most channels that everything passes on its way to scores for each pixel or box.
+
+    The last features of such a network are what its last convolution reads: their map would repeat the scores
+    themselves. Where several have as many channels, the last ones are taken.
+
+    Args:
+        view: A model whose input has a fixed size but for the batch.
+        image: Its input.
+        logits: Its scores.
+
+    Raises:
+        CamrtError: There are none.
+    """
+    shapes, found = _Shapes(view), list[FeatureMap]()
+    for tensor, passed in _bottlenecks(view, image, logits):
+        if tensor == image or not passed & _PARAMETRIC or view.types.get(tensor) not in FLOATS:
+            continue
+        with contextlib.suppress(CamrtError):  # the axis of its channels cannot be told: no candidate
+            one = _feature_map(view, tensor, shapes)
+            found += [] if one is None or one.num_prefix_tokens else [one]
+    return max(found, key=lambda one: one.channels) if found else last_features(view, image, logits)
 
 
 def _candidates(view: GraphView, image: str, logits: str, shapes: _Shapes, most: int = 4) -> list[FeatureMap]:

@@ -75,6 +75,42 @@ def find_scores(view: GraphView, tensor: str | None = None) -> Scores:
     )
 
 
+def find_segments(view: GraphView, tensor: str | None = None) -> Scores:
+    """Find the scores of a network for segmentation: a row of scores for each pixel.
+
+    Args:
+        view: The model.
+        tensor: The tensor that is explained; by default, the first output with scores for each pixel.
+
+    Returns:
+        Scores whose tensors are (N, classes, h, w).
+
+    Raises:
+        CamrtError: There is no such tensor, or it has another form.
+    """
+    if tensor is not None:
+        check_tensor(view, tensor, "scores")
+    for output in view.outputs if tensor is None else [tensor]:
+        shape = view.shapes.get(output)
+        if output not in view.producers or view.types.get(output) not in FLOATS or not _is_dense(shape):
+            continue
+        assert shape is not None
+        assert isinstance(shape[1], int)
+        found = scores_at(view, output, shape[1])
+        same = view.shapes.get(found.logits, ())[1:] == shape[1:]
+        return found if same else Scores(output, output, "", shape[1])
+    listed = ", ".join(f"{name!r} {shown(view.shapes.get(name))}" for name in ([tensor] if tensor else view.outputs))
+    raise CamrtError(
+        f"found {listed}, expected scores for each pixel, N x classes x height x width in floating point. Where the "
+        "model gives the number of the best class, name the tensor before that: --scores"
+    )
+
+
+def _is_dense(shape: Shape | None) -> bool:
+    """Whether a shape is that of scores for each pixel: channels first, more than one pixel."""
+    return shape is not None and len(shape) == 4 and isinstance(shape[1], int) and shape[2:] != (1, 1)
+
+
 def row_of(shape: Shape | None) -> int | None:
     """The number of scores in a row, of a shape like N x K or N x K x 1 x 1; None where it has another form."""
     if shape is None or len(shape) < 2 or any(size != 1 for size in shape[2:]):

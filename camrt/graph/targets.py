@@ -1,4 +1,7 @@
-"""What is explained: the best classes, given ones, a class that comes with each image, or a sum."""
+"""What is explained: the best classes, given ones, a class that comes with each image, or a sum.
+
+Of a network for segmentation, a class's score is the sum of its logits over its mask.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
+from onnx import TensorProto
 
 from camrt.builder import Builder
 from camrt.classes import class_number
@@ -16,7 +20,7 @@ from camrt.graph.scores import Scores
 from camrt.graph.values import Value
 
 Target: TypeAlias = int | str | Sequence[int | str]
-INPUT, ANY, SUM = "input", "any", "sum"
+INPUT, ANY, SUM, SEGMENT = "input", "any", "sum", "segment"
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,13 @@ class Targets:
             ``"sum"``: the sum of a tensor's values.
         count: How many maps an image gets.
         classes: The classes of ``"fixed"``.
+        is_segment: Whether there are logits for each pixel, which count where the class has the largest.
     """
 
     kind: Literal["top", "fixed", "input", "any", "sum"]
     count: int
     classes: tuple[int, ...] = ()
+    is_segment: bool = False
 
     @property
     def fact(self) -> str | list[int]:
@@ -65,24 +71,68 @@ class Targets:
         builder.nodes_of("TopK", [scores, builder.shape(self.count)], [builder.name("best"), output], axis=1)
         return output
 
-    def seeds(self, classes: Value, crops: int, logits: Value) -> Value:
+    def seeds(self, classes: Value, crops: int, logits: Value, labels: Value | None = None) -> Value:
         """The cotangent of each class that the backward pass begins with: the derivative of what is explained.
 
         Args:
             classes: The class of each image: (N,) int64.
             crops: How many crops an image has.
-            logits: (N * crops, K), perhaps with axes of size 1 behind.
+            logits: (N * crops, K), perhaps with axes of size 1 behind; of a segmentation (N * crops, K, h, w).
+            labels: Of a segmentation, `label_map`.
 
         Returns:
-            A 1 for the class, of the shape of ``logits``.
+            A 1 for the class, of the shape of ``logits``; of a segmentation where the class's mask is.
         """
         if self.kind == "sum":
             return logits.filled(1)
         column = classes.unsqueeze(1, 2).expand(1, crops, 1).reshape(-1, 1)
+        if labels is not None:
+            numbers = logits.builder.constant(np.arange(*logits.fixed(1)), "numbers", np.int64)
+            every = Value(logits.builder, numbers, logits.shape[1:2], TensorProto.INT64)
+            of_class = every.gather(column.reshape(-1, 1, 1, 1), 0)  # fails where there is no such class
+            channel = every.reshape(1, -1, 1, 1).equals(of_class)
+            return channel.cast(logits.kind) * of_class.equals(labels.unsqueeze(1)).cast(logits.kind)
         rows = logits.reshape(-1, math.prod(logits.fixed(*range(1, logits.rank))))
         # Where a class is out of range, ScatterElements fails; OneHot would give zeros, and an empty map.
         hot = rows.zeros(column.lead).scatter(column, column.cast(rows.kind).filled(1, column.lead), 1)
         return hot.reshape_as(logits)
+
+
+def label_map(logits: Value) -> Value:
+    """The class of each pixel.
+
+    Args:
+        logits: (N, K, h, w). Of one class, its mask is where they are positive, and the other pixels have the class -1.
+
+    Returns:
+        (N, h, w) int64.
+    """
+    images, classes, height, width = logits.shape
+    if classes == 1:
+        return (logits > 0).cast(TensorProto.INT64).squeeze(1) - 1
+    shape = (images, height, width)
+    return logits.op("ArgMax", shape=shape, kind=TensorProto.INT64, axis=1, keepdims=0)
+
+
+def of_segment(target: Target | None) -> tuple[bool, Target | None]:
+    """Whether a target is about segments, and the target without that.
+
+    ``"segment:dog"`` is the class dog, ``"segment"`` the classes with the largest masks; ``"segment:input"`` and
+    ``"segment:any"`` come with the images.
+
+    Raises:
+        CamrtError: Of several targets, only some are about segments.
+    """
+    if target is None or isinstance(target, str) or np.ndim(target) == 0:
+        name, _, one = str(target).partition(":")
+        return (True, one or None) if isinstance(target, str) and name == SEGMENT else (False, target)
+    asked = [each.partition(":") if isinstance(each, str) else ("", "", "") for each in target]  # type: ignore[union-attr]
+    about = [name == SEGMENT for name, _, _ in asked]
+    if not any(about):
+        return False, target
+    if not all(about):
+        raise CamrtError(f"found the targets {target}, expected all or none of the form {SEGMENT}:CLASS")
+    return True, [one for _, _, one in asked]
 
 
 def targets_of(

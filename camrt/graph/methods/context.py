@@ -6,6 +6,7 @@ class has the classes along its leading axis, which formulas need not know of (`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +25,7 @@ from camrt.graph.rewrite import repeated
 from camrt.graph.rules.relevance import Modifier
 from camrt.graph.scores import Scores
 from camrt.graph.sizes import Sizes
-from camrt.graph.targets import Targets
+from camrt.graph.targets import Targets, label_map
 from camrt.graph.values import Value, shown
 from camrt.graph.view import GraphView, attributes_of
 from camrt.preprocess import Crop, Preprocess
@@ -178,8 +179,16 @@ class MethodContext:
         }
 
     def seeds(self, run: Pass) -> Value:
-        """1 for the class, of the shape of the scores of a run: the derivative of what is explained by them."""
-        return self.targets.seeds(self.classes, len(self.crops), self.logits(run))
+        """1 for the class, of the shape of the scores of a run: the derivative of what is explained by them.
+
+        Of a segmentation where the class's mask is in the first run, whichever run is differentiated.
+        """
+        return self.targets.seeds(self.classes, len(self.crops), self.logits(run), self.label_map)
+
+    @cached_property
+    def label_map(self) -> Value | None:
+        """Of a segmentation, the class of each pixel: (N * crops, h, w) int64."""
+        return label_map(self.logits(self.first)) if self.targets.is_segment else None
 
     def pixels(self, run: Pass, relu: str | None = None, modifier: Modifier | None = None) -> Value:
         """The derivative of each class's score by the image: (N, crops, 3, side, side)."""
@@ -267,6 +276,14 @@ class MethodContext:
             laid out here, so that a loop does it once.
         """
         crops, count = len(self.crops), self.count
+        if self.targets.is_segment:
+            numbers = math.prod(self.logits(self.first).fixed(1, 2, 3))
+            masks = self.seeds(self.first).lead_to(1).reshape(-1, count, numbers)
+
+            def read_masks(logits: Value) -> Value:
+                return (masks @ logits.reshape(-1, together, numbers).mT).reshape(-1, crops, count, together)
+
+            return read_masks
         wanted = self.classes.lead_to(1).unsqueeze(1).expand(1, crops * together, 1)
 
         def read(logits: Value) -> Value:
@@ -312,7 +329,7 @@ class MethodContext:
     ) -> tuple[str, Value]:
         """A Loop's output, and what its body gives."""
         builder = self.builder
-        _ = self.classes, self.images  # made here: what is made in the body cannot be read behind it
+        _ = self.classes, self.images, self.label_map  # made here: what is made in the body cannot be read behind it
         outside, builder.nodes = builder.nodes, []
         number, goes_on = builder.name("loop/number"), builder.name("loop/goes_on")
         found = body(Value(builder, number, (), TensorProto.INT64))
