@@ -14,6 +14,7 @@ from camrt.commands import (
     bbox,
     benchmark,
     compare,
+    data,
     demo,
     evaluate,
     explain,
@@ -60,6 +61,7 @@ def options(
 
 app.command("convert", epilog=converters_cli.EXAMPLES)(converters_cli.convert)
 app.command("show", epilog=converters_show.EXAMPLES)(converters_show.show)
+app.add_typer(data.app, name="data")
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.command("batch", epilog=batch.EXAMPLES)(batch.batch)
 app.command("bbox", epilog=bbox.EXAMPLES)(bbox.bbox)

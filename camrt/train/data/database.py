@@ -108,7 +108,7 @@ def _backend(path: Path) -> str:
         return LEVELDB
     raise CamrtError(
         "is neither an LMDB database (data.mdb) nor a LevelDB database (CURRENT). Create one from images with "
-        "Caffe's convert_imageset",
+        "camrt data lmdb",
         file=str(path),
     )
 

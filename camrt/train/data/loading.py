@@ -374,8 +374,8 @@ def _database(layer: Layer, find: Callable[[str], Path], flag: str) -> Source:
     path = find(param.source)
     if not path.exists():
         raise CamrtError(
-            f"does not exist, expected the database of {describe_layer(layer)}. Create it with Caffe's "
-            f"convert_imageset, or specify the images: {flag} {KINDS_HINT}",
+            f"does not exist, expected the database of {describe_layer(layer)}. Create it with camrt "
+            f"data, or specify the images: {flag} {KINDS_HINT}",
             file=str(path),
         )
     return DatumSource(Database(path, backend), is_color=is_color)
