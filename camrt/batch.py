@@ -98,6 +98,7 @@ class Batch:
         classifier: The linear layer behind them.
         scores: The tensor that is explained.
         settings: What is set of the method.
+        smooth: How maps are smoothed.
         weights: The weights of a named model.
         preprocess: The preset of the preprocessing.
         providers: Where the model runs. Lines say it, and results of all providers count.
@@ -135,6 +136,7 @@ class Batch:
         classifier: str | None = None,
         scores: str | None = None,
         settings: Mapping[str, Any] | None = None,
+        smooth: str | Sequence[str] | None = None,
         weights: Path | None = None,
         preprocess: str | None = None,
         providers: Providers | None = None,
@@ -150,7 +152,7 @@ class Batch:
     ) -> None:
         self.folder, self.model = Path(folder), model
         self.method, self.protocol, self.top = method, protocol, top
-        self.target, self.layer, self.settings = target, layer, settings
+        self.target, self.layer, self.settings, self.smooth = target, layer, settings, smooth
         self.classifier, self.scores = classifier, scores
         self.weights, self.preprocess = weights, preprocess
         self.providers, self.precision = providers, precision
@@ -241,8 +243,8 @@ class Batch:
         explainer = Explainer(
             self.model, self.method, self.protocol, self.top, self.providers, precision=self.precision,
             target=self.target, layer=self.layer, classifier=self.classifier, scores=self.scores,
-            settings=self.settings, weights=self.weights, preprocess=self.preprocess, max_side=self.max_side,
-            max_pixels=self.max_pixels or MAX_PIXELS,
+            settings=self.settings, smooth=self.smooth, weights=self.weights, preprocess=self.preprocess,
+            max_side=self.max_side, max_pixels=self.max_pixels or MAX_PIXELS,
         )  # fmt: skip
         settings = self._settings()  # with the size of the model's file, which may have been downloaded only now
         with contextlib.suppress(OSError):  # which is said when the first line is written
@@ -336,6 +338,7 @@ class Batch:
             "classifier": self.classifier,
             "scores": self.scores,
             "set": self.settings,
+            "smooth": self.smooth,
             "preprocess": self.preprocess,
             "precision": None if self.precision == FP32 else self.precision,
             "max_side": None if self.max_side == MAX_SIDE else self.max_side or 0,

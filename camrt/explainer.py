@@ -100,6 +100,8 @@ class Explainer:
         layer: The features that the maps are made of; one, or several.
         scores: The tensor that is explained, where it is not the last output.
         settings: The settings of the method.
+        smooth: How the maps are smoothed: ``"augment"``, the mean over mirrored and scaled variants of the image;
+            ``"eigen"``, the first principal component; or both.
         preprocess: How the network wants its images, where the model does not say it.
         labels: The names of the classes, where the model does not say them.
         weights: The weights of a named model, in place of the cache and the download.
@@ -146,6 +148,7 @@ class Explainer:
         layer: str | Sequence[str] | None = None,
         scores: str | None = None,
         settings: Mapping[str, Any] | None = None,
+        smooth: str | Sequence[str] | None = None,
         preprocess: Preprocess | str | None = None,
         labels: Sequence[str] | None = None,
         weights: str | os.PathLike[str] | None = None,
@@ -156,7 +159,7 @@ class Explainer:
     ) -> None:
         request = Request(
             method, protocol, top, features, classifier, preprocess, target, layer, scores, settings, labels,
-            None if weights is None else Path(weights),
+            None if weights is None else Path(weights), smooth,
         )  # fmt: skip
         self._session, self.batch = _started(model, request, providers, precision, threads)
         file = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None

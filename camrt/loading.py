@@ -47,6 +47,7 @@ class Request:
         settings: The settings of the method.
         labels: The names of the classes.
         weights: The weights of a named model, in place of the cache and the download.
+        smooth: How maps are smoothed: ``"augment"``, ``"eigen"`` or both.
     """
 
     method: str | None = None
@@ -61,6 +62,7 @@ class Request:
     settings: Mapping[str, Any] | None = None
     labels: Sequence[str] | None = None
     weights: Path | None = None
+    smooth: str | Sequence[str] | None = None
 
     def graph(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Make the explainer of a classifier.
@@ -81,6 +83,7 @@ class Request:
             layer=self.layer,
             scores=self.scores,
             settings=self.settings,
+            smooth=self.smooth,
             labels=self.labels,
             preprocess=self.preprocess,
         )
@@ -103,6 +106,11 @@ class Request:
         if layers is not None and list(layers) != stated.get("layer", [stated.get("features")]):
             found = stated.get("layer", stated.get("features"))
             raise CamrtError(f"found an explainer graph with layer {found!r}, expected {self.layer!r}. {anew}")
+        smoothing = [self.smooth] if isinstance(self.smooth, str) else self.smooth
+        if smoothing is not None and sorted(smoothing) != sorted(stated.get("smooth", [])):
+            raise CamrtError(
+                f"found an explainer graph with smooth {stated.get('smooth', [])}, expected {list(smoothing)}. {anew}"
+            )
         for name, value in (self.settings or {}).items():
             if str(stated.get("settings", {}).get(name)) != str(value):
                 raise CamrtError(

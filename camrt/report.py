@@ -109,8 +109,8 @@ def facts_of(record: Mapping[str, Any], *, model: str = "") -> dict[str, str]:
         model: What the model is called.
 
     Returns:
-        The facts that are known, by name: model, method, protocol, settings, preprocessing, target, layer, provider,
-        precision, refinement.
+        The facts that are known, by name: model, method, protocol, settings, smoothing, preprocessing, target, layer,
+        provider, precision, refinement.
     """
     given = record.get("settings", {})
     crf = record.get("crf") or {}
@@ -122,6 +122,7 @@ def facts_of(record: Mapping[str, Any], *, model: str = "") -> dict[str, str]:
         "method": record.get("method"),
         "protocol": record.get("protocol"),
         "settings": _listed(given.get("set")),
+        "smoothing": _listed(given.get("smooth")),
         "preprocessing": _listed(given.get("preprocess")),
         "target": _listed(given.get("target")),
         "layer": _listed(given.get("layer")),

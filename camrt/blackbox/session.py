@@ -70,6 +70,11 @@ class BlackBox:
                 f"found the target {request.target!r} with the method {request.method}, which explains scores of a "
                 "whole image: use --method gradcam, layercam or recipro-cam"
             )
+        if request.smooth:
+            raise CamrtError(
+                f"found smooth={request.smooth!r}, expected none: {request.method} is no part of a graph. The "
+                "methods of camrt.graph.methods.METHODS can be smoothed"
+            )
         for name in ("layer", "features", "classifier"):
             if getattr(request, name) is not None:
                 raise CamrtError(

@@ -167,7 +167,7 @@ def _line(model: str, preset: str | None, weights: Path | None, what: MapOptions
     if best is not None:
         given |= {"--provider": best.provider, "--precision": best.precision, "--batch": best.batch}
     words = [str(word) for name, value in given.items() if value is not None for word in (name, value)]
-    repeated = {"--target": what.target, "--layer": what.layer, "--set": what.settings}
+    repeated = {"--target": what.target, "--layer": what.layer, "--set": what.settings, "--smooth": what.smooth}
     words += [str(word) for name, values in repeated.items() for value in values or () for word in (name, value)]
     return f"camrt explain IMAGES {shlex.join(words)}"
 

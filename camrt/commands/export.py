@@ -48,6 +48,8 @@ EXAMPLES = f"""Examples:
 
   camrt export vgg16.onnx --method integrated-gradients --set steps=64 --target input
 
+  camrt export resnet50.onnx --method gradcam --smooth augment --smooth eigen --preprocess torchvision
+
   camrt export resnet50.onnx --preprocess torchvision --precision int8 --calibrate photos/ -o resnet50_int8.onnx
 
   camrt export resnet50.onnx --preprocess torchvision --triton models/ --triton-accelerator tensorrt
@@ -214,7 +216,8 @@ def _of_method(record: dict[str, Any]) -> list[tuple[str, str]]:
     }
     classes = explained[target] if isinstance(target, str) else f"classes {', '.join(map(str, target))}"
     settings = "".join(f", {name} {value}" for name, value in record.get("settings", {}).items())
-    return [*rows, ("maps", f"{record['method']}, {record['protocol']}, {classes}{settings}")]
+    smoothing = "".join(f", smoothed by {name}" for name in record.get("smooth", []))
+    return [*rows, ("maps", f"{record['method']}, {record['protocol']}, {classes}{settings}{smoothing}")]
 
 
 def _of_agreement(found: dict[str, Any] | None) -> dict[str, str]:

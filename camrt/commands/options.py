@@ -71,6 +71,13 @@ class BoxesName(StrEnum):
     NONE = "none"
 
 
+class SmoothName(StrEnum):
+    """How maps are smoothed: a name of `camrt.graph.smoothing`."""
+
+    AUGMENT = "augment"
+    EIGEN = "eigen"
+
+
 class Preset(StrEnum):
     """The preprocessing of a family of networks: a key of `camrt.preprocess.PRESETS`."""
 
@@ -168,6 +175,13 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method, as samples=50; may be repeated."),
 ]
+Smooth = Annotated[
+    list[SmoothName] | None,
+    typer.Option(
+        help="Smooth the maps: augment, over mirrored and scaled variants of the image, at six times the work; eigen, "
+        "by the first principal component of what a method sums. May be repeated."
+    ),
+]
 Labels = Annotated[
     Path | None, typer.Option("--labels", metavar="FILE", help="Names of the classes: a line each, or a JSON list.")
 ]
@@ -208,6 +222,7 @@ class MapOptions:
     classifier: Classifier = None
     scores: Scores = None
     settings: Settings = None
+    smooth: Smooth = None
 
     def as_arguments(self) -> dict[str, Any]:
         """Return them as keyword arguments of `camrt.loading.Request` and `camrt.batch.Batch`.
@@ -224,6 +239,7 @@ class MapOptions:
             "classifier": self.classifier,
             "scores": self.scores,
             "settings": settings_of(self.settings),
+            "smooth": smoothing_of(self.smooth),
         }
 
 
@@ -416,6 +432,11 @@ def check_model(model: str, weights: Path | None = None) -> None:
 def one_or_several(given: Sequence[str] | None) -> str | list[str] | None:
     """Return what an option that may be repeated says: nothing, a value, or several."""
     return list(given) if given and len(given) > 1 else given[0] if given else None
+
+
+def smoothing_of(given: Sequence[SmoothName] | None) -> str | list[str] | None:
+    """Return how maps are smoothed, as `camrt.Explainer` takes it."""
+    return one_or_several([name.value for name in given or ()])
 
 
 def settings_of(given: Sequence[str] | None) -> Mapping[str, str] | None:

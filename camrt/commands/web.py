@@ -18,6 +18,7 @@ from camrt.commands.options import (
     Protocol,
     Scores,
     Settings,
+    Smooth,
     Top,
     Weights,
     check_model,
@@ -26,6 +27,7 @@ from camrt.commands.options import (
     one_or_several,
     read_labels,
     settings_of,
+    smoothing_of,
 )
 from camrt.commands.output import reporting, show
 from camrt.graph.methods import METHODS
@@ -76,6 +78,7 @@ def web(
     classifier: Classifier = None,
     scores: Scores = None,
     settings: Settings = None,
+    smooth: Smooth = None,
     weights: Weights = None,
     *,
     wants: PreprocessOptions,
@@ -113,6 +116,7 @@ def web(
         "classifier": classifier,
         "scores": scores,
         "settings": settings_of(settings),
+        "smooth": smoothing_of(smooth),
         "weights": weights,
     }
     with reporting():

@@ -68,7 +68,7 @@ def merge(
     return builder.node("ReduceSum", [magnitude, builder.shape(1)], output, keepdims=0)
 
 
-def paste(builder: Builder, maps: str, crops: Sequence[Crop], size: int, output: str) -> None:
+def paste(builder: Builder, maps: str, crops: Sequence[Crop], size: int, output: str | None = None) -> str:
     """Add nodes that paste maps of the crops' size where their crops were, and add them.
 
     Args:
@@ -77,6 +77,9 @@ def paste(builder: Builder, maps: str, crops: Sequence[Crop], size: int, output:
         crops: What they are maps of.
         size: The image's side in pixels.
         output: The tensor that is written: (N, top, size, size) float32.
+
+    Returns:
+        The tensor that is written.
     """
     pasted = []
     for number, crop in enumerate(crops):
@@ -84,7 +87,7 @@ def paste(builder: Builder, maps: str, crops: Sequence[Crop], size: int, output:
         one = builder.flip(one, 3) if crop.mirrored else one
         below, right = size - crop.y - crop.side, size - crop.x - crop.side
         pasted.append(builder.node("Pad", [one, builder.shape(0, 0, crop.y, crop.x, 0, 0, below, right)]))
-    builder.node("Sum", pasted, output)
+    return builder.node("Sum", pasted, output)
 
 
 def _pasted(matrix: np.ndarray, start: int, size: int) -> np.ndarray:

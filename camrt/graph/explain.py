@@ -36,11 +36,12 @@ from camrt.graph.opening import ModelLike, check_model, naming, open_model
 from camrt.graph.quantized import is_int8
 from camrt.graph.rewrite import repeated, tensor_names
 from camrt.graph.scores import Scores, find_scores, find_segments
+from camrt.graph.smoothing import AUGMENT, EIGEN, VARIANTS, add_mean, add_variants, smoothing_of, variants_of
 from camrt.graph.targets import SEGMENT, SUM, Target, Targets, label_map, of_segment, targets_of
 from camrt.graph.unrolling import unrolled
 from camrt.graph.values import Value
 from camrt.graph.view import GraphView, captured, control_flow, labels_of, metadata_of, needed_for, shape_of
-from camrt.preprocess import WHOLE, Preprocess, add_network_input, crops_of, preprocess_of
+from camrt.preprocess import WHOLE, Crop, Preprocess, add_network_input, crops_of, preprocess_of
 from converters import metadata as keys
 
 IMAGE, TARGET, SCORES, CLASSES, HEATMAPS = "image", "target", "scores", "classes", "heatmaps"
@@ -69,6 +70,7 @@ def explain_graph(
     layer: str | Sequence[str] | None = None,
     scores: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    smooth: str | Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
     preprocess: Preprocess | str | None = None,
 ) -> onnx.ModelProto:
@@ -102,6 +104,7 @@ def explain_graph(
             derivative is taken before a Softmax, Sigmoid or LogSoftmax at its end. A tensor that is named here becomes
             the output ``scores`` as it is; by default, logits go through a Softmax.
         settings: The settings of the method: see its function in `camrt.graph.methods`.
+        smooth: ``"augment"``, ``"eigen"`` or both: how maps are smoothed (`camrt.graph.smoothing`).
         labels: The names of the classes, written into the metadata; by default, those of the model's metadata.
         preprocess: How images are prepared for the network; by default, as the model's metadata say.
 
@@ -119,7 +122,7 @@ def explain_graph(
         >>> explainer = camrt.explain_graph(onnx.load("resnet50.onnx"), "gradcam", "center", top=3,
         ...                                 preprocess="torchvision")  # doctest: +SKIP
     """
-    entry = None if method is None else find(method)
+    entry, smoothing = None if method is None else find(method), smoothing_of(smooth)
     if entry is not None:
         entry.checked(settings or {})  # before the model is read
     is_segment, target = of_segment(target)
@@ -162,7 +165,8 @@ def explain_graph(
             "size": wanted.size,
             "resize": "square",
         }
-        result, found = _explainer(opened, entry, chosen, asked, seen, targets, wanted, protocol)
+        result, found = _explainer(opened, entry, chosen, asked, seen, targets, wanted, protocol, smoothing)
+        properties |= {"smooth": list(smoothing)} if smoothing else {}
         properties |= _properties(entry, seen, targets, found, chosen)
         if choice is not None:
             properties["reason"] = choice.reason
@@ -184,6 +188,7 @@ def _explainer(
     targets: Targets,
     preprocess: Preprocess,
     protocol: str,
+    smoothing: Sequence[str],
 ) -> tuple[onnx.ModelProto, list[FeatureMap]]:
     """The explainer without metadata, and the features that its maps are made of."""
     scores = seen.scores
@@ -207,20 +212,21 @@ def _explainer(
     builder = Builder(view.opset, tensor_names(network.graph))
     for name in RESERVED:
         builder.claim(name)
-    add_network_input(builder, IMAGE, crops, preprocess, image)
+    crops = _add_input(builder, image, crops, preprocess, smoothing)
     before, builder.nodes = builder.nodes, []
     is_sum, add_softmax = targets.kind == "sum", asked.scores is None
+    variants = VARIANTS if AUGMENT in smoothing else 1
     if targets.is_segment:
-        merged = _covered(builder, view, scores, len(crops))
+        merged = _covered(builder, view, scores, len(crops), variants)
     else:
-        merged = _merged_scores(builder, scores, len(crops), is_sum=is_sum, add_softmax=add_softmax)
+        merged = _merged_scores(builder, scores, len(crops), variants, is_sum=is_sum, add_softmax=add_softmax)
     classes = targets.tensor(builder, merged, TARGET, CLASSES)
     context = MethodContext(
         builder, view, Pass(image, scores.logits), second, crops, side, preprocess, scores, targets, classes,
-        feature_maps, seen.head,
+        feature_maps, seen.head, eigen=EIGEN in smoothing,
     )  # fmt: skip
     try:
-        _heatmaps(context, entry, settings, preprocess.size)
+        _heatmaps(context, entry, settings, preprocess.size, variants)
     except MissingRuleError as error:
         methods = _without_gradient(has_head=seen.head is not None)
         raise CamrtError(f"{error.message}. Methods that need no gradient work: --method {methods}") from error
@@ -411,6 +417,19 @@ def image_input(view: GraphView, preprocess: Preprocess, protocol: str) -> tuple
 # ------------------------------------------------------------------------------------------------- what is computed
 
 
+def _add_input(
+    builder: Builder, image: str, crops: list[Crop], preprocess: Preprocess, smoothing: Sequence[str]
+) -> list[Crop]:
+    """Add the network's input, and list the crops that it is made of: with smoothing, those of all variants."""
+    if AUGMENT not in smoothing:
+        add_network_input(builder, IMAGE, crops, preprocess, image)
+        return crops
+    plain = builder.name("plain")
+    add_network_input(builder, IMAGE, crops, preprocess, plain)
+    add_variants(builder, plain, len(crops), crops[0].side, image)
+    return variants_of(crops)
+
+
 def _check_control_flow(view: GraphView, start: str, logits: str, *, has_head: bool) -> None:
     """Refuse control flow where the network is differentiated or run again."""
     behind = dependents(view, start)
@@ -442,60 +461,94 @@ def _second_run(network: onnx.ModelProto, image: str, side: int, logits: str) ->
     return Pass(names[image], names[logits], nodes)
 
 
-def _merged_scores(builder: Builder, scores: Scores, crops: int, *, is_sum: bool, add_softmax: bool) -> str:
-    """Probabilities, averaged over the crops: (N, K); of a sum (N, 1)."""
+def _merged_scores(
+    builder: Builder, scores: Scores, crops: int, variants: int, *, is_sum: bool, add_softmax: bool
+) -> str:
+    """Probabilities, averaged over the crops of the first variant: (N, K); of a sum (N, 1)."""
+
+    def mean(rows: str, width: int) -> str:
+        apart = builder.reshape(rows, -1, crops, width)
+        plain = apart if variants == 1 else builder.slice(apart, [0], [crops // variants], [1])
+        return builder.node("Identity", [builder.reduce("Mean", plain, [1])], SCORES)
+
     if is_sum:
         rows = builder.node("Flatten", [scores.logits], axis=1)
-        sums = builder.reshape(builder.reduce("Sum", rows, [1]), -1, crops)
-        return builder.node("Identity", [builder.reduce("Mean", sums, [1], keepdims=True)], SCORES)
+        return mean(builder.reduce("Sum", rows, [1]), 1)
     flat = builder.reshape(scores.output, -1, scores.classes)
     if scores.activation == "LogSoftmax":
         flat = builder.node("Exp", [flat])
     elif not scores.activation and add_softmax:
         flat = builder.node("Softmax", [flat], axis=1)
-    mean = builder.reduce("Mean", builder.reshape(flat, -1, crops, scores.classes), [1])
-    return builder.node("Identity", [mean], SCORES)
+    return mean(flat, scores.classes)
 
 
-def _covered(builder: Builder, view: GraphView, scores: Scores, crops: int) -> str:
-    """The part of the image that each class covers, averaged over the crops: (N, K)."""
+def _covered(builder: Builder, view: GraphView, scores: Scores, crops: int, variants: int) -> str:
+    """The part of the image that each class covers, averaged over the crops of the first variant: (N, K)."""
     logits = Value(builder, scores.logits, (None, scores.classes, None, None), view.types[scores.logits])
     labels = label_map(logits).unsqueeze(1)
     numbers = np.arange(scores.classes).reshape(1, -1, 1, 1)
     masks = labels.equals(numbers).cast(TensorProto.FLOAT)
-    parts = masks.mean(2, 3).reshape(-1, crops, scores.classes).mean(1)
+    parts = masks.mean(2, 3).reshape(-1, crops, scores.classes).slice(1, 0, crops // variants).mean(1)
     return builder.node("Identity", [parts.name], SCORES)
 
 
-def _heatmaps(context: MethodContext, entry: Method, settings: Mapping[str, Any], size: int) -> None:
+def _heatmaps(context: MethodContext, entry: Method, settings: Mapping[str, Any], size: int, variants: int) -> None:
     """The method's maps, and what becomes of them: enlarged, pasted where their crops were, added."""
+    maps = _maps(context, entry, settings)
+    if context.eigen and not (context.layers and all(layer.is_summed for layer in context.layers)):
+        raise CamrtError(
+            f"found the smoothing {EIGEN!r} with {entry.name}, which sums no feature maps: its principal component is "
+            "not defined. gradcam, layercam and others that weigh features take it; --smooth augment takes any method"
+        )
+    if variants == 1:
+        _merged_maps(context, entry, maps, context.crops, size, HEATMAPS)
+        return
+    count = len(context.crops) // variants
+    merged = []
+    for first in range(0, len(context.crops), count):
+        some = [context.builder.slice(one, [first], [first + count], [1]) for one in maps]
+        merged.append(_merged_maps(context, entry, some, context.crops[first : first + count], size))
+    add_mean(context.builder, merged, HEATMAPS, signed=settings.get("values") == "signed")
+
+
+def _maps(context: MethodContext, entry: Method, settings: Mapping[str, Any]) -> list[str]:
+    """The map of each layer (N, crops, count, h, w), or that of the pixels."""
+    if entry.kind == "pixels":
+        found = context.per_class(entry.maps(context, **settings))
+        return [context.builder.node("Identity", [found.name], MAPS)]
+    return [_map(layer, entry, settings, named=len(context.layers) == 1) for layer in context.layers]
+
+
+def _merged_maps(
+    context: MethodContext, entry: Method, maps: Sequence[str], crops: Sequence[Crop], size: int,
+    output: str | None = None,
+) -> str:  # fmt: skip
+    """The heatmaps of crops: (N, count, size, size)."""
     builder = context.builder
     if entry.kind == "pixels":
-        builder.node("Identity", [context.per_class(entry.maps(context, **settings)).name], MAPS)
-        return paste(builder, MAPS, context.crops, size, HEATMAPS)
-    merged = []
-    for layer in context.layers:
-        maps = _map(layer, entry, settings, named=len(context.layers) == 1)
-        merged.append(
-            merge(
-                builder, maps, context.crops, size, layer.grid.height, layer.grid.width,
-                HEATMAPS if len(context.layers) == 1 else None, rectified=entry.rectified,
-            )
-        )  # fmt: skip
-    if len(merged) > 1 and entry.multiplied:
+        return paste(builder, maps[0], crops, size, output)
+    rectified = entry.rectified or context.eigen  # a component has a mean of 0
+    merged = [
+        merge(
+            builder, one, crops, size, layer.grid.height, layer.grid.width,
+            output if len(maps) == 1 else None, rectified=rectified,
+        )
+        for one, layer in zip(maps, context.layers, strict=True)
+    ]  # fmt: skip
+    if len(merged) == 1:
+        return merged[0]
+    if entry.multiplied:
         product = functools.reduce(lambda one, other: builder.node("Mul", [one, other]), merged)
-        builder.node("Identity", [product], HEATMAPS)
-    elif len(merged) > 1:
-        # Mean has no kernel on CUDA.
-        builder.node("Mul", [builder.node("Sum", merged), builder.constant(1 / len(merged))], HEATMAPS)
-    return None
+        return builder.node("Identity", [product], output)
+    # Mean has no kernel on CUDA.
+    return builder.node("Mul", [builder.node("Sum", merged), builder.constant(1 / len(merged))], output)
 
 
 def _map(layer: Layer, entry: Method, settings: Mapping[str, Any], *, named: bool) -> str:
     """The map of a layer: (N, crops, count, h, w). One of several is brought to 0..1, so that each counts as much."""
     context = layer.context
     found = context.per_class(entry.maps(layer, **settings))
-    if entry.rectified:
+    if entry.rectified or context.eigen:
         found = found.relu()
     if not named:
         found = found - found.min(-1, keepdims=True)

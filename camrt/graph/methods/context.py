@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 from camrt.builder import Builder
 from camrt.errors import CamrtError
 from camrt.graph.channel_sums import SummedAt, summed_at
+from camrt.graph.components import first_component
 from camrt.graph.head import Head
 from camrt.graph.layers import FeatureMap
 from camrt.graph.rest import rest_of
@@ -67,6 +68,7 @@ class MethodContext:
         chosen: The tensor of the classes that are explained: (N, count) int64.
         grids: The layers that are explained.
         head: The head of the classifier, where the method needs one.
+        eigen: Whether what a method sums over the channels becomes its first principal component.
     """
 
     builder: Builder
@@ -81,6 +83,7 @@ class MethodContext:
     chosen: str
     grids: Sequence[FeatureMap] = ()
     head: Head | None = None
+    eigen: bool = False
     _gradients: dict[str, Value] = field(default_factory=dict)
     _runs: int = 0
 
@@ -356,10 +359,12 @@ class Layer:
     Attributes:
         context: Where they are from.
         grid: The layer.
+        is_summed: Whether a method has summed something over the channels.
     """
 
     context: MethodContext
     grid: FeatureMap
+    is_summed: bool = False
 
     @property
     def channels(self) -> int:
@@ -452,10 +457,27 @@ class Layer:
         )
         return runs.transpose(1, 2, 3, 0, 4).reshape(-1, len(context.crops), context.count, number)
 
-    def weighted(self, weights: Value) -> Value:
+    def weighted(self, weights: Value, features: Value | None = None) -> Value:
         """The sum over the channels, sum_k w_k A_k: (N, crops, positions).
 
         Args:
             weights: (N, crops, channels), or with a 1 for ``crops``.
+            features: Some of the channels, (N, crops, channels, positions); by default all of them.
         """
-        return (weights.lead_to(2) @ self.features).lead_from(2)  # all classes of a crop in one product
+        features = self.features if features is None else features
+        if self.context.eigen:
+            return self.summed(weights.unsqueeze(-1) * features)
+        self.is_summed = True
+        return (weights.lead_to(2) @ features).lead_from(2)  # all classes of a crop in one product
+
+    def summed(self, products: Value) -> Value:
+        """The sum over the channels, or the first principal component in its place where maps are smoothed that way.
+
+        Args:
+            products: What each channel adds at each position: (N, crops, channels, positions).
+
+        Returns:
+            (N, crops, positions).
+        """
+        self.is_summed = True
+        return first_component(products) if self.context.eigen else products.sum(-2)

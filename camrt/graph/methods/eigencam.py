@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from camrt.errors import CamrtError
+from camrt.graph.components import first_component, first_eigenvector, largest_positive
 from camrt.graph.methods import method
 from camrt.graph.methods.context import Layer
 from camrt.graph.values import Value
 
 _MOST = 1024  # positions that are compared with each other
-_SQUARINGS = 12  # 2^12 steps of the power iteration
-_LEAST = 1e-30
 
 
 @method("eigencam", kind="features", title="Eigen-CAM", gradients=False, top=1)
@@ -28,7 +27,7 @@ def eigencam(layer: Layer) -> Value:
     Example:
         >>> explainer = camrt.explain_graph(model, method="eigencam")  # doctest: +SKIP
     """
-    return _first_component(layer.features)
+    return first_component(layer.features)
 
 
 @method("eigengradcam", kind="features", title="Eigen-Grad-CAM")
@@ -44,7 +43,7 @@ def eigengradcam(layer: Layer) -> Value:
     Example:
         >>> explainer = camrt.explain_graph(model, method="eigengradcam")  # doctest: +SKIP
     """
-    return _first_component(layer.gradients * layer.features)
+    return first_component(layer.gradients * layer.features)
 
 
 @method("segeigencam", kind="features", title="Seg-Eigen-CAM")
@@ -61,7 +60,7 @@ def segeigencam(layer: Layer) -> Value:
     Example:
         >>> explainer = camrt.explain_graph(model, method="segeigencam")  # doctest: +SKIP
     """
-    return _largest_positive(_first_component(abs(layer.gradients) * layer.features))
+    return largest_positive(first_component(abs(layer.gradients) * layer.features))
 
 
 @method("kpca-cam", kind="features", title="KPCA-CAM", gradients=False, top=1)
@@ -90,9 +89,11 @@ def kpca_cam(layer: Layer) -> Value:
     rows = kernel.mean(-1, keepdims=True)
     centered = kernel - rows - rows.mT + rows.mean(-2, keepdims=True)
     norm = (centered * centered).sum(-2, -1, keepdims=True).sqrt()
-    u = _first(centered + norm * np.eye(layer.positions, dtype=np.float32), columns.sum(-2, keepdims=True).mT)
+    u = first_eigenvector(
+        centered + norm * np.eye(layer.positions, dtype=np.float32), columns.sum(-2, keepdims=True).mT
+    )
     strength = (u * (centered @ u)).sum(-2, keepdims=True).relu().sqrt()
-    return _largest_positive((u * strength).squeeze(-1))
+    return largest_positive((u * strength).squeeze(-1))
 
 
 @method("fem", kind="features", title="FEM", gradients=False, top=1)
@@ -119,43 +120,3 @@ def fem(layer: Layer, *, k: float = 2.0) -> Value:
     away = layer.features - mean
     deviation = (away * away).mean(-1, keepdims=True).sqrt()
     return layer.weighted((layer.features > mean + deviation * k).cast(layer.features.kind).mean(-1))
-
-
-def _first_component(features: Value) -> Value:
-    """The projection of features (N, crops, channels, positions) on their first component: (N, crops, positions)."""
-    columns = features - features.mean(-1, keepdims=True)  # X^T
-    rows = columns.mT
-    strong = columns.sum(-2, keepdims=True).mT  # (N, crops, positions, 1)
-    channels, positions = features.fixed(-2, -1)
-    if positions <= channels:
-        u = _first(rows @ columns, strong)
-        found = u * _square(columns @ u).sqrt()  # X v = sigma u, and sigma^2 = u^T X X^T u
-    else:
-        found = rows @ _first(columns @ rows, columns @ strong)
-    return found.squeeze(-1)
-
-
-def _largest_positive(maps: Value) -> Value:
-    """Maps with the sign that makes the value of the largest magnitude positive."""
-    return maps * (maps.max(-1, keepdims=True) < -maps.min(-1, keepdims=True)).where(-1.0, 1.0)
-
-
-def _first(matrix: Value, start: Value) -> Value:
-    """The first eigenvector of a symmetric matrix without negative eigenvalues: (N, crops, size, 1), of length 1."""
-    matrix = _divided(matrix, matrix.max(-2, -1, keepdims=True))
-    for _ in range(_SQUARINGS):
-        matrix = matrix @ matrix
-        matrix = _divided(matrix, matrix.max(-2, -1, keepdims=True))
-    vector = matrix @ start
-    vector = _divided(vector, abs(vector).max(-2, -1, keepdims=True))  # its squares neither vanish nor overflow
-    return _divided(vector, _square(vector).sqrt())
-
-
-def _square(vector: Value) -> Value:
-    """The square of its length."""
-    return (vector * vector).sum(-2, keepdims=True)
-
-
-def _divided(value: Value, by: Value) -> Value:
-    """Divide by what is 0 where all features are alike."""
-    return value / by.maximum(_LEAST)

@@ -64,7 +64,7 @@ def hirescam(layer: Layer) -> Value:
     Example:
         >>> explainer = camrt.explain_graph(model, method="hirescam")  # doctest: +SKIP
     """
-    return (layer.gradients * layer.features).sum(-2)
+    return layer.summed(layer.gradients * layer.features)
 
 
 @method("xgradcam", kind="features", title="XGrad-CAM")
@@ -98,7 +98,7 @@ def layercam(layer: Layer) -> Value:
     Example:
         >>> explainer = camrt.explain_graph(model, method="layercam", layer=["relu4_3", "relu5_3"])  # doctest: +SKIP
     """
-    return (layer.gradients.relu() * layer.features).sum(-2)
+    return layer.summed(layer.gradients.relu() * layer.features)
 
 
 @method("finercam", kind="features", title="Finer-CAM")

@@ -57,7 +57,7 @@ def scorecam(layer: Layer, *, channels: int = 0) -> Value:
 
     runs = context.collected(tried // together, scored)  # (runs, N, crops, count, together)
     said = runs.transpose(1, 2, 3, 0, 4).reshape(-1, crops, context.count, tried)
-    return (said.op("Softmax", axis=3) @ features).lead_from(2)
+    return layer.weighted(said.op("Softmax", axis=3).lead_from(2), features)
 
 
 def _most_varied(layer: Layer, tried: int) -> Value:

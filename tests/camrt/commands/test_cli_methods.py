@@ -60,6 +60,11 @@ def test_export_says_what_is_explained() -> None:
     status, out, err = run("export", "net.onnx", "--method", "gradcam", "--scores", "hidden", "--target", "sum")
     assert status == 0, err
     assert "the sum" in out
+    smoothing = ["--smooth", "eigen", "--smooth", "augment"]
+    status, out, err = run("export", "net.onnx", "--method", "gradcam", *smoothing, "-o", "c.onnx")
+    assert status == 0, err
+    assert "gradcam, whole, the best 4, smoothed by augment, smoothed by eigen" in " ".join(out.split())
+    assert describe(onnx.load("c.onnx"))["smooth"] == ["augment", "eigen"]
 
 
 def test_export_takes_names_from_a_file() -> None:
@@ -86,6 +91,13 @@ def test_export_takes_names_from_a_file() -> None:
         (["export", "net.onnx", "--method", "gradcam", "--set", "samples"], 2, "expected NAME=VALUE"),
         (["export", "net.onnx", "--method", "gradcam", "--set", "samples=3"], 1, "it has nothing to set"),
         (["export", "net.onnx", "--method", "smoothgrad", "--set", "samples=x"], 1, "expected int as 25 is"),
+        (["export", "net.onnx", "--method", "gradcam", "--smooth", "mean"], 2, "'augment', 'eigen'"),
+        (["export", "net.onnx", "--method", "eigencam", "--smooth", "eigen"], 1, "which sums no feature maps"),
+        (
+            ["explain", "photo.png", "--model", "net.onnx", "--method", "rise", "--smooth", "eigen"],
+            1,
+            "rise is no part of a graph",
+        ),
         (["explain", "photo.png", "--model", "net.onnx", "--method", "x"], 2, "expected one of"),
         (["explain", "photo.png", "--model", "net.onnx", "--method", "cam", "--target", "input"], 2, "without classes"),
         (["explain", "photo.png", "--model", "net.onnx", "--method", "gradcam", "--target", "zebra"], 1, "not know"),
@@ -108,6 +120,10 @@ def test_explain_by_a_method_and_a_class_and_go_on() -> None:
     assert line["settings"] | {"method": "gradcam", "target": "cup", "layer": "conv"} == line["settings"]
     assert "1 were done" in run(*command, "--target", "cup", "--layer", "conv")[1]
     assert "1 explained" in run(*command, "--target", "dog")[1]
+    assert "1 explained" in run(*command, "--target", "dog", "--smooth", "augment")[1]
+    assert "1 were done" in run(*command, "--target", "dog", "--smooth", "augment")[1]
+    (line,) = lines(Path("explained"))
+    assert line["settings"]["smooth"] == "augment"
     (line,) = lines(Path("explained"))
     assert [entry["label"] for entry in line["top"]] == ["dog"]
     smooth = ["explain", "photo.png", "--model", "net.onnx", "--method", "smoothgrad", "--set", "samples=2"]
