@@ -24,6 +24,7 @@ __getattr__, _, __all__ = lazy_loader.attach(
         "graph.methods": ["METHODS"],
         "preprocess": ["Preprocess"],
         "render": ["Style"],
+        "session": ["Session"],
     },
 )
 __all__ += ["__version__"]

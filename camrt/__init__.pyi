@@ -14,5 +14,6 @@ from .graph import explain_graph as explain_graph
 from .graph.methods import METHODS as METHODS
 from .preprocess import Preprocess as Preprocess
 from .render import Style as Style
+from .session import Session as Session
 
 __all__: list[str]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
@@ -29,10 +29,18 @@ class Session:
             precision that only it has there.
         precision: What it computes in: one of `camrt.engines.engine.PRECISIONS`. By default ``"fp32"``, which is exact.
         threads: How many threads compute on the CPU; by default one a physical core.
+        outputs: What a run returns in place of the model's outputs: the names of any tensors in the graph, such as the
+            blobs of a Caffe network, or ``"all"`` for every tensor that a node computes, in the order of computation.
+            An engine fuses fewer operators then, and keeps all of these tensors in memory.
 
     Raises:
         CamrtError: The engine is not installed; a provider or a precision that was asked for is not there or does not
-            start; the model cannot be loaded.
+            start; the model cannot be loaded; it has no tensor of that name.
+
+    Example:
+        >>> import camrt
+        >>> session = camrt.Session("net.onnx", outputs=["conv1", "prob"])  # doctest: +SKIP
+        >>> session.run({"data": images})["conv1"]  # doctest: +SKIP
 
     Attributes:
         provider: The provider that runs what it can, by the engine's name for it. A line of this module's logger at
@@ -53,11 +61,16 @@ class Session:
         providers: Providers | None = None,
         precision: str | None = None,
         threads: int | None = None,
+        outputs: Sequence[str] | Literal["all"] | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise CamrtError(f"found {threads} threads, expected at least 1")
         if precision is not None and precision not in PRECISIONS:
             raise CamrtError(f"found the precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
+        if outputs is not None:
+            from camrt.engines.outputs import with_outputs
+
+            model = with_outputs(model, outputs)
         self._engine = _started(model, providers, precision, threads)
         self.provider, self.precision = self._engine.provider, self._engine.precision
         self.inputs, self.outputs, self.metadata = self._engine.inputs, self._engine.outputs, self._engine.metadata

@@ -78,7 +78,9 @@ def convert(
     ] = None,
     outputs: Annotated[
         list[str] | None,
-        typer.Option(metavar="BLOB[,BLOB...]", help="The blobs to return; by default those that no layer reads."),
+        typer.Option(
+            metavar="BLOB[,BLOB...]", help="The blobs to return, or all; by default those that no layer reads."
+        ),
     ] = None,
     opset: Annotated[int, typer.Option(help="The version of ONNX's operator set, 13 or later.")] = 17,
     phase: Annotated[str, typer.Option(metavar="TEST|TRAIN", help="The phase whose layers are converted.")] = "TEST",
@@ -116,7 +118,8 @@ def convert(
                 task, plugin or [], (phase, level, stage or [], fork), shapes, ignore_unknown or [], as_json=as_json
             )
             return
-        wanted = [name for group in outputs or [] for name in group.split(",") if name] or None
+        named = [name for group in outputs or [] for name in group.split(",") if name] or None
+        wanted = "all" if named == ["all"] else named
         say(f"converting {_described(task)}")
         with Provenance(task.files, _memory()) as provenance:  # hashes beside everything that follows
             from converters import registry

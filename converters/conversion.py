@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 OLDEST_OPSET = 13
 DEFAULT_OPSET = 17
+ALL = "all"  # outputs: every blob
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def convert(
     prototxt: PathLike | Network | Net,
     caffemodel: PathLike | None = None,
     *,
-    outputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | Literal["all"] | None = None,
     opset: int = DEFAULT_OPSET,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     phase: str = "TEST",
@@ -64,7 +65,8 @@ def convert(
     Args:
         prototxt: A `.prototxt`, a `.caffemodel` that contains the network, or a `Net`.
         caffemodel: The weights. Optional for a network without weights, and not used with a `Net`.
-        outputs: The blobs that the model returns; by default, those that no layer reads.
+        outputs: The blobs that the model returns; by default, those that no layer reads. ``"all"`` for every blob of
+            the network, as in pycaffe's ``net.blobs``, in the order of the layers.
         opset: The version of ONNX's operator set, from 13 to the newest that the installed onnx knows.
         input_shapes: Input -> shape, including the batch, to override or add to the shapes in the prototxt.
         phase: ``"TEST"`` or ``"TRAIN"``, which selects the layers.
@@ -106,7 +108,7 @@ def convert(
 def build(
     net: Net,
     *,
-    outputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | Literal["all"] | None = None,
     opset: int = DEFAULT_OPSET,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     ignore_unknown: Collection[str] = (),
@@ -119,7 +121,7 @@ def build(
     try:
         _check_opset(opset)
         wanted, described = _wanted(net, outputs), net.layers
-        net = with_shapes(_needed(net, wanted, only=outputs is not None), input_shapes)
+        net = with_shapes(_needed(net, wanted, only=outputs not in (None, ALL)), input_shapes)
         converted = _graph_of(net, wanted, opset, described, ignore_unknown)
     except ConversionError as error:
         raise (error.in_file(net.files[0]) if net.files else error) from error.__cause__
@@ -176,12 +178,15 @@ def _check_opset(opset: int) -> None:
 
 def _wanted(net: Net, outputs: Sequence[str] | None) -> tuple[str, ...]:
     """The tensors that the model returns."""
+    if outputs == ALL:
+        last_versions = set(net.tensors.values())
+        outputs = [top for layer in net.layers for top in layer.tops if top in last_versions]
     if outputs is None:
         if not net.outputs:
             raise ConversionError("has no outputs: every blob is read or silenced by a layer. Name some with --outputs")
         return net.outputs
     if isinstance(outputs, str) or not all(isinstance(name, str) for name in outputs):
-        raise ConversionError(f"found the outputs {outputs!r}, expected several names, as ['prob']")
+        raise ConversionError(f"found the outputs {outputs!r}, expected several names, as ['prob'], or {ALL!r}")
     written = {top for layer in net.layers for top in layer.tops}
     tensors = []
     for name in dict.fromkeys(outputs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from camrt.errors import CamrtError
@@ -82,6 +83,29 @@ def with_options(provider: Provider) -> tuple[str, dict[str, str]]:
 def name_of(model: Model) -> str:
     """Return what a model is called in messages: its path, where it has one."""
     return os.fspath(model) if isinstance(model, (str, os.PathLike)) else "the model"
+
+
+def read_model(model: Model) -> onnx.ModelProto:
+    """Return a model as a message, with its external data.
+
+    Raises:
+        CamrtError: There is no such file, or it is no ONNX model.
+    """
+    import onnx
+
+    if isinstance(model, onnx.ModelProto):
+        return model
+    check_is_file(model)
+    try:
+        return onnx.load(model)
+    except Exception as error:  # what protobuf and onnx raise at a broken file has no common base
+        raise CamrtError(f"is no ONNX model that can be read ({error})", file=os.fspath(model)) from error
+
+
+def check_is_file(path: str | os.PathLike[str]) -> None:
+    """Raise CamrtError unless there is such a file."""
+    if not Path(path).is_file():
+        raise CamrtError("there is no such file, expected an ONNX model", file=os.fspath(path))
 
 
 def run_error(engine: str, provider: str, feeds: Mapping[str, NDArray[Any]], error: object) -> CamrtError:

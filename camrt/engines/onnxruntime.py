@@ -10,7 +10,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camrt.engines.binding import MOST_SHAPES, Bound
-from camrt.engines.engine import BF16, FP16, FP32, TF32, name_of, run_error, short, with_options
+from camrt.engines.engine import (
+    BF16,
+    FP16,
+    FP32,
+    TF32,
+    check_is_file,
+    name_of,
+    read_model,
+    run_error,
+    short,
+    with_options,
+)
 from camrt.errors import CamrtError, CamrtWarning
 from converters.errors import RUNTIME_GPU, install
 
@@ -312,7 +322,7 @@ class _Loading:
         if precision == FP16 and next(iter(providers)) == CUDA and not self._is_half:
             from camrt.engines.half import halved
 
-            self._model, self._is_half = halved(_read(self._model)), True
+            self._model, self._is_half = halved(read_model(self._model)), True
         source, weights = _source(self._model, options, self._runtime)
         self.weights += weights
         # Its own fallback prints and goes on with the CPU.
@@ -344,32 +354,10 @@ def warn(message: str) -> None:
 # --------------------------------------------------------------------------------------------------------------- model
 
 
-def _read(model: Model) -> onnx.ModelProto:
-    """A model as a message.
-
-    Raises:
-        CamrtError: There is no such file, or it is no ONNX model.
-    """
-    import onnx
-
-    if isinstance(model, onnx.ModelProto):
-        return model
-    _check_is_file(model)
-    try:
-        return onnx.load(model)
-    except Exception as error:  # what protobuf and onnx raise at a broken file has no common base
-        raise CamrtError(f"is no ONNX model that can be read ({error})", file=os.fspath(model)) from error
-
-
-def _check_is_file(path: str | os.PathLike[str]) -> None:
-    if not Path(path).is_file():
-        raise CamrtError("there is no such file, expected an ONNX model", file=os.fspath(path))
-
-
 def _source(model: Model, options: Any, runtime: ModuleType) -> tuple[str | bytes, list[Any]]:
     """What `InferenceSession` takes: a path, or the bytes of a model; and what must live as long as the session."""
     if isinstance(model, (str, os.PathLike)):
-        _check_is_file(model)
+        check_is_file(model)
         return os.fspath(model), []
     from converters.model import bytes_of
 

@@ -15,8 +15,8 @@ import camrt.train
 import converters
 
 PUBLIC = {
-    "CamrtError", "CamrtWarning", "Explainer", "Explanation", "METHODS", "Preprocess", "Style", "__version__",
-    "compare", "differentiate", "evaluate", "explain_graph", "graph", "localize", "train",
+    "CamrtError", "CamrtWarning", "Explainer", "Explanation", "METHODS", "Preprocess", "Session", "Style",
+    "__version__", "compare", "differentiate", "evaluate", "explain_graph", "graph", "localize", "train",
 }  # fmt: skip
 
 
