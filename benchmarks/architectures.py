@@ -22,6 +22,7 @@ import csv
 import io
 import multiprocessing
 import os
+import re
 import sys
 import time
 import warnings
@@ -187,7 +188,9 @@ tokens are left out of the map.
 
 What was taken is logged, and stands in the metadata of the explainer. `--layer` names another one. Where no
 layer is passed by all, as in CrossViT with its two transformers, the error lists layers of each way, with the option to
-give. Where the axis of the channels cannot be told, the error says which axes are possible.
+give. Where all of the image passes a layer and the way parts behind it, as in CoaT (three sizes at once) and
+EfficientViM (the scores of all stages are added), that layer is taken, and the log names the later ones. Where the axis
+of the channels cannot be told, the error says which axes are possible.
 
 ## Scores and heads
 The last output with one row of scores for each image is explained. `--scores TENSOR` chooses another output, or any
@@ -200,7 +203,7 @@ tensor inside.
 | one channel | the network gets the brightness (ITU-R BT.601) |
 | four channels | the network gets the image, and an opacity of 255 |
 | N x height x width x channels | the image is transposed |
-| float16 | the weights become float32, and the network is computed in single precision |
+| float16 or bfloat16, also only inside | the weights become float32, and the network is computed in single precision |
 | free height and width | they are fixed to what `--crop` says |
 
 These are nodes in front of the network; derivatives by the image are those by its three channels.
@@ -321,6 +324,18 @@ def _settle(module: Any, side: int) -> None:
 
 def exported(module: Any, side: int, exporter: str) -> onnx.ModelProto:
     """The network as an exporter of PyTorch writes it, for any number of images."""
+    try:
+        return _exported(module, side, exporter)
+    except Exception:  # neither exports every fused attention; timm has a switch for that
+        fused = [part for part in module.modules() if getattr(part, "fused_attn", False)]
+        if not fused:
+            raise
+        for part in fused:
+            part.fused_attn = False
+        return _exported(module, side, exporter)
+
+
+def _exported(module: Any, side: int, exporter: str) -> onnx.ModelProto:
     import torch
 
     options: dict[str, Any] = {"input_names": ["data"], "output_names": ["logits"], "verbose": False}
@@ -332,13 +347,7 @@ def exported(module: Any, side: int, exporter: str) -> onnx.ModelProto:
         return found
     stream, axes = io.BytesIO(), {"data": {0: "n"}, "logits": {0: "n"}}
     images = torch.zeros(1, 3, side, side)
-    try:
-        torch.onnx.export(module, (images,), stream, dynamo=False, dynamic_axes=axes, **options)
-    except TypeError:  # it cannot trace a fused attention whose arguments are computed; timm has a switch for that
-        for part in module.modules():
-            if hasattr(part, "fused_attn"):
-                part.fused_attn = False
-        torch.onnx.export(module, (images,), stream, dynamo=False, dynamic_axes=axes, **options)
+    torch.onnx.export(module, (images,), stream, dynamo=False, dynamic_axes=axes, **options)
     return onnx.load_from_string(stream.getvalue())
 
 
@@ -476,7 +485,16 @@ def row_of(start: Row, options: Mapping[str, Any], results: Any) -> None:
             results.send(replace(found, failure="" if found.error else "comparison: out of time"))
             row, step = found, "comparison"
     except Exception as error:  # of whatever library: it is what the table says of the network
-        results.send(replace(row, failure=f"{step}: {type(error).__name__}: {' '.join(str(error).split())[:600]}"))
+        results.send(replace(row, failure=f"{step}: {said(error)}"))
+
+
+def said(error: Exception) -> str:
+    """What an error says, on one line. PyTorch's exporters put advice before the reason, and paths behind it."""
+    kind, text = type(error).__name__, str(error)
+    found = re.search(r"## Exception summary\s+<class '(?:\w+\.)*(\w+)'>:(.*)", text, re.DOTALL)
+    if found:
+        kind, text = found[1], re.split('\u2b06|While executing|Original traceback|File "', found[2])[0]
+    return f"{kind}: {' '.join(text.split())[:600]}"
 
 
 def measured(row: Row, options: Mapping[str, Any], limit: float) -> Row:

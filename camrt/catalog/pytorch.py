@@ -34,6 +34,7 @@ RANDOM = "random"
 OPSET = 18
 _FORM = re.compile(r"(?P<name>\w[\w.-]*)(?:@(?P<weights>\w+))?")
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")  # where checkpoints of training keep the weights
+_IN_STEPS = "torch.export, attention in steps"
 _SHOWN = 5  # names in an error
 _log = logging.getLogger(__name__)
 
@@ -264,7 +265,8 @@ def exported(module: Any, side: int, name: str) -> onnx.ModelProto:
     """Export a network to ONNX, with a free batch size: by torch.export, or by tracing where that fails.
 
     Args:
-        module: A ``torch.nn.Module`` in evaluation mode, of images (N, 3, side, side).
+        module: A ``torch.nn.Module`` in evaluation mode, of images (N, 3, side, side). Where PyTorch cannot export the
+            fused attention of timm's networks, it is told to compute it in steps.
         side: The side of its input in pixels.
         name: What it is called in messages.
 
@@ -273,12 +275,19 @@ def exported(module: Any, side: int, name: str) -> onnx.ModelProto:
     """
     import torch
 
-    ways: dict[str, Callable[[], dict[str, Any]]] = {
-        "torch.export": lambda: {"dynamo": True, "dynamic_shapes": ({0: torch.export.Dim("batch")},), "verbose": False},
-        "tracing": lambda: {"dynamo": False, "dynamic_axes": {"input": {0: "batch"}, "logits": {0: "batch"}}},
-    }
+    def by_export() -> dict[str, Any]:
+        return {"dynamo": True, "dynamic_shapes": ({0: torch.export.Dim("batch")},), "verbose": False}
+
+    def by_tracing() -> dict[str, Any]:
+        return {"dynamo": False, "dynamic_axes": {"input": {0: "batch"}, "logits": {0: "batch"}}}
+
+    ways: list[tuple[str, Callable[[], dict[str, Any]]]] = [
+        ("torch.export", by_export), (_IN_STEPS, by_export), ("tracing", by_tracing),
+    ]  # fmt: skip
     reasons = []
-    for way, options in ways.items():
+    for way, options in ways:
+        if way == _IN_STEPS and not _unfused(module):
+            continue
         try:
             return _exported(module, side, options())
         except Exception as error:  # the exporters raise whatever they come across
@@ -287,6 +296,14 @@ def exported(module: Any, side: int, name: str) -> onnx.ModelProto:
     raise CamrtError(
         f"PyTorch cannot export {name} ({'; '.join(reasons)}). An ONNX file of it: camrt models, hf:, zoo:"
     )
+
+
+def _unfused(module: Any) -> bool:
+    """Let timm compute attention in steps; whether it was one function anywhere."""
+    fused = [part for part in module.modules() if getattr(part, "fused_attn", False)]
+    for part in fused:
+        part.fused_attn = False
+    return bool(fused)
 
 
 def _exported(module: Any, side: int, options: dict[str, Any]) -> onnx.ModelProto:

@@ -28,6 +28,7 @@ from camrt.graph.layers import (
     feature_map_of,
     has_positions,
     last_features,
+    later_features,
     named_tensor,
 )
 from camrt.graph.methods import BLACK_BOX, METHODS, Method, find
@@ -371,6 +372,11 @@ def _feature_maps(view: GraphView, entry: Method, asked: _Asked, seen: _Seen, im
         feature_maps = [deepest_features(view, image, seen.scores.logits)]
     else:
         feature_maps = [last_features(view, image, seen.scores.logits)]
+        if later := later_features(view, feature_maps[0], seen.scores.logits):
+            listed = ", ".join(one.describe() for one in later)
+            options = "".join(f" --layer {one.tensor}" for one in later)
+            _log.info("behind %r the way parts: parts of it go through %s. To see them:%s",
+                      feature_maps[0].tensor, listed, options)  # fmt: skip
     if entry.kind != "head":
         which = "deepest that everything passes" if asked.is_segment else "last with positions"
         chosen = "" if asked.layers else f"no layer was named; the {which} is taken: "

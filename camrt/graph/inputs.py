@@ -20,7 +20,9 @@ from camrt.preprocess import Preprocess
 # The brightness of red, green and blue (ITU-R BT.601, as in Pillow's mode L).
 _LUMA = (0.299, 0.587, 0.114)
 _CHANNELS = (1, 3, 4)
-_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)
+_HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_TYPES = (TensorProto.FLOAT, *_HALF)
+_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 
 
 def with_image_input(view: GraphView, preprocess: Preprocess) -> GraphView:
@@ -28,7 +30,8 @@ def with_image_input(view: GraphView, preprocess: Preprocess) -> GraphView:
 
     A network of one channel gets the brightness; as the mean and the scale come before, they are best equal for the
     three channels. A network of four channels gets the image and an opacity of 255, which goes through the average of
-    the mean and the scale. A network in half precision is computed in single precision: its weights are converted.
+    the mean and the scale. A network in half precision is computed in single precision: its weights are converted, also
+    where only its input and output are in single precision.
 
     Args:
         view: A network. Not changed.
@@ -50,14 +53,17 @@ def with_image_input(view: GraphView, preprocess: Preprocess) -> GraphView:
         raise CamrtError(
             f"found the input {value.name!r} of shape {shown(shape)} and type {TensorProto.DataType.Name(kind)}, "
             "expected an image, N x channels x height x width or N x height x width x channels, of 1, 3 or 4 channels, "
-            "float32 or float16"
+            "float32, float16 or bfloat16"
         )
-    if axis == 1 and shape[1] not in (1, 4) and kind == TensorProto.FLOAT:
+    is_half, is_usual = _has_half(view.model.graph), axis == 1 and shape[1] not in (1, 4)
+    if is_usual and not is_half:
         return view
     model = onnx.ModelProto()
     model.CopyFrom(view.model)
-    if kind == TensorProto.FLOAT16:
+    if is_half:
         _to_single(model.graph)
+    if is_usual:
+        return GraphView(model, view.renamed)
     sizes = [shape[axis], shape[0], *(shape[one] for one in (1, 2, 3) if one != axis)]
     _put_in_front(model, value.name, sizes, axis, preprocess)
     return GraphView(model, view.renamed)
@@ -125,23 +131,38 @@ def _put_in_front(
 # ------------------------------------------------------------------------------------------------------ half precision
 
 
+def _has_half(graph: onnx.GraphProto) -> bool:
+    """Whether a graph computes in half precision, or a part of it: by its input, its constants and its casts."""
+    if any(value.type.tensor_type.elem_type in _HALF for value in graph.input):
+        return True
+    if any(tensor.data_type in _HALF for tensor in graph.initializer):
+        return True
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.t.data_type in _HALF or (attribute.name in _TYPE_ATTRIBUTES and attribute.i in _HALF):
+                return True
+        if any(_has_half(body) for body in bodies(node)):
+            return True
+    return False
+
+
 def _to_single(graph: onnx.GraphProto) -> None:
     """Compute a graph of half precision, and the bodies in it, in single precision."""
     for tensor in graph.initializer:
         _widen(tensor)
     for value in (*graph.input, *graph.output, *graph.value_info):
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
+        if value.type.tensor_type.elem_type in _HALF:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 _widen(attribute.t)
-            if attribute.name in ("to", "dtype", "output_dtype") and attribute.i == TensorProto.FLOAT16:
+            if attribute.name in _TYPE_ATTRIBUTES and attribute.i in _HALF:
                 attribute.i = TensorProto.FLOAT
         for body in bodies(node):
             _to_single(body)
 
 
 def _widen(tensor: TensorProto) -> None:
-    if tensor.data_type == TensorProto.FLOAT16:
+    if tensor.data_type in _HALF:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))

@@ -236,9 +236,27 @@ def deepest_features(view: GraphView, image: str, logits: str) -> FeatureMap:
     return max(found, key=lambda one: one.channels) if found else last_features(view, image, logits)
 
 
-def _candidates(view: GraphView, image: str, logits: str, shapes: _Shapes, most: int = 4) -> list[FeatureMap]:
-    """The last outputs of layers with positions on the way from the image to the scores, of each size one."""
-    depends, found = dependents(view, image), dict[tuple[int, int, int], FeatureMap]()
+def later_features(view: GraphView, taken: FeatureMap, logits: str) -> list[FeatureMap]:
+    """Find features of other sizes behind the last ones that everything passes.
+
+    There are some where the way to the scores parts: CoaT goes on in three sizes at once, and EfficientViM adds the
+    scores of all its stages. Each of them shows what a part of the network sees.
+
+    Args:
+        view: The model.
+        taken: What `last_features` found.
+        logits: The scores.
+
+    Returns:
+        Of each number of rows and columns the last ones, in the order of the network.
+    """
+    found = {(one.height, one.width): one for one in _candidates(view, taken.tensor, logits, _Shapes(view))}
+    return [one for size, one in found.items() if size != (taken.height, taken.width)]
+
+
+def _candidates(view: GraphView, start: str, logits: str, shapes: _Shapes, most: int = 4) -> list[FeatureMap]:
+    """The last outputs of layers with positions on the way from a tensor to the scores, of each size one."""
+    depends, found = dependents(view, start), dict[tuple[int, int, int], FeatureMap]()
     for node in reversed(view.needed_for([logits])):
         if operator_of(node) not in _LAYERS or node.output[0] not in depends or len(found) == most:
             continue

@@ -85,6 +85,25 @@ def test_tracing_takes_over_where_the_other_exporter_fails(monkeypatch: pytest.M
 
 
 @pytest.mark.slow
+def test_fused_attention_that_cannot_be_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of Hiera, with five axes, for which the exporter has no operator."""
+    torch.manual_seed(0)
+    module = timm.create_model(
+        "hiera_tiny_224", img_size=64, embed_dim=16, num_heads=1, stages=(1, 1, 1, 1), num_classes=3
+    ).eval()
+    traced = []
+    export = torch.onnx.export
+
+    def counted(*arguments: Any, dynamo: bool, **options: Any) -> Any:
+        traced.append(not dynamo)
+        return export(*arguments, dynamo=dynamo, **options)
+
+    monkeypatch.setattr(torch.onnx, "export", counted)
+    assert_same(pytorch.exported(module, 64, "it"), module, 64)
+    assert traced == [False, False]  # torch.export, in steps the second time
+
+
+@pytest.mark.slow
 def test_random_weights_are_explained_and_are_the_same_each_time() -> None:
     first = Explainer(f"timm:{TINY}@random", "gradcam", top=2)
     assert first.labels is None

@@ -91,6 +91,22 @@ def test_half_precision(method: str) -> None:
     assert model.SerializeToString() == before
 
 
+@pytest.mark.parametrize("method", ["cam", "gradcam", "scorecam", "recipro-cam", "eigencam", "fullgrad"])
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_half_precision_between_casts(kind: int, method: str) -> None:
+    """As converters write it that leave the input and output in single precision."""
+    model, rounded = (classifier("gemm", softmax=False) for _ in range(2))
+    half = helper.tensor_dtype_to_np_dtype(kind)
+    for tensor, other in zip(model.graph.initializer, rounded.graph.initializer, strict=True):
+        values = numpy_helper.to_array(tensor).astype(half)
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        other.CopyFrom(numpy_helper.from_array(values.astype(np.float32), other.name))
+    model.graph.node[0].input[0], model.graph.node[-1].output[0] = "half", "answer"
+    model.graph.node.insert(0, helper.make_node("Cast", ["data"], ["half"], "first", to=kind))
+    model.graph.node.append(helper.make_node("Cast", ["answer"], ["logits"], "last", to=TensorProto.FLOAT))
+    same(model, rounded, method, WANTED["RGB"])
+
+
 @pytest.mark.parametrize("free", [("h", "w"), ("", "")])
 def test_rows_and_columns_of_any_number(free: tuple[str, str]) -> None:
     """They are fixed to what the preprocessing gives."""

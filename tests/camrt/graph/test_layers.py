@@ -117,6 +117,36 @@ def test_what_is_only_a_part_is_not_taken() -> None:
         assert describe(explainer)["layer"] == ["together"], method
 
 
+def test_scores_of_two_stages_are_added(caplog: pytest.LogCaptureFixture) -> None:
+    """As EfficientViM does: all of the image passes the first stage, and the log names the second."""
+    model = classifier("gemm", softmax=False)
+    graph, generator = model.graph, np.random.default_rng(3)
+    for name, shape in (("second.weight", (CHANNELS, CHANNELS, 3, 3)), ("second.fc", (CLASSES, CHANNELS))):
+        graph.initializer.append(numpy_helper.from_array(generator.normal(0, 1, shape).astype(np.float32), name))
+    graph.node[-1].output[0] = "first.scores"
+    graph.node.extend(
+        [
+            helper.make_node("Conv", ["features", "second.weight"], ["second.conv"], strides=[2, 2], pads=[1] * 4),
+            helper.make_node("Relu", ["second.conv"], ["second"]),
+            helper.make_node("GlobalAveragePool", ["second"], ["second.pooled"]),
+            helper.make_node("Flatten", ["second.pooled"], ["second.flat"]),
+            helper.make_node("Gemm", ["second.flat", "second.fc"], ["second.scores"], transB=1),
+            helper.make_node("Add", ["first.scores", "second.scores"], ["logits"]),
+        ]
+    )
+    onnx.checker.check_model(model, full_check=True)
+    with caplog.at_level(logging.INFO, "camrt"):
+        assert describe(explain_graph(model, preprocess=PREPROCESS))["layer"] == ["features"]
+    found = "behind 'features' the way parts: parts of it go through 'second' (6 maps of 4 x 4). To see them: --layer "
+    assert f"{found}second" in caplog.text
+    both = explain_graph(model, preprocess=PREPROCESS, layer=["features", "second"])
+    assert run(both, {"image": images(2, SIDE)})[2].max() > 0
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "camrt"):
+        explain_graph(classifier("two_layers"), preprocess=PREPROCESS)
+    assert "the way parts" not in caplog.text
+
+
 @pytest.mark.parametrize("name", ["relu", "features"])
 @pytest.mark.parametrize("method", ["cam", *OTHERS])
 def test_by_the_name_of_a_node_or_a_tensor(method: str, name: str) -> None:
