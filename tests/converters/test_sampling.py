@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import ncnn
 import numpy as np
 import pytest
-import torch
-from torch.nn import functional
 
 from converters import ConversionError, convert
 from tests.converters.one_layer import OneLayer, assert_close, assert_error_names_layer, run
@@ -23,6 +20,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 def answered_by_ncnn(layer: str, inputs: Mapping[str, np.ndarray], weights: bytes = b"\0\0\0\0") -> np.ndarray:
     """What ncnn gives for a layer of its own format, for one image (C, H, W) and the other inputs."""
+    ncnn = pytest.importorskip("ncnn", reason="compares with ncnn")
     names = list(inputs)
     lines = [f"Input in_{name} 0 1 {name}" for name in names]
     kind, _, params = layer.partition(" ")
@@ -171,10 +169,11 @@ def test_deformable_convolution(param: str, opset: int) -> None:
 
 @pytest.mark.parametrize("param", DEFORMED)
 def test_deformable_convolution_without_offsets_is_convolution(param: str) -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
     one, (_, stride, pad, dilation, group, _, _) = deformable(param), DEFORMED[param]
     image = normal(*IMAGE)
     weight, *bias = map(torch.from_numpy, one.blobs)
-    expected = functional.conv2d(
+    expected = torch.nn.functional.conv2d(
         torch.from_numpy(image), weight, bias[0] if bias else None, stride, pad, dilation, group
     )
     assert_close(one.run({"image": image, "offset": np.zeros(one.shapes["offset"])})[0], expected.numpy())

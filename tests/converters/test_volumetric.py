@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch.nn import functional
 
 from converters import convert, read_net
 from converters.reader import parse_prototxt
@@ -213,9 +212,11 @@ def c3d(shape: tuple[int, ...], groups: Sequence[Sequence[int]], fully_connected
 
 
 def compare_c3d(shape: tuple[int, ...], groups: Sequence[Sequence[int]], fully_connected: Sequence[int]) -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
+    functional = torch.nn.functional
     net = read_net(parse_prototxt(c3d(shape, groups, fully_connected), "c3d.prototxt"))
     rng = np.random.default_rng(0)
-    kept: dict[str, tuple[torch.Tensor, ...]] = {}
+    kept: dict[str, tuple[Any, ...]] = {}  # name -> tensors
 
     def fill(layer: object, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         """He et al.'s weights: the values neither vanish nor grow from layer to layer."""
