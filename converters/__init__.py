@@ -7,7 +7,7 @@ Example:
 
 import lazy_loader
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Everything is imported on first use: the command line prints its first line before NumPy is loaded. __init__.pyi has
 # the same names for type checkers.
