@@ -50,6 +50,7 @@ FAMILIES = {
     "integrated-gradients": "saliency",
     "gradient-shap": "saliency",
     "fullgrad": "fullgrad",
+    "occlusion": "occlusion",
     "lrp": "relevance",
     "attnlrp": "relevance",
     "deeplift": "relevance",
