@@ -50,8 +50,11 @@ def caption(width: int, left: str, right: str = "", note: str | None = None, *, 
 
     size = min(max(side / 32, 10), 64)
     pad = max(2, round(0.4 * size))
-    first, second = round(1.5 * size), 0 if note is None else round(1.2 * size)
-    canvas = Pillow.new("RGB", (width, first + second + pad), GROUND)
+    first = round(1.5 * size)
+    below = _note(width, note, size, pad)
+    drawn = np.empty((first + len(below), width, 3), np.uint8)
+    drawn[first:] = below
+    canvas = Pillow.new("RGB", (width, first), GROUND)
     draw = ImageDraw.Draw(canvas)
     right_font = font_for(right, size)
     room = width - 2 * pad
@@ -62,9 +65,22 @@ def caption(width: int, left: str, right: str = "", note: str | None = None, *, 
     draw.text((width - pad, middle), right, FAINT, right_font, anchor="rm")
     left_font = font_for(left, size)
     draw.text((pad, middle), shortened(left, left_font, room - taken - pad * bool(right)), INK, left_font, anchor="lm")
+    drawn[:first] = np.asarray(canvas)
+    return drawn
+
+
+@functools.lru_cache(maxsize=64)
+def _note(width: int, note: str | None, size: float, pad: int) -> NDArray[np.uint8]:
+    """The smaller line with the space below it, (height, width, 3) uint8 RGB: the same for all classes of an image."""
+    from PIL import Image as Pillow
+    from PIL import ImageDraw
+
+    height = 0 if note is None else round(1.2 * size)
+    canvas = Pillow.new("RGB", (width, height + pad), GROUND)
     if note:
-        small = font_for(note, 0.8 * size)
-        draw.text((pad, pad / 2 + first + second / 2), shortened(note, small, room), FAINT, small, anchor="lm")
+        font = font_for(note, 0.8 * size)
+        text = shortened(note, font, width - 2 * pad)
+        ImageDraw.Draw(canvas).text((pad, pad / 2 + height / 2), text, FAINT, font, anchor="lm")
     return np.asarray(canvas)
 
 
@@ -124,8 +140,7 @@ def font_for(text: str, size: float) -> FreeTypeFont:
 
 def missing(text: str, font: FreeTypeFont) -> Sequence[str]:
     """Return the characters of a text that a font lacks."""
-    nothing = _drawn(_ABSENT, font)
-    return [char for char in dict.fromkeys(text) if not char.isspace() and _drawn(char, font) == nothing]
+    return [char for char in dict.fromkeys(text) if not char.isspace() and _lacks(font, char)]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -149,6 +164,11 @@ def _font(name: str, size: float) -> FreeTypeFont:
 
     # What Pillow gives without FreeType is a font that has no sizes; its wheels have FreeType.
     return ImageFont.truetype(name, size) if name else ImageFont.load_default(size)  # type: ignore[return-value]
+
+
+@functools.lru_cache(maxsize=4096)
+def _lacks(font: FreeTypeFont, char: str) -> bool:
+    return _drawn(char, font) == _drawn(_ABSENT, font)
 
 
 def _drawn(char: str, font: FreeTypeFont) -> tuple[tuple[int, int], bytes]:

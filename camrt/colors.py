@@ -142,9 +142,16 @@ def levels(
     nothing = ZERO if is_diverging(colormap) else 0
     if not high > low:
         return np.full(heatmap.shape, nothing, np.uint8)
-    scaled = (np.clip(heatmap.astype(np.float64) / 2, low, high) - low) / (high - low)
-    drawn = np.rint(1 + 254 * scaled) if is_diverging(colormap) else np.rint(255 * scaled)
-    return np.nan_to_num(drawn, nan=nothing).astype(np.uint8)
+    # In place: arrays of this size are new pages of memory, which take longer than the arithmetic.
+    scaled = np.divide(heatmap, 2, dtype=np.float64)
+    np.clip(scaled, low, high, out=scaled)
+    scaled -= low
+    scaled /= high - low
+    scaled *= 254 if is_diverging(colormap) else 255
+    scaled += is_diverging(colormap)
+    np.rint(scaled, out=scaled)
+    np.nan_to_num(scaled, copy=False, nan=nothing)
+    return scaled.astype(np.uint8)
 
 
 def as_dict() -> dict[str, object]:

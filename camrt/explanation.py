@@ -266,11 +266,17 @@ class Explanation:
             CamrtError: There is no such class, or the thresholds do not rise.
         """
         heatmap, limits = self.map_and_limits(i)
-        drawn = render.overlay(self.image, heatmap, colormap=style.colormap, opacity=style.opacity, limits=limits)
+        height, width = self._size
+        caption = self._caption(i) if style.caption else np.empty((0, width, 3), np.uint8)
+        whole = np.empty((height + len(caption), width, 3), np.uint8)
+        drawn, whole[height:] = whole[:height], caption
+        render.overlay(
+            self.image, heatmap, colormap=style.colormap, opacity=style.opacity, limits=limits, out=drawn
+        )
         boxes = self._boxes_of(i, style)
         if boxes is not None:
-            drawn = render.draw_boxes(drawn, boxes)
-        return np.vstack([drawn, self._caption(i)]) if style.caption else drawn
+            render.draw_boxes(drawn, boxes, out=drawn)
+        return whole
 
     def picture(self, style: Style = STYLE) -> NDArray[np.uint8]:
         """Draw the image and an overlay for each class, side by side.

@@ -87,11 +87,13 @@ def overlay(
     colormap: str = colors.DEFAULT,
     opacity: float = colors.OPACITY,
     limits: tuple[float, float] | None = None,
+    out: Image | None = None,
 ) -> Image:
     """Lay a heatmap over an image. The opacity follows the map: what is not hot stays the photograph.
 
     `camrt.colors` says which color and which opacity a value has. The heatmap is normalized at its own size and then
-    resized to the image (bilinear), and pixels are looked up and mixed in integers: some 2 ms for 1024 x 768.
+    resized to the image (bilinear), and pixels are looked up and mixed in integers, some rows at a time, which stay in
+    the cache: 1 to 2 ms for 1024 x 768.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -100,9 +102,10 @@ def overlay(
         opacity: Of the strongest pixels, 0..1.
         limits: The values of the weakest and the strongest color; if left out, those of the heatmap itself, as
             `camrt.colors.limits` says.
+        out: (H, W, 3) uint8 that is drawn into; a new array if left out.
 
     Returns:
-        (H, W, 3) uint8 RGB, a new array, within a gray level of ``(1 - opacity) * image + opacity * color``.
+        (H, W, 3) uint8 RGB: ``out``, within a gray level of ``(1 - opacity) * image + opacity * color``.
 
     Raises:
         CamrtError: There is no such color map, or the opacity is not within 0 to 1.
@@ -116,12 +119,17 @@ def overlay(
     if level.shape != (height, width):
         method = cv2.INTER_AREA if level.size > height * width else cv2.INTER_LINEAR
         level = cv2.resize(level, (width, height), interpolation=method)
-    drawn = image.copy()
-    level, under = level[window], np.ascontiguousarray(image[window])
-    if level.size:
-        left = cv2.cvtColor(cv2.LUT(level, rest), cv2.COLOR_GRAY2RGB)
+    drawn = np.empty(image.shape, np.uint8) if out is None else out
+    rows, columns = window
+    if (rows, columns) != (slice(0, height), slice(0, width)):
+        np.copyto(drawn, image)
+    step = max(1, _BLOCK // width)
+    for start in range(rows.start, rows.stop, step):
+        band = slice(start, min(start + step, rows.stop)), columns
+        values, under = np.ascontiguousarray(level[band]), np.ascontiguousarray(image[band])
+        left = cv2.cvtColor(cv2.LUT(values, rest), cv2.COLOR_GRAY2RGB)
         cv2.multiply(under, left, left, 1 / 255)
-        drawn[window] = cv2.add(left, cv2.applyColorMap(level, share), left)
+        drawn[band] = cv2.add(left, cv2.applyColorMap(values, share), left)
     return drawn
 
 
@@ -197,6 +205,7 @@ def draw_boxes(
     color: Sequence[int] = WHITE,
     edge: Sequence[int] | None = BLACK,
     thickness: int | None = None,
+    out: Image | None = None,
 ) -> Image:
     """Draw the outlines of boxes.
 
@@ -207,11 +216,14 @@ def draw_boxes(
         color: RGB, 0..255.
         edge: RGB of a line around the line, which keeps it visible on every ground; None for none.
         thickness: Of the line in pixels; if left out, a 200th of the image's longer side.
+        out: (H, W, 3) uint8 that is drawn into, which may be the image itself; a new array if left out.
 
     Returns:
-        (H, W, 3) uint8 RGB, a new array.
+        (H, W, 3) uint8 RGB: ``out``.
     """
-    drawn = np.array(image)
+    drawn = np.empty(image.shape, np.uint8) if out is None else out
+    if drawn is not image:
+        np.copyto(drawn, image)
     width = thickness or max(1, round(max(image.shape[:2]) / 200))
     rim = max(1, width // 2)
     for x, y, w, h in np.asarray(boxes, np.int64).reshape(-1, 4).tolist()[::-1]:  # the largest on top

@@ -33,7 +33,6 @@ def write(path: Path, content: bytes) -> None:
     from converters.encoding import replacing
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as stream:
             stream.write(content)
     except OSError as error:

@@ -42,20 +42,25 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     Missing folders are created, and removed again if the block raises. A killed process leaves its draft; see `sweep`.
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    # Most folders are there: none of those above is looked at then.
+    missing = []
+    if not path.parent.is_dir():
+        missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     is_whole = False
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if missing:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("xb") as stream:
             yield stream
         os.replace(draft, path)  # noqa: PTH105 - atomic, and says so
         is_whole = True
     finally:
-        with contextlib.suppress(NotADirectoryError):  # a parent is a file
-            draft.unlink(missing_ok=True)
-        for folder in () if is_whole else missing:  # the innermost first
-            with contextlib.suppress(OSError):  # not created, or no longer empty
-                folder.rmdir()
+        if not is_whole:
+            with contextlib.suppress(NotADirectoryError):  # a parent is a file
+                draft.unlink(missing_ok=True)
+            for folder in missing:  # the innermost first
+                with contextlib.suppress(OSError):  # not created, or no longer empty
+                    folder.rmdir()
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
