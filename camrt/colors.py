@@ -143,7 +143,7 @@ def levels(
     if not high > low:
         return np.full(heatmap.shape, nothing, np.uint8)
     # In place: arrays of this size are new pages of memory, which take longer than the arithmetic.
-    scaled = np.divide(heatmap, 2, dtype=np.float64)
+    scaled: NDArray[np.float64] = np.divide(heatmap, 2, dtype=np.float64)
     np.clip(scaled, low, high, out=scaled)
     scaled -= low
     scaled /= high - low

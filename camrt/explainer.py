@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import warnings
 from collections import deque
@@ -41,6 +42,7 @@ _ERRORS = "standard_errors"  # an output of methods that draw random masks
 _GIVEN, _ANY = "input", "any"  # what the metadata of graphs say that take classes with each image
 BEST = -1  # in place of a class, for a graph of the target "any"
 _LATER = "<image>"  # an image that a function could not return
+_STREAM_BYTES = 1 << 28  # of the activations of an image: what takes more has work enough for all threads
 _WAITING_BYTES = 1 << 28  # of decoded images that wait for their turn
 _BATCH, _MOST = 4, 64  # images at once on a GPU: where its memory is not known, and at most
 
@@ -106,6 +108,9 @@ class Explainer:
         labels: The names of the classes, where the model does not say them.
         weights: The weights of a named model, in place of the cache and the download.
         threads: How many threads compute on the CPU.
+        streams: How many runs `map` has under way at once on ONNX Runtime's CPU provider, each with its share of the
+            threads. With a small network two runs of one thread are faster than one of two, and a single image takes
+            longer. Elsewhere there is one.
         max_side: The longer side in pixels of the image that an explanation keeps: overlays, maps and pictures are made
             at that size, and memory follows it. None for the image as it is. Boxes are in its pixels either way.
         max_pixels: The largest height times width of an image file that is decoded.
@@ -127,6 +132,7 @@ class Explainer:
         labels: The names of all classes, or None.
         batch: How many images `map` gives the session at once by default: 1 on a CPU; on a GPU as many as half of its
             free memory holds, at most 64.
+        streams: How many runs `map` has under way at once.
 
     Example:
         >>> explainer = camrt.Explainer("googlenetCAM")  # doctest: +SKIP
@@ -153,15 +159,18 @@ class Explainer:
         labels: Sequence[str] | None = None,
         weights: str | os.PathLike[str] | None = None,
         threads: int | None = None,
+        streams: int = 1,
         max_side: int | None = None,
         max_pixels: int = images.MAX_PIXELS,
         precision: str | None = None,
     ) -> None:
+        if streams < 1:
+            raise CamrtError(f"found {streams} streams, expected at least 1")
         request = Request(
             method, protocol, top, features, classifier, preprocess, target, layer, scores, settings, labels,
             None if weights is None else Path(weights), smooth,
         )  # fmt: skip
-        self._session, self.batch = _started(model, request, providers, precision, threads)
+        self._session, self.batch, self.streams = _started(model, request, providers, precision, threads, streams)
         file = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
         try:
             properties = _properties(self._session)
@@ -264,7 +273,7 @@ class Explainer:
         """Explain many images, in their order, one at a time.
 
         Images are decoded in threads, a few ahead; the session computes while the caller looks at the results before.
-        What waits is bounded: two batches, and 256 MiB of decoded images.
+        What waits is bounded: a batch more than there are streams, and 256 MiB of decoded images.
 
         Args:
             images: As for a call, or functions that return one, which are called in the threads that decode: to read
@@ -387,12 +396,12 @@ class Explainer:
     def _mapped(
         self, source: Iterator[tuple[Any, Any]], batch: int, workers: int, on_error: OnError
     ) -> Iterator[Explanation]:
-        with _pool(workers, "camrt-decode") as decoding, _pool(1, "camrt-session") as computing:
+        with _pool(workers, "camrt-decode") as decoding, _pool(self.streams, "camrt-session") as computing:
             decoded = self._ahead(source, decoding, depth=batch + workers)
             under_way: deque[tuple[list[Prepared | _Failure], Future[list[Explanation | CamrtError]]]] = deque()
             is_over = False
             while under_way or not is_over:
-                while not is_over and len(under_way) < 2:
+                while not is_over and len(under_way) <= self.streams:
                     entries = _next_batch(decoded, max(batch, self._session.first_batch))
                     is_over = not entries
                     if entries:
@@ -470,33 +479,51 @@ def _pool(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
 
 def _started(
     model: str | os.PathLike[str] | onnx.ModelProto, request: Request, providers: Providers | None,
-    precision: str | None, threads: int | None,
-) -> tuple[AnySession, int]:  # fmt: skip
-    """Start the session of a method, and tell how many images it gets at once."""
-    if request.method in BLACK_BOX:
+    precision: str | None, threads: int | None, streams: int,
+) -> tuple[AnySession, int, int]:  # fmt: skip
+    """Start the session of a method; tell how many images it gets at once, and how many runs are under way at once."""
+    if request.method in BLACK_BOX:  # which give the session many masks at once
         from camrt.blackbox.session import BlackBox
 
-        return BlackBox(model, request, providers=providers, precision=precision, threads=threads), 1
+        return BlackBox(model, request, providers=providers, precision=precision, threads=threads), 1, 1
     graph = explainer_graph(model, request)
-    session = tuning.session(graph, providers=providers, precision=precision, threads=threads)
-    return session, _default_batch(graph, session)
+    if streams > 1 and not (_is_cpu(providers, precision) and _bytes_per_image(graph) <= _STREAM_BYTES):
+        streams = 1
+    share = threads if streams == 1 else max(1, (threads or os.cpu_count() or 1) // streams)
+    session = tuning.session(graph, providers=providers, precision=precision, threads=share)
+    return session, _default_batch(graph, session), streams
+
+
+def _is_cpu(providers: Providers | None, precision: str | None) -> bool:
+    """Return whether it is ONNX Runtime's CPU provider that will run the model."""
+    from camrt.engines.engine import FP32
+    from camrt.engines.onnxruntime import CPU, has_cuda
+
+    wanted = not has_cuda() if providers is None else providers in ("cpu", CPU, ["cpu"], [CPU])
+    return wanted and precision in (None, FP32)
 
 
 def _default_batch(graph: onnx.ModelProto | Path, session: AnySession) -> int:
     """Return how many images the session gets at once: on a GPU, what half of its free memory holds."""
     if session.device is None:
         return 1
+    from camrt.engines.cuda import free_memory
+
+    free, each = free_memory(session.device), _bytes_per_image(graph)
+    if not free or not math.isfinite(each):
+        return _BATCH
+    fitting = max(1, min(_MOST, int(free // 2 // each)))
+    return int(2 ** (fitting.bit_length() - 1))  # a power of two: kernels like them
+
+
+def _bytes_per_image(graph: onnx.ModelProto | Path) -> float:
+    """Return the memory of the activations of an image; infinity where it is not known."""
     import onnx
 
-    from camrt.engines.cuda import free_memory
     from camrt.graph.memory import bytes_per_image
 
     model = graph if isinstance(graph, onnx.ModelProto) else onnx.load(graph, load_external_data=False)
-    free, each = free_memory(session.device), bytes_per_image(model)
-    if not free or not each:
-        return _BATCH
-    fitting = max(1, min(_MOST, free // 2 // each))
-    return int(2 ** (fitting.bit_length() - 1))  # a power of two: kernels like them
+    return bytes_per_image(model) or math.inf
 
 
 def _next_batch(decoded: Iterator[Prepared | _Failure], batch: int) -> list[Prepared | _Failure]:

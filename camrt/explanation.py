@@ -270,9 +270,7 @@ class Explanation:
         caption = self._caption(i) if style.caption else np.empty((0, width, 3), np.uint8)
         whole = np.empty((height + len(caption), width, 3), np.uint8)
         drawn, whole[height:] = whole[:height], caption
-        render.overlay(
-            self.image, heatmap, colormap=style.colormap, opacity=style.opacity, limits=limits, out=drawn
-        )
+        render.overlay(self.image, heatmap, colormap=style.colormap, opacity=style.opacity, limits=limits, out=drawn)
         boxes = self._boxes_of(i, style)
         if boxes is not None:
             render.draw_boxes(drawn, boxes, out=drawn)

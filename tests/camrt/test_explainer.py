@@ -137,6 +137,29 @@ def test_map_is_the_call_in_order(tiny: Explainer, folder: Path, batch: int, wor
     assert all(str(error).startswith(f"{name}: ") for name, error in refused)
 
 
+def test_streams_are_under_way_at_once(tiny: Explainer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs meet inside of the session, and the results are those of one after the other, in order."""
+    explainer = Explainer(tiny_explainer(), providers="cpu", streams=2)
+    assert explainer.streams == 2
+    meeting = threading.Barrier(2, timeout=30)
+    run = explainer.session.run
+    monkeypatch.setattr(explainer.session, "run", lambda feeds: (meeting.wait(), run(feeds))[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CamrtWarning)
+        found = list(explainer.map(paths(folder)))
+    assert len(found) == len(GOOD)
+    for number, one in zip(GOOD, found, strict=True):
+        same(one, tiny(folder / f"{number}.png"))
+
+
+def test_one_stream_where_the_run_has_the_whole_machine() -> None:
+    assert Explainer(tiny_explainer(), providers="cpu").streams == 1
+    with pytest.raises(CamrtError, match="found 0 streams, expected at least 1"):
+        Explainer(tiny_explainer(), streams=0)
+    black_box = Explainer(tiny_classifier(), "rise", providers="cpu", streams=2, settings={"masks": 8})
+    assert black_box.streams == 1
+
+
 def test_map_warns_and_goes_on(tiny: Explainer, folder: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
