@@ -19,6 +19,7 @@ from camrt.commands import (
     evaluate,
     explain,
     export,
+    finetune,
     models,
     sanity,
     serve,
@@ -75,6 +76,7 @@ app.command("download", epilog=models.DOWNLOAD_EXAMPLES)(models.download)
 app.command("export", epilog=export.EXAMPLES)(export.export)
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("train", epilog=train.EXAMPLES)(train.train)
+app.command("finetune", epilog=finetune.EXAMPLES)(finetune.finetune)
 app.command("surgery", epilog=surgery.EXAMPLES)(surgery.surgery)
 app.command("validate", epilog=validate.EXAMPLES)(validate.validate)
 app.command("web", epilog=web.EXAMPLES)(web.web)

@@ -211,6 +211,21 @@ class Exported:
         self.library.check(self.name, self.weights)
         return self.library.preprocess(self.name, self.weights)
 
+    def module(self, weights: Path | None = None) -> Any:
+        """Return the network as a ``torch.nn.Module`` in evaluation mode.
+
+        Args:
+            weights: A state dict in place of the library's weights.
+
+        Raises:
+            CamrtError: As `fetch`.
+        """
+        if weights is not None and not weights.is_file():
+            raise CamrtError(f"there is no such file, expected the weights of {self.spelled}", file=str(weights))
+        self._import()
+        self.library.check(self.name, self.weights)
+        return self._module(weights)
+
     def _import(self) -> None:
         try:
             with warnings.catch_warnings(action="ignore"):
@@ -396,6 +411,20 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "-none"
+
+
+def network_named(text: str) -> Exported:
+    """Return the network of ``torchvision:NAME`` or ``timm:NAME``, with ``@WEIGHTS`` if wanted.
+
+    Raises:
+        CamrtError: The name has another form.
+    """
+    kind, _, name = text.partition(":")
+    libraries: dict[str, _Library] = {"torchvision": _Torchvision(), "timm": _Timm()}
+    form = _FORM.fullmatch(name)
+    if kind not in libraries or form is None:
+        raise CamrtError(f"found {text!r}, expected torchvision:NAME or timm:NAME, or NAME@{RANDOM}")
+    return Exported(libraries[kind], form["name"], form["weights"])
 
 
 def _found(library: _Library, page: str, name: str) -> Entry:

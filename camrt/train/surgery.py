@@ -213,8 +213,12 @@ class _Recipe:
     dropout: float = 0.0
 
 
-def _before_global_pooling(network: Description) -> str:
-    """Return the layer whose output the last average pooling reads."""
+def before_global_pooling(network: Description) -> str:
+    """Return the layer whose output the last average pooling of a network reads.
+
+    Raises:
+        CamrtError: The network has no average pooling.
+    """
     layers = network.message.layer
     average = caffe_pb2.PoolingParameter.AVE
     pools = [layer for layer in layers if layer.type == "Pooling" and layer.pooling_param.pool == average]
@@ -222,14 +226,17 @@ def _before_global_pooling(network: Description) -> str:
         writers = [layer.name for layer in layers if pools[-1].bottom[0] in layer.top]
         if writers:
             return writers[-1]
-    raise CamrtError("found no average pooling, expected Inception v3, which ends in one: use --after")
+    raise CamrtError(
+        "found no average pooling, expected a network that ends in one. Use camrt surgery --after LAYER first",
+        file=network.file,
+    )
 
 
 RECIPES = {
     "alexnetplus": _Recipe(lambda _: "conv4", "AlexNet or CaffeNet"),
     "vgg16": _Recipe(lambda _: "conv5_3", "VGG-16", dropout=0.5),
     "googlenet": _Recipe(lambda _: "inception_4e/output", "GoogLeNet"),
-    "inception_v3": _Recipe(_before_global_pooling, "Inception v3", channels=0),
+    "inception_v3": _Recipe(before_global_pooling, "Inception v3", channels=0),
 }
 
 
