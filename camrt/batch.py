@@ -100,6 +100,7 @@ class Batch:
         scores: The tensor that is explained.
         settings: What is set of the method.
         smooth: How maps are smoothed.
+        background: The paths of the images that expected-gradients compares with.
         weights: The weights of a named model.
         preprocess: The preset of the preprocessing.
         providers: Where the model runs. Lines say it, and results of all providers count.
@@ -138,6 +139,7 @@ class Batch:
         scores: str | None = None,
         settings: Mapping[str, Any] | None = None,
         smooth: str | Sequence[str] | None = None,
+        background: Sequence[str] | None = None,
         weights: Path | None = None,
         preprocess: str | None = None,
         providers: Providers | None = None,
@@ -153,7 +155,8 @@ class Batch:
     ) -> None:
         self.folder, self.model = Path(folder), model
         self.method, self.protocol, self.top = method, protocol, top
-        self.target, self.layer, self.settings, self.smooth = target, layer, settings, smooth
+        self.target, self.layer, self.settings = target, layer, settings
+        self.smooth, self.background = smooth, background
         self.classifier, self.scores = classifier, scores
         self.weights, self.preprocess = weights, preprocess
         self.providers, self.precision = providers, precision
@@ -244,7 +247,8 @@ class Batch:
         explainer = Explainer(
             self.model, self.method, self.protocol, self.top, self.providers, precision=self.precision,
             target=self.target, layer=self.layer, classifier=self.classifier, scores=self.scores,
-            settings=self.settings, smooth=self.smooth, weights=self.weights, preprocess=self.preprocess,
+            settings=self.settings, smooth=self.smooth, background=self.background,
+            weights=self.weights, preprocess=self.preprocess,
             max_side=self.max_side, max_pixels=self.max_pixels or MAX_PIXELS,
             streams=min(_STREAMS, os.cpu_count() or 1, len(waiting)),
         )  # fmt: skip
@@ -341,6 +345,7 @@ class Batch:
             "scores": self.scores,
             "set": self.settings,
             "smooth": self.smooth,
+            "background": self.background,
             "preprocess": self.preprocess,
             "precision": None if self.precision == FP32 else self.precision,
             "max_side": None if self.max_side == MAX_SIDE else self.max_side or 0,

@@ -104,6 +104,7 @@ class Explainer:
         settings: The settings of the method.
         smooth: How the maps are smoothed: ``"augment"``, the mean over mirrored and scaled variants of the image;
             ``"eigen"``, the first principal component; or both.
+        background: Of ``"expected-gradients"``, the images that each image is compared with, as for a call.
         preprocess: How the network wants its images, where the model does not say it.
         labels: The names of the classes, where the model does not say them.
         weights: The weights of a named model, in place of the cache and the download.
@@ -155,6 +156,7 @@ class Explainer:
         scores: str | None = None,
         settings: Mapping[str, Any] | None = None,
         smooth: str | Sequence[str] | None = None,
+        background: Sequence[ImageLike] | None = None,
         preprocess: Preprocess | str | None = None,
         labels: Sequence[str] | None = None,
         weights: str | os.PathLike[str] | None = None,
@@ -168,7 +170,7 @@ class Explainer:
             raise CamrtError(f"found {streams} streams, expected at least 1")
         request = Request(
             method, protocol, top, features, classifier, preprocess, target, layer, scores, settings, labels,
-            None if weights is None else Path(weights), smooth,
+            None if weights is None else Path(weights), smooth, background,
         )  # fmt: skip
         self._session, self.batch, self.streams = _started(model, request, providers, precision, threads, streams)
         file = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None

@@ -7,6 +7,7 @@ a prefix, or has no ending, leads through no folder, and no such file is there.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -20,9 +21,12 @@ from converters import metadata
 from converters.errors import ConversionError
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
+    from numpy.typing import NDArray
 
     from camrt.catalog import Entry
+    from camrt.images import ImageLike
     from camrt.preprocess import Preprocess
     from converters.zoo import NamedModel
 
@@ -48,6 +52,7 @@ class Request:
         labels: The names of the classes.
         weights: The weights of a named model, in place of the cache and the download.
         smooth: How maps are smoothed: ``"augment"``, ``"eigen"`` or both.
+        background: The images that expected-gradients compares with.
     """
 
     method: str | None = None
@@ -63,6 +68,7 @@ class Request:
     labels: Sequence[str] | None = None
     weights: Path | None = None
     smooth: str | Sequence[str] | None = None
+    background: Sequence[ImageLike] | None = None
 
     def graph(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Make the explainer of a classifier.
@@ -84,6 +90,7 @@ class Request:
             scores=self.scores,
             settings=self.settings,
             smooth=self.smooth,
+            background=None if self.background is None else functools.partial(_squares, self.background),
             labels=self.labels,
             preprocess=self.preprocess,
         )
@@ -111,6 +118,9 @@ class Request:
             raise CamrtError(
                 f"found an explainer graph with smooth {stated.get('smooth', [])}, expected {list(smoothing)}. {anew}"
             )
+        if self.background is not None and len(self.background) != stated.get("background"):
+            found = f"a background of {stated['background']} images" if "background" in stated else "no background"
+            raise CamrtError(f"found an explainer graph with {found}, expected {len(self.background)} images. {anew}")
         for name, value in (self.settings or {}).items():
             if str(stated.get("settings", {}).get(name)) != str(value):
                 raise CamrtError(
@@ -137,6 +147,21 @@ class Request:
                 f"found an explainer graph with the preprocessing {found}, expected {wanted}. Make it anew "
                 "from the classifier: camrt export --preprocess"
             )
+
+
+def _squares(background: Sequence[ImageLike], size: int) -> NDArray[np.uint8]:
+    """Decode images and resize them to squares: (B, size, size, 3) uint8 RGB.
+
+    Raises:
+        CamrtError: There are none, or one cannot be read.
+    """
+    import numpy as np
+
+    from camrt import images
+
+    if not background:
+        raise CamrtError("found no images in the background, expected one or more (background=, --background)")
+    return np.stack([images.load(image, size, max_side=size).square for image in background])
 
 
 def is_name(model: str) -> bool:

@@ -75,6 +75,8 @@ class BlackBox:
                 f"found smooth={request.smooth!r}, expected none: {request.method} is no part of a graph. The "
                 "methods of camrt.graph.methods.METHODS can be smoothed"
             )
+        if request.background is not None:
+            raise CamrtError(f"found a background, expected none: {request.method} compares with no images")
         for name in ("layer", "features", "classifier"):
             if getattr(request, name) is not None:
                 raise CamrtError(

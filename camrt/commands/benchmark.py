@@ -163,6 +163,7 @@ def _line(model: str, preset: str | None, weights: Path | None, what: MapOptions
         "--top": what.top,
         "--classifier": what.classifier,
         "--scores": what.scores,
+        "--background": what.background,
     }
     if best is not None:
         given |= {"--provider": best.provider, "--precision": best.precision, "--batch": best.batch}

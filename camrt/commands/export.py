@@ -48,6 +48,8 @@ EXAMPLES = f"""Examples:
 
   camrt export vgg16.onnx --method integrated-gradients --set steps=64 --target input
 
+  camrt export resnet50.onnx --method expected-gradients --background photos/ --preprocess torchvision
+
   camrt export resnet50.onnx --method gradcam --smooth augment --smooth eigen --preprocess torchvision
 
   camrt export resnet50.onnx --preprocess torchvision --precision int8 --calibrate photos/ -o resnet50_int8.onnx

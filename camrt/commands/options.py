@@ -182,6 +182,10 @@ Smooth = Annotated[
         "by the first principal component of what a method sums. May be repeated."
     ),
 ]
+Background = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Of expected-gradients: a folder of images that each image is compared with."),
+]
 Labels = Annotated[
     Path | None, typer.Option("--labels", metavar="FILE", help="Names of the classes: a line each, or a JSON list.")
 ]
@@ -223,6 +227,7 @@ class MapOptions:
     scores: Scores = None
     settings: Settings = None
     smooth: Smooth = None
+    background: Background = None
 
     def as_arguments(self) -> dict[str, Any]:
         """Return them as keyword arguments of `camrt.loading.Request` and `camrt.batch.Batch`.
@@ -240,6 +245,7 @@ class MapOptions:
             "scores": self.scores,
             "settings": settings_of(self.settings),
             "smooth": smoothing_of(self.smooth),
+            "background": background_of(self.background),
         }
 
 
@@ -437,6 +443,22 @@ def one_or_several(given: Sequence[str] | None) -> str | list[str] | None:
 def smoothing_of(given: Sequence[SmoothName] | None) -> str | list[str] | None:
     """Return how maps are smoothed, as `camrt.Explainer` takes it."""
     return one_or_several([name.value for name in given or ()])
+
+
+def background_of(folder: Path | None) -> list[str] | None:
+    """Return the images of a folder, in their order.
+
+    Raises:
+        typer.BadParameter: There is no such folder, or it holds no images.
+    """
+    if folder is None:
+        return None
+    from camrt.batch import find_images
+
+    found = find_images([str(folder)])[0] if folder.is_dir() else []
+    if not found:
+        raise typer.BadParameter(f"found no images in {folder}, expected a folder of images", param_hint="--background")
+    return [str(image.path) for image in found]
 
 
 def settings_of(given: Sequence[str] | None) -> Mapping[str, str] | None:

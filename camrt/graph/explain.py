@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from camrt.builder import PREFIX, Builder
@@ -56,6 +57,9 @@ RESERVED = (
     HEATMAPS,
     f"{PREFIX}/",
 )  # names that the network's own tensors must not have
+Background: TypeAlias = NDArray[np.uint8] | Callable[[int], NDArray[np.uint8]]
+_SEED, _COLORS = 2021, 16  # of the background where none is given
+_MOST_OTHERS = 256  # images of a background, which the file holds
 _log = logging.getLogger(__name__)
 
 
@@ -72,6 +76,7 @@ def explain_graph(
     scores: str | None = None,
     settings: Mapping[str, Any] | None = None,
     smooth: str | Sequence[str] | None = None,
+    background: Background | None = None,
     labels: Sequence[str] | None = None,
     preprocess: Preprocess | str | None = None,
 ) -> onnx.ModelProto:
@@ -106,6 +111,8 @@ def explain_graph(
             the output ``scores`` as it is; by default, logits go through a Softmax.
         settings: The settings of the method: see its function in `camrt.graph.methods`.
         smooth: ``"augment"``, ``"eigen"`` or both: how maps are smoothed (`camrt.graph.smoothing`).
+        background: Of expected-gradients, the images that each image is compared with: (B, S, S, 3) uint8 RGB, or a
+            function of S that gives them.
         labels: The names of the classes, written into the metadata; by default, those of the model's metadata.
         preprocess: How images are prepared for the network; by default, as the model's metadata say.
 
@@ -126,6 +133,9 @@ def explain_graph(
     entry, smoothing = None if method is None else find(method), smoothing_of(smooth)
     if entry is not None:
         entry.checked(settings or {})  # before the model is read
+    if background is not None and (entry is None or not entry.background):
+        takers = ", ".join(name for name in METHODS if find(name).background)
+        raise CamrtError(f"found a background with the method {method}, which compares with no images: {takers} does")
     is_segment, target = of_segment(target)
     with naming(model):
         opened = open_model(model, RESERVED)
@@ -166,8 +176,10 @@ def explain_graph(
             "size": wanted.size,
             "resize": "square",
         }
-        result, found = _explainer(opened, entry, chosen, asked, seen, targets, wanted, protocol, smoothing)
+        others = _background(entry, background, wanted.size)
+        result, found = _explainer(opened, entry, chosen, asked, seen, targets, wanted, protocol, smoothing, others)
         properties |= {"smooth": list(smoothing)} if smoothing else {}
+        properties |= {"background": len(others)} if background is not None and others is not None else {}
         properties |= _properties(entry, seen, targets, found, chosen)
         if choice is not None:
             properties["reason"] = choice.reason
@@ -190,6 +202,7 @@ def _explainer(
     preprocess: Preprocess,
     protocol: str,
     smoothing: Sequence[str],
+    others: NDArray[np.uint8] | None,
 ) -> tuple[onnx.ModelProto, list[FeatureMap]]:
     """The explainer without metadata, and the features that its maps are made of."""
     scores = seen.scores
@@ -213,7 +226,8 @@ def _explainer(
     builder = Builder(view.opset, tensor_names(network.graph))
     for name in RESERVED:
         builder.claim(name)
-    crops = _add_input(builder, image, crops, preprocess, smoothing)
+    seen_others = _add_background(builder, others, crops, preprocess, smoothing)
+    crops = _add_input(builder, IMAGE, image, crops, preprocess, smoothing)
     before, builder.nodes = builder.nodes, []
     is_sum, add_softmax = targets.kind == "sum", asked.scores is None
     variants = VARIANTS if AUGMENT in smoothing else 1
@@ -224,7 +238,8 @@ def _explainer(
     classes = targets.tensor(builder, merged, TARGET, CLASSES)
     context = MethodContext(
         builder, view, Pass(image, scores.logits), second, crops, side, preprocess, scores, targets, classes,
-        feature_maps, seen.head, eigen=EIGEN in smoothing,
+        feature_maps, seen.head, eigen=EIGEN in smoothing, others=seen_others,
+        background_count=0 if others is None else len(others),
     )  # fmt: skip
     try:
         _heatmaps(context, entry, settings, preprocess.size, variants)
@@ -424,16 +439,51 @@ def image_input(view: GraphView, preprocess: Preprocess, protocol: str) -> tuple
 
 
 def _add_input(
-    builder: Builder, image: str, crops: list[Crop], preprocess: Preprocess, smoothing: Sequence[str]
+    builder: Builder, source: str, image: str, crops: list[Crop], preprocess: Preprocess, smoothing: Sequence[str]
 ) -> list[Crop]:
     """Add the network's input, and list the crops that it is made of: with smoothing, those of all variants."""
     if AUGMENT not in smoothing:
-        add_network_input(builder, IMAGE, crops, preprocess, image)
+        add_network_input(builder, source, crops, preprocess, image)
         return crops
     plain = builder.name("plain")
-    add_network_input(builder, IMAGE, crops, preprocess, plain)
+    add_network_input(builder, source, crops, preprocess, plain)
     add_variants(builder, plain, len(crops), crops[0].side, image)
     return variants_of(crops)
+
+
+def _background(entry: Method, given: Background | None, size: int) -> NDArray[np.uint8] | None:
+    """The images that a method compares with: (B, size, size, 3); by default (B, 1, 1, 3), of one color each.
+
+    Raises:
+        CamrtError: They have another form, or are too many.
+    """
+    if not entry.background:
+        return None
+    if given is None:
+        return np.random.default_rng(_SEED).integers(0, 256, (_COLORS, 1, 1, 3), np.uint8)
+    found = np.asarray(given(size) if callable(given) else given)
+    if found.dtype != np.uint8 or found.shape[1:] != (size, size, 3) or not 1 <= len(found) <= _MOST_OTHERS:
+        raise CamrtError(
+            f"found a background of shape {found.shape} and type {found.dtype}, expected 1 to {_MOST_OTHERS} images: "
+            f"(B, {size}, {size}, 3) uint8, RGB"
+        )
+    return found
+
+
+def _add_background(
+    builder: Builder, others: NDArray[np.uint8] | None, crops: list[Crop], preprocess: Preprocess,
+    smoothing: Sequence[str],
+) -> str | None:  # fmt: skip
+    """Add the images that a method compares with, and what the network sees of them."""
+    if others is None:
+        return None
+    size = preprocess.size
+    images = builder.constant(others, "background", np.uint8)
+    if others.shape[1:3] != (size, size):
+        images = builder.node("Expand", [images, builder.shape(1, size, size, 1)])
+    seen = builder.name("background/seen")
+    _add_input(builder, images, seen, crops, preprocess, smoothing)
+    return seen
 
 
 def _check_control_flow(view: GraphView, start: str, logits: str, *, has_head: bool) -> None:

@@ -49,6 +49,7 @@ FAMILIES = {
     "smoothgrad": "saliency",
     "integrated-gradients": "saliency",
     "gradient-shap": "saliency",
+    "expected-gradients": "saliency",
     "fullgrad": "fullgrad",
     "occlusion": "occlusion",
     "lrp": "relevance",
@@ -88,6 +89,7 @@ class Method:
         multiplied: Whether the maps of several layers are multiplied, in place of their mean.
         tokens: Whether it reads the attention of a vision transformer.
         top: How many classes it explains by default.
+        background: Whether it compares the image with others.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Method:
     tokens: bool
     multiplied: bool
     top: int
+    background: bool = False
 
     @property
     def takes_crops(self) -> bool:
@@ -150,6 +153,7 @@ def method(
     tokens: bool = False,
     multiplied: bool = False,
     top: int = 5,
+    background: bool = False,
 ) -> Callable[[_Maps], _Maps]:
     """Register the decorated function as a method; see `Method` for the arguments.
 
@@ -168,7 +172,9 @@ def method(
     """
 
     def register(maps: _Maps) -> _Maps:
-        entry = Method(name, maps, kind, title, rectified, layered, again, gradients, behind, tokens, multiplied, top)
+        entry = Method(
+            name, maps, kind, title, rectified, layered, again, gradients, behind, tokens, multiplied, top, background
+        )
         _methods.add([name], entry, maps)
         return maps
 

@@ -69,6 +69,9 @@ class MethodContext:
         grids: The layers that are explained.
         head: The head of the classifier, where the method needs one.
         eigen: Whether what a method sums over the channels becomes its first principal component.
+        others: What the network sees of the images that the image is compared with: (B * crops, 3, side, side); None
+            where the method compares with none.
+        background_count: How many images those are.
     """
 
     builder: Builder
@@ -84,6 +87,8 @@ class MethodContext:
     grids: Sequence[FeatureMap] = ()
     head: Head | None = None
     eigen: bool = False
+    others: str | None = None
+    background_count: int = 0
     _gradients: dict[str, Value] = field(default_factory=dict)
     _runs: int = 0
 
@@ -106,6 +111,13 @@ class MethodContext:
     def images(self) -> Value:
         """What the network sees: (N, crops, 3, side, side)."""
         return self.tensor(self.first.image).reshape(-1, len(self.crops), 3, self.side, self.side)
+
+    @cached_property
+    def background(self) -> Value:
+        """What the network sees of the images that the image is compared with: (B, crops, 3, side, side)."""
+        assert self.others is not None
+        found = Value(self.builder, self.others, (None, 3, self.side, self.side))
+        return found.reshape(-1, len(self.crops), 3, self.side, self.side)
 
     @cached_property
     def _sizes(self) -> Sizes:

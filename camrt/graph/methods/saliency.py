@@ -179,7 +179,7 @@ def gradient_shap(
 
     M = 1/n sum of (X + e - B) dy_c/dX(B + t (X + e - B)), with t uniform in 0..1 and e normal noise of deviation sigma
     times the range of the crop. Both are drawn once and are part of the graph. With one baseline and no noise it is
-    integrated gradients by random points; with many, expected gradients.
+    integrated gradients by random points. With many images as baselines, it is `expected-gradients`.
 
     Source:
         Lundberg, Lee: A Unified Approach to Interpreting Model Predictions. NeurIPS 2017; Erion, Janizek, Sturmfels,
@@ -221,6 +221,52 @@ def gradient_shap(
         first = (number * _SHIFT).reshape(1)
         drawn = row.op("Slice", first.name, (first + numbers).name, builder.shape(0), shape=(numbers,))
         way = images + drawn.reshape(1, 1, 3, side, side) * deviation - begin
+        point = begin + way * part.op("Gather", number, shape=(), axis=0)
+        return context.pixels(context.again(point.reshape(-1, 3, side, side))) * way
+
+    zeros = images.zeros(context.classes.lead)
+    added = context.named(context.summed(samples, sample, zeros) * (1 / samples)).sum(2)
+    return added if values == "signed" else abs(added)
+
+
+@method(
+    "expected-gradients", kind="pixels", title="Expected gradients", rectified=False, layered=False, again=True, top=1,
+    background=True,
+)  # fmt: skip
+def expected_gradients(context: MethodContext, *, samples: int = 32, values: str = "magnitude") -> Value:
+    """Integrated gradients from other images in place of one baseline: what sets the image apart from them.
+
+    M = E over B and t of (X - B) dy_c/dX(B + t (X - B)), with t uniform in 0..1, and B one of the images of a
+    background (background=, --background). They take turns, in an order that is drawn once; so is t. The background is
+    part of the graph. By default it is 16 images of one color each.
+
+    Source:
+        Erion, Janizek, Sturmfels, Lundberg, Lee: Improving Performance of Deep Learning Models with Axiomatic
+        Attribution Priors and Expected Gradients. Nature Machine Intelligence 2021, equation 2.
+
+    Args:
+        context: The image.
+        samples: The number of points, one after the other; as many as there are images in the background, or more.
+        values: ``"magnitude"``, or ``"signed"``: what counts against the class is negative.
+
+    Example:
+        >>> explainer = camrt.explain_graph(model, "expected-gradients", background=photographs)  # doctest: +SKIP
+    """
+    if values not in ("magnitude", "signed") or samples < 1:
+        raise CamrtError(
+            f"found expected-gradients' samples {samples} and values {values!r}, expected at least 1, and magnitude or "
+            "signed"
+        )
+    builder, images, side, count = context.builder, context.images, context.side, context.background_count
+    chance = np.random.default_rng(_SEED)
+    turns, parts = np.resize(chance.permutation(count), samples), chance.random(samples, np.float32)
+    turn = Value(builder, builder.constant(turns, "turns", np.int64), turns.shape, TensorProto.INT64)
+    part = Value(builder, builder.constant(parts, "parts"), parts.shape)
+    background = context.background
+
+    def sample(number: Value) -> Value:
+        begin = background.op("Gather", turn.op("Gather", number, shape=(), axis=0), shape=images.shape[1:], axis=0)
+        way = images - begin
         point = begin + way * part.op("Gather", number, shape=(), axis=0)
         return context.pixels(context.again(point.reshape(-1, 3, side, side))) * way
 
