@@ -58,7 +58,10 @@ def train(
         typer.Option(metavar="DATA", help="The test images; by default, the test part of --data, or the data layers."),
     ] = None,
     weights: Annotated[
-        list[str] | None, typer.Option(metavar="FILE,...", help="Initialize the network from these .caffemodel files.")
+        list[str] | None,
+        typer.Option(
+            metavar="FILE,...", help="Initialize the network from these files: .caffemodel, .pth, .safetensors, .onnx."
+        ),
     ] = None,
     two_stage: Annotated[
         int | None,

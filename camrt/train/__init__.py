@@ -22,7 +22,7 @@ _attached, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "networks": ["Blob", "Network", "network"],
         "solver": ["Solver", "SolverFile", "learning_rate", "read_solver"],
-        "weights": ["Report", "load_caffemodel", "save_caffemodel"],
+        "weights": ["Report", "load_caffemodel", "load_weights", "save_caffemodel"],
     },
 )
 

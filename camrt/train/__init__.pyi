@@ -7,6 +7,7 @@ from .solver import learning_rate as learning_rate
 from .solver import read_solver as read_solver
 from .weights import Report as Report
 from .weights import load_caffemodel as load_caffemodel
+from .weights import load_weights as load_weights
 from .weights import save_caffemodel as save_caffemodel
 
 __all__: list[str]

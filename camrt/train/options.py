@@ -22,7 +22,7 @@ class TrainingOptions:
             network.
         test_data: The test images, as a source. By default, the test part of ``data`` if it has one, else the data
             layers of the network.
-        weights: `.caffemodel` files with the initial weights. By default, those of the solver file.
+        weights: Files with the initial weights, for `camrt.train.load_weights`. By default, those of the solver file.
         two_stage: The number of iterations in which only the layers without weights in ``weights`` are trained.
         out: The prefix of all output files. By default, the solver's snapshot_prefix.
         resume: Whether to resume from the last snapshot, if there is one.

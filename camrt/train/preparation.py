@@ -21,7 +21,7 @@ from camrt.train.parallel import Group, choose_device
 from camrt.train.snapshot import Snapshot, Snapshots
 from camrt.train.solver import Solver
 from camrt.train.solverfile import SolverFile
-from camrt.train.weights import load_caffemodel
+from camrt.train.weights import load_caffemodel, load_weights
 from converters.net import Net
 from converters.schema.caffe_pb2 import SolverParameter
 from converters.transform import finder
@@ -280,11 +280,13 @@ def _load(
         return tuple(start.metadata.get("loaded", ()))
     loaded: set[str] = set()
     for file in options.weights or [Path(one) for each in param.weights for one in each.split(",") if one]:
-        report = load_caffemodel(trained, file)
+        report = load_weights(trained, file)
         parts = [f"{file}: loaded {len(report.loaded)} layer(s)"]
         parts += [f"not in the file: {abbreviated(report.filled)}"] if report.filled else []
         parts += [f"not in the network: {abbreviated(report.unused)}"] if report.unused else []
         reporter.say("; ".join(parts))
+        for note in report.notes:
+            reporter.say(f"note: {file}: {note}")
         loaded.update(report.loaded)
     return tuple(sorted(loaded))
 

@@ -1,9 +1,9 @@
-"""Loading weights from, and saving them to, a `.caffemodel` or `.caffemodel.h5`."""
+"""Loading weights from, and saving them to, a `.caffemodel` or `.caffemodel.h5`; loading those of other formats."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from camrt.errors import CamrtError
 from camrt.train.networks import Network
+from camrt.train.pretrained import is_pretrained, read_pretrained
 from converters.errors import ConversionError
 from converters.reader import read_weights
 from converters.shape import show
@@ -26,11 +27,40 @@ class Report:
         loaded: The layers whose weights were loaded.
         filled: The layers with weights that are missing in the file. They are unchanged.
         unused: The layers of the file that are missing in the network.
+        notes: Notes for the user.
     """
 
     loaded: tuple[str, ...]
     filled: tuple[str, ...]
     unused: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def load_weights(network: Network, path: str | os.PathLike[str]) -> Report:
+    """Load the weights of all layers that a file and a network have in common.
+
+    Args:
+        network: The network. It is changed only if all common layers fit.
+        path: A `.caffemodel` or `.caffemodel.h5`; or a state dict of PyTorch (`.pth`, `.pt`, `.bin`, `.safetensors`) or
+            an `.onnx` model, whose layers are found by `camrt.train.pretrained`.
+
+    Returns:
+        The layers that were loaded, and those that were not.
+
+    Raises:
+        CamrtError: The file cannot be read, no layer is in common, or a layer has another number of blobs or blobs of
+            another shape.
+    """
+    if not is_pretrained(path):
+        return load_caffemodel(network, path)
+    found = read_pretrained(network, path)
+    _copy(network, found.layers, os.fspath(path))
+    return Report(
+        loaded=tuple(found.layers),
+        filled=tuple(layer for layer in network.stored if layer not in found.layers),
+        unused=found.unused,
+        notes=(f"found the names of {found.family}", *found.notes),
+    )
 
 
 def load_caffemodel(network: Network, path: str | os.PathLike[str]) -> Report:
@@ -52,9 +82,7 @@ def load_caffemodel(network: Network, path: str | os.PathLike[str]) -> Report:
     try:
         weights = read_weights(path)
     except ConversionError as error:
-        advice = ""
-        if "PyTorch" in error.message:
-            advice = ": copy its tensors to `camrt.train.network(net).stored`, and save them with `save_caffemodel`"
+        advice = ": give it the ending .pth" if "PyTorch" in error.message else ""
         raise CamrtError(f"{error}{advice}") from None
     stored = network.stored
     common = [layer for layer in weights.layers if layer in stored]
@@ -64,16 +92,22 @@ def load_caffemodel(network: Network, path: str | os.PathLike[str]) -> Report:
             "expected layers with the same names",
             file=weights.file,
         )
-    fitted = {layer: _fitted(layer, weights.layers[layer], stored[layer], weights.file) for layer in common}
-    with torch.no_grad():
-        for layer, blobs in fitted.items():
-            for target, blob in zip(stored[layer], blobs, strict=True):
-                target.copy_(torch.from_numpy(np.array(blob, np.float32)))
+    _copy(network, {layer: weights.layers[layer] for layer in common}, weights.file)
     return Report(
         loaded=tuple(common),
         filled=tuple(layer for layer in stored if layer not in weights.layers),
         unused=tuple(layer for layer in weights.layers if layer not in stored),
     )
+
+
+def _copy(network: Network, layers: Mapping[str, Sequence[np.ndarray]], file: str) -> None:
+    """Copy the blobs of layers into a network, after checking all shapes."""
+    stored = network.stored
+    fitted = {layer: _fitted(layer, blobs, stored[layer], file) for layer, blobs in layers.items()}
+    with torch.no_grad():
+        for layer, blobs in fitted.items():
+            for target, blob in zip(stored[layer], blobs, strict=True):
+                target.copy_(torch.from_numpy(np.array(blob, np.float32)))
 
 
 def _fitted(layer: str, found: Sequence[np.ndarray], expected: Sequence[Tensor], file: str) -> list[np.ndarray]:
