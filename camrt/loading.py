@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from converters.zoo import NamedModel
 
 LENET = "lenetCAM"  # the named model that comes with its weights
+_WEIGHTS = (".caffemodel", ".caffemodel.h5")
 _log = logging.getLogger(__name__)
 
 
@@ -237,7 +239,9 @@ def explainer_graph(model: str | os.PathLike[str] | onnx.ModelProto, request: Re
         request.compare_preprocess(properties)
         return model
     path = Path(model)
-    if path.suffix in (".prototxt", ".caffemodel"):
+    if is_snapshot(path):
+        return request.graph(snapshot_classifier(path))
+    if path.suffix == ".prototxt":
         raise CamrtError(
             "found a Caffe network, expected an ONNX model: camrt convert deploy.prototxt net.caffemodel -o net.onnx",
             file=str(path),
@@ -271,11 +275,52 @@ def classifier_of(model: str, weights: Path | None = None) -> onnx.ModelProto:
     """
     if is_name(model):
         return named_classifier(model, weights)
+    if is_snapshot(Path(model)):
+        return snapshot_classifier(Path(model))
     from camrt.graph.opening import read_model
 
     classifier = read_model(model)
     if metadata.EXPLAINER in metadata.of_model(classifier):
         raise CamrtError("is an explainer already, expected a classifier", file=model)
+    return classifier
+
+
+def is_snapshot(path: Path) -> bool:
+    """Return whether a file has the name of a snapshot of `camrt train`, or of other weights of Caffe."""
+    return path.name.endswith(_WEIGHTS)
+
+
+def snapshot_classifier(path: Path) -> onnx.ModelProto:
+    """Convert a snapshot of `camrt train`, with the network and the class names that are beside it.
+
+    Args:
+        path: The `.caffemodel` or `.caffemodel.h5`. ``net_iter_100.caffemodel`` belongs to ``net_net.prototxt`` and
+            ``net_labels.txt``; class names are optional.
+
+    Raises:
+        CamrtError: There is no such file, or no description of its network.
+        ConversionError: It cannot be converted.
+    """
+    from onnx import helper
+
+    from converters import convert
+
+    if not path.is_file():
+        raise CamrtError("there is no such file, expected a snapshot of camrt train", file=str(path))
+    prefix = re.sub(r"_(iter_\d+|best)\.caffemodel(\.h5)?$", "", path.name)
+    prototxt, labels = (path.with_name(f"{prefix}{ending}") for ending in ("_net.prototxt", "_labels.txt"))
+    if not prototxt.is_file():
+        raise CamrtError(
+            f"found weights of Caffe without {prototxt.name}, which camrt train writes beside them, expected an ONNX "
+            f"model: camrt convert deploy.prototxt {path.name} -o net.onnx",
+            file=str(path),
+        )
+    classifier = convert(prototxt, path)
+    stated = metadata.of_model(classifier) | {metadata.NAME: prefix}
+    if labels.is_file():
+        names = labels.read_text(encoding="utf-8", errors="replace").splitlines()
+        stated[metadata.LABELS] = metadata.labels_text(names)
+    helper.set_model_props(classifier, stated)
     return classifier
 
 

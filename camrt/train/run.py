@@ -27,6 +27,7 @@ from camrt import results
 from camrt.errors import CamrtError
 from camrt.train.data.loading import BatchLoader, DataLoaderSpec, default_workers
 from camrt.train.data.streams import derived_seed
+from camrt.train.description import NET, description
 from camrt.train.log import LINES, Log
 from camrt.train.networks import Network
 from camrt.train.options import Reporter, SilentReporter, TrainingOptions, TrainingResult
@@ -170,6 +171,9 @@ class _Training:
         if classes:
             names = "".join(f"{name}\n" for name in classes)
             results.write(self.snapshots.named(LABELS), names.encode(errors="replace"))
+        tested = (self.setup.tests or (self.network,))[0]
+        spec = self.setup.loader_specs[1 if self.setup.tests else 0]
+        results.write(self.snapshots.named(NET), description(tested.net, spec).encode(errors="surrogateescape"))
         return Log(self.snapshots.prefix, self.iteration)
 
     def _solve(self) -> None:

@@ -147,3 +147,82 @@ def test_what_metadata_cannot_express_is_told(params: str, reason: str, tmp_path
 def test_data_of_other_programs_say_nothing(tmp_path: Path) -> None:
     model, notes = converted(tmp_path, "memory_data_param { channels: 3 height: 7 width: 7 }", "MemoryData")
     assert (metadata.PREPROCESS in metadata.of_model(model), notes) == (False, [])
+
+
+# ---------------------------------------------------------------------------------------------------------- in one step
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_snapshot_is_explained_in_one_step(name: str, tmp_path: Path) -> None:
+    """From anywhere: the description beside the snapshot names the mean image by its absolute path."""
+    transform, side = TRANSFORMS[name]
+    outcome, _ = run(solver_of(tmp_path, transform, side), data=None, test_data=None)
+    expected = scores_of_test_net(tmp_path, outcome.weights)
+    explainer = camrt.Explainer(str(outcome.weights))
+    found = [explainer(tmp_path / f"{number}.png").all_scores for number in range(8)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    done = CliRunner().invoke(
+        app, ["explain", str(tmp_path / "1.png"), "--model", str(outcome.weights), "--out", str(tmp_path / "explained")]
+    )
+    assert done.exit_code == 0, done.stderr
+
+
+def test_photographs_of_a_folder_with_the_names_of_its_classes(tmp_path: Path) -> None:
+    """With --data and --resize: neither is in the prototxt of the training."""
+    solver = solver_of(tmp_path, "crop_size: 40 mean_value: 90 mean_value: 110 mean_value: 130", SIDE)
+    text = (tmp_path / "net.prototxt").read_text().replace("new_height: 48", "").replace("new_width: 48", "")
+    (tmp_path / "net.prototxt").write_text(text)
+    for number in range(10):
+        folder = tmp_path / "photos" / f"class {number}"
+        folder.mkdir(parents=True)
+        colors = RNG.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{number}.png"), cv2.resize(colors, (44, 44), interpolation=cv2.INTER_CUBIC))
+    data = f"folder:{tmp_path / 'photos'}"
+    outcome, _ = run(solver, data=data, test_data=data, resize=(44, 44))
+    assert outcome.weights is not None
+    net = read_net(tmp_path / "net.prototxt", outcome.weights, phase="TEST", training=True)
+    spec = data_loader_spec(net, data, seed=0, resize=(44, 44))
+    inputs = next(iter(BatchLoader(spec, [0], workers=0, device=torch.device("cpu"))))
+    with torch.no_grad():
+        expected = torch.softmax(train.network(net, input_shapes=spec.shapes())(inputs, keep=["scores"])["scores"], 1)
+    explainer = camrt.Explainer(str(outcome.weights))
+    source = spec.streams[0].feed.source  # type: ignore[attr-defined]
+    answers = [explainer(path.decode()) for path in source.paths[:8]]
+    np.testing.assert_allclose([one.all_scores for one in answers], expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert all(
+        label == f"class {index}" for one in answers for label, index in zip(one.labels, one.classes, strict=True)
+    )
+
+
+def test_a_database_of_larger_images(tmp_path: Path) -> None:
+    """The size of the images is that of the records, not 8/7 of the crop."""
+    pytest.importorskip("lmdb")
+    from camrt.train.data.conversion import write_lmdb
+
+    solver = solver_of(tmp_path, "crop_size: 40 mean_value: 100", 40)
+    images = [RNG.integers(0, 256, (3, 60, 60)).astype(np.uint8) for _ in range(8)]
+    datums = [
+        caffe_pb2.Datum(channels=3, height=60, width=60, data=image.tobytes(), label=number).SerializeToString()
+        for number, image in enumerate(images)
+    ]
+    write_lmdb(tmp_path / "db", [(f"{number:08d}".encode(), datum) for number, datum in enumerate(datums)])
+    net = caffe_pb2.NetParameter()
+    text_format.Parse((tmp_path / "net.prototxt").read_text(), net)
+    for layer in net.layer[:2]:
+        layer.type = "Data"
+        layer.ClearField("image_data_param")
+        text_format.Parse(f'source: "{tmp_path / "db"}" backend: LMDB batch_size: 8', layer.data_param)
+    (tmp_path / "net.prototxt").write_text(text_format.MessageToString(net))
+    outcome, _ = run(solver, data=None, test_data=None)
+    expected = scores_of_test_net(tmp_path, outcome.weights)
+    explainer = camrt.Explainer(str(outcome.weights))
+    found = [explainer(np.ascontiguousarray(image.transpose(1, 2, 0)[:, :, ::-1])).all_scores for image in images]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_without_their_description(tmp_path: Path) -> None:
+    (tmp_path / "net_iter_5.caffemodel").write_bytes(b"x")
+    with pytest.raises(camrt.CamrtError, match=r"without net_net\.prototxt, which camrt train writes beside them"):
+        camrt.Explainer(str(tmp_path / "net_iter_5.caffemodel"))
+    with pytest.raises(camrt.CamrtError, match="there is no such file"):
+        camrt.Explainer(str(tmp_path / "none_iter_5.caffemodel"))
