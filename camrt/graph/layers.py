@@ -98,6 +98,10 @@ class FeatureMap:
         return np.moveaxis(masks, 1, self.channels_axis)
 
 
+class _AxisError(CamrtError):
+    """The axis of a tensor's channels cannot be told."""
+
+
 class _Shapes:
     """Shapes of tensors: as onnx infers them, or by `Sizes`, which takes longer, where that is not enough."""
 
@@ -144,7 +148,12 @@ def feature_map_of(view: GraphView, tensor: str) -> FeatureMap:
     """
     shapes = _Shapes(view)
     shape = shapes.of(tensor)
-    found = _feature_map(view, tensor, shapes)
+    try:
+        found = _feature_map(view, tensor, shapes)
+    except _AxisError as error:
+        raise CamrtError(
+            f"{error.message}. Name another layer (--layer), such as the output of a convolution"
+        ) from None
     if found is not None:
         return found
     if shape is None or (len(shape) == 4 and not all(isinstance(size, int) for size in shape[1:])):
@@ -186,6 +195,26 @@ def last_features(view: GraphView, image: str, logits: str) -> FeatureMap:
         CamrtError: There are none.
     """
     shapes = _Shapes(view)
+    try:
+        found = _last_features(view, image, logits, shapes)
+    except _AxisError as error:
+        candidates = _candidates(view, image, logits, shapes)
+        raise CamrtError(f"{error.message}. Name a layer yourself: {_choices(candidates)}") from None
+    if found is not None:
+        return found
+    hidden = control_flow(view.needed_for([logits]))
+    candidates = _candidates(view, image, logits, shapes)
+    listed = ", ".join(one.describe() for one in candidates)
+    listed = f"; the last that a part goes through are {listed}" if listed else ""
+    example = "".join(f" --layer {one.tensor}" for one in candidates[-2:])
+    raise CamrtError(
+        f"the model has no features with positions that all of the image goes through on its way to {logits!r}"
+        f"{f', past control flow ({hidden})' if hidden else ''}{listed}. Name one or more yourself"
+        f" ({example.strip() or '--layer'}), or use a method of pixels, such as --method input-gradient"
+    )
+
+
+def _last_features(view: GraphView, image: str, logits: str, shapes: _Shapes) -> FeatureMap | None:
     for tensor, passed in _bottlenecks(view, image, logits):
         is_value = tensor not in (logits, image) and view.types.get(tensor) in FLOATS
         found = _feature_map(view, tensor, shapes) if is_value else None
@@ -200,16 +229,13 @@ def last_features(view: GraphView, image: str, logits: str) -> FeatureMap:
         if found.num_prefix_tokens is not None and passed & _ATTENTION and normalized:
             return _feature_map(view, normalized[0], shapes) or found
         return found
-    hidden = control_flow(view.needed_for([logits]))
-    candidates = _candidates(view, image, logits, shapes)
-    listed = ", ".join(one.describe() for one in candidates)
-    listed = f"; the last that a part goes through are {listed}" if listed else ""
-    example = "".join(f" --layer {one.tensor}" for one in candidates[-2:])
-    raise CamrtError(
-        f"the model has no features with positions that all of the image goes through on its way to {logits!r}"
-        f"{f', past control flow ({hidden})' if hidden else ''}{listed}. Name one or more yourself"
-        f" ({example.strip() or '--layer'}), or use a method of pixels, such as --method input-gradient"
-    )
+    return None
+
+
+def _choices(candidates: Sequence[FeatureMap]) -> str:
+    """The options that name candidates, the last one first."""
+    listed = [f"--layer {one.tensor} ({one.channels} maps of {one.height} x {one.width})" for one in candidates[::-1]]
+    return " or ".join(listed) or "--layer, such as the output of a convolution"
 
 
 def deepest_features(view: GraphView, image: str, logits: str) -> FeatureMap:
@@ -291,9 +317,9 @@ def _feature_map(view: GraphView, tensor: str, shapes: _Shapes) -> FeatureMap | 
     listed = [f"axis {axis}, of {sizes[axis - 1]}" for axis in candidates]
     if told:
         listed = [f"{text}, by {one.source}" for text, one in zip(listed, told, strict=True)]
-    raise CamrtError(
-        f"the axis of the channels of {tensor!r} of shape {shown(shape)} cannot be told: it may be "
-        f"{' or '.join(listed)}. Name another layer (--layer), such as the output of a convolution"
+    raise _AxisError(
+        f"the axis of the channels of {tensor!r} of shape {shown(shape)} cannot be told: "
+        f"it may be {' or '.join(listed)}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -160,6 +161,20 @@ def test_what_cannot_be_told() -> None:
         r"axis 3, of 7\. Name another layer \(--layer\)",
     ):
         feature_map_of(open_model(own("Fold", ["n", 5, 6, 7])), "t0")
+
+
+def test_layers_are_offered_where_an_axis_cannot_be_told() -> None:
+    """Each is one that works when it is named."""
+    model = own("Fold", ["n", 5, 6, 7])
+    place, pooling = next((n, node) for n, node in enumerate(model.graph.node) if node.op_type == "GlobalAveragePool")
+    model.graph.node[place].CopyFrom(helper.make_node("Fold", ["t0"], pooling.output, "last", domain="own"))
+    model.graph.value_info.append(helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["n", CHANNELS, 1, 1]))
+    with pytest.raises(CamrtError, match=r"cannot be told: .* Name a layer yourself: --layer \S+ \(") as found:
+        last_features(open_model(model), "data", "logits")
+    offered = re.findall(r"--layer (\S+)", str(found.value))
+    assert offered
+    for layer in offered:
+        assert feature_map_of(open_model(model), layer).channels == CHANNELS
 
 
 def test_a_contradiction() -> None:
