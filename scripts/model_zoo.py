@@ -5,8 +5,12 @@ The zoo published a path, a SHA-256 and a size of each file. What a network want
 * of ``NAME_OpsetN_timm`` from timm's configuration of that name,
 * of ``NAME_OpsetN_torch_hub`` from the first weights of torchvision's network of that name (``IMAGENET1K_V1``, which
   ``pretrained=True`` loads),
-* of the older files from where the zoo took them: MXNet's and torchvision's networks take RGB of 0 to 1, less
-  ImageNet's mean, over its deviation; those of BVLC Caffe take BGR of 0 to 255, less the mean.
+* of the older files from where the zoo took them (``origin``): MXNet's and torchvision's networks take RGB of 0 to 1,
+  less ImageNet's mean, over its deviation; those of BVLC Caffe and VGG take BGR of 0 to 255, less the mean; DenseNet
+  (whose output ``fc6`` of 1000 x 1 x 1 is that of shicai's DenseNet-Caffe) takes these times 0.017,
+* of others from the zoo's own page (``page``): EfficientNet-Lite4 and MNIST,
+* of networks that came by way of Caffe2 from the scripts with which the accuracies on the zoo's pages were measured
+  (``measured``; Intel Neural Compressor, examples/onnxrt/image_recognition/onnx_model_zoo).
 
 Where none of them says it, the fields are empty. ``basis`` says which one did; it is ``timm-default`` where timm has
 several weights under that name with different means, and its default is taken.
@@ -33,11 +37,23 @@ sys.path.insert(0, str(REPOSITORY))
 from camrt.catalog.modelzoo import COLUMNS, STATISTICS
 
 _EXPORTED = re.compile(r"(?P<name>.+)_Opset\d+_(?P<library>timm|torch_hub|torchvision)")
-_OLD = {
-    "imagenet": r"(resnet\d+-v[12]|mobilenetv2|vgg1[69]-(bn-)?\d|squeezenet1\.1|shufflenet-v2)",
-    "caffe": r"(bvlcalexnet|caffenet|googlenet)-",
+# Names of older files -> statistics, basis, classes, input, resize.
+_OLD: dict[str, tuple[str, str, int, int, int]] = {
+    r"resnet\d+-v[12]|mobilenetv2|vgg1[69]-(bn-)?\d|squeezenet1\.1|shufflenet-v2": (
+        "imagenet",
+        "origin",
+        1000,
+        224,
+        256,
+    ),
+    r"(bvlcalexnet|caffenet|googlenet)-": ("caffe", "origin", 1000, 224, 256),
+    r"vgg19-caffe2-": ("vgg", "origin", 1000, 224, 256),
+    r"densenet-": ("densenet", "origin", 1000, 224, 256),
+    r"rcnn-ilsvrc13-": ("caffe", "origin", 200, 224, 224),  # regions are warped to the input
+    r"efficientnet-lite4-": ("lite", "page", 1000, 224, 256),
+    r"mnist-": ("none", "page", 10, 28, 28),
+    r"(inception-v1|squeezenet1\.0|zfnet512)-": ("vgg", "measured", 1000, 224, 224),
 }
-_UNKNOWN = r"-caffe2|preproc"
 
 
 def main() -> None:
@@ -109,10 +125,12 @@ def _detector(name: str) -> dict[str, Any]:
 
 
 def _old(name: str) -> dict[str, Any]:
-    for statistics, pattern in _OLD.items():
-        if re.match(pattern, name) and not re.search(_UNKNOWN, name):
-            common = {"classes": 1000, "input": 224, "resize": 256, "interpolation": "bilinear"}
-            return common | {"statistics": statistics, "basis": "origin"}
+    for pattern, (statistics, basis, classes, side, resize) in _OLD.items():
+        if re.match(pattern, name):
+            return {
+                "classes": classes, "input": side, "resize": resize, "interpolation": "bilinear",
+                "statistics": statistics, "basis": basis,
+            }  # fmt: skip
     return {}
 
 

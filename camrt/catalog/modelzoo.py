@@ -36,7 +36,10 @@ STATISTICS: Mapping[str, tuple[tuple[float, float, float], tuple[float, float, f
         "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "RGB"),
         "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "RGB"),
         "dpn": ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3, "RGB"),
+        "lite": ((127 / 255,) * 3, (128 / 255,) * 3, "RGB"),
         "caffe": ((104.0, 117.0, 123.0), (1.0, 1.0, 1.0), "BGR"),
+        "vgg": ((103.939, 116.779, 123.68), (1.0, 1.0, 1.0), "BGR"),
+        "densenet": ((103.94, 116.78, 123.68), (1 / 0.017,) * 3, "BGR"),
     }
 )
 
@@ -54,7 +57,8 @@ class Listed:
         resize: The side that images are resized to before the center is cut out.
         interpolation: How images were resized in training. camrt resizes all alike (docs/models.md).
         statistics: A key of `STATISTICS`.
-        basis: What that was derived from: ``"timm"``, ``"timm-default"``, ``"torchvision"``, ``"origin"``, or "".
+        basis: What that was derived from: ``"timm"``, ``"timm-default"``, ``"torchvision"``, ``"origin"``, ``"page"``,
+            ``"measured"``, or "" (docs/models.md).
     """
 
     name: str

@@ -4,8 +4,9 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -75,13 +76,34 @@ def test_each_line_of_the_table_can_be_used() -> None:
         wants = row.preprocess()
         assert (wants is None) == (not row.basis), row
         if wants is not None:
-            assert 96 <= wants.crop <= wants.size <= 1100, row
+            assert 28 <= wants.crop <= wants.size <= 1100, row
             assert row.interpolation in ("bicubic", "bilinear"), row
 
 
 def test_what_torchvisions_networks_want_is_the_preset() -> None:
     assert modelzoo.table()["resnet50_Opset18_torch_hub"].preprocess().as_json() == PRESETS["torchvision"].as_json()
     assert modelzoo.table()["caffenet-12"].preprocess().as_json() == PRESETS["caffe"].as_json()
+
+
+@pytest.mark.parametrize(
+    ("names", "channels", "prepared"),
+    [
+        (("efficientnet-lite4-11", "efficientnet-lite4-11-int8"), "RGB", lambda x: (x - 127.0) / 128.0),
+        (("mnist-1", "mnist-12-int8"), "RGB", lambda x: x / 255),
+        (("densenet-3", "densenet-12"), "BGR", lambda x: (x - [103.94, 116.78, 123.68]) * 0.017),
+        (("inception-v1-12", "squeezenet1.0-3", "zfnet512-12-qdq", "vgg19-caffe2-9"), "BGR",
+         lambda x: x - [103.939, 116.779, 123.68]),
+        (("rcnn-ilsvrc13-9",), "BGR", lambda x: x - [104.0, 117.0, 123.0]),
+    ],
+)  # fmt: skip
+def test_older_files(names: Sequence[str], channels: str, prepared: Callable[[Any], Any]) -> None:
+    """A pixel, in the order of the channels, as the zoo's pages and the scripts of its networks prepare it."""
+    pixel = np.array([10.0, 100.0, 250.0])
+    for name in names:
+        wants = modelzoo.table()[name].preprocess()
+        assert wants is not None
+        assert wants.channels == channels
+        np.testing.assert_allclose((pixel - wants.mean) * wants.scale, prepared(pixel), rtol=1e-5)
 
 
 def test_the_table_agrees_with_timm() -> None:
