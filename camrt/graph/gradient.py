@@ -37,6 +37,10 @@ class MissingRuleError(CamrtError):
     """An operator on the way has no rule."""
 
 
+class NoSlopeError(CamrtError):
+    """What is differentiated does not depend on a tensor, or has no slope by it."""
+
+
 def differentiate(
     model: ModelLike,
     output: str,
@@ -175,7 +179,7 @@ def backpropagate(
     for name in wrt:
         found = _arrived(pending, name)
         if found is None:
-            raise CamrtError(f"the gradient at {name!r} is zero everywhere: {part.readers_of(name)}")
+            raise NoSlopeError(f"the gradient at {name!r} is zero everywhere: {part.readers_of(name)}")
         result[name] = found.name if cotangents != 1 else builder.unsqueeze(found.name, 0)
     _drop_unused(builder, before, result.values())
     return result
@@ -293,7 +297,7 @@ class _Between:
                 way.append(node)
         for name in wrt:
             if name not in needed:
-                raise CamrtError(_why_not(view, name, outputs, active))
+                raise NoSlopeError(_why_not(view, name, outputs, active))
         _expect_rules(way[::-1])
         return cls(view, sizes, [node for node in way[::-1] if needed.intersection(node.input)], needed)
 

@@ -30,6 +30,7 @@ FAMILIES = {
     "hirescam": "gradcam",
     "xgradcam": "gradcam",
     "layercam": "gradcam",
+    "shapleycam": "gradcam",
     "finercam": "gradcam",
     "refinecam": "gradcam",
     "eigencam": "eigencam",

@@ -32,6 +32,7 @@ from camrt.graph.view import GraphView, attributes_of
 from camrt.preprocess import Crop, Preprocess
 
 BEHIND = "camrt/behind"  # what the names of the network's nodes behind a layer begin with, where they run again
+_SMALL = 4096  # numbers of a constant that may be a shape, not a weight
 _TOGETHER = 64  # variants of the features that the rest of the network gets at once, at most, for each crop
 GRADIENT = "camrt/gradient"  # inside the graph: of a pixel method, before the largest of the channels is taken
 
@@ -106,6 +107,11 @@ class MethodContext:
     def classes(self) -> Value:
         """The class of each image: (N,) int64."""
         return Value(self.builder, self.chosen, (None, self.count), TensorProto.INT64).lead_from(1)
+
+    @property
+    def classes_input(self) -> onnx.ValueInfoProto:
+        """The tensor of the classes that are explained, as an input of a graph."""
+        return helper.make_tensor_value_info(self.chosen, TensorProto.INT64, ["N", self.count])
 
     @cached_property
     def images(self) -> Value:
@@ -192,6 +198,39 @@ class MethodContext:
             layer: Value(self.builder, name, self._sizes.shape(layer), self.tensor(layer).kind, seeds.lead)
             for layer, name in found.items()
         }
+
+    def curvature(self, gradient: Value, layer: str, direction: Value) -> Value | None:
+        """The derivative of a layer's gradient along a direction: H v, with H the second derivatives of each score.
+
+        The backward pass is differentiated like any other graph, by the rules of its own operators.
+
+        Args:
+            gradient: What `backward` gave of the first run.
+            layer: By what it was differentiated, and is again.
+            direction: v, of the layer's shape. It counts as a constant.
+
+        Returns:
+            Of the shape of ``gradient``; None where the gradient does not change with the layer, as between kinks of a
+            network of ReLUs.
+
+        Raises:
+            CamrtError: An operator of the backward pass has no rule.
+        """
+        from camrt.graph.gradient import NoSlopeError, backpropagate
+
+        view, seeds = GraphView(_with_nodes(self.view.model, self.builder, self.classes_input)), direction
+        if gradient.lead is not None:  # each class gives its own gradient a slope, and the others' none
+            apart = np.eye(gradient.lead, dtype=direction.dtype).reshape(
+                gradient.lead, gradient.lead, *[1] * direction.rank
+            )
+            seeds = direction.unsqueeze(0, 1) * apart
+        try:
+            found = backpropagate(
+                self.builder, view, {gradient.name: seeds.name}, [layer], cotangents=gradient.lead, sizes=Sizes(view)
+            )
+        except NoSlopeError:
+            return None
+        return Value(self.builder, found[layer], self._sizes.shape(layer), gradient.kind, gradient.lead)
 
     def seeds(self, run: Pass) -> Value:
         """1 for the class, of the shape of the scores of a run: the derivative of what is explained by them.
@@ -362,6 +401,24 @@ class MethodContext:
         graph = helper.make_graph(inside, builder.name("loop"), inputs, outputs)
         begin = [start] if carried else []
         return builder.node("Loop", [builder.constant(times, "times", np.int64), "", *begin], body=graph), found
+
+
+def _with_nodes(model: onnx.ModelProto, builder: Builder, chosen: onnx.ValueInfoProto) -> onnx.ModelProto:
+    """A model with the nodes under construction, to be read.
+
+    Weights are not copied but become inputs of the same shapes; so do the classes, on whose choice nothing has a slope.
+    """
+    graph = model.graph
+    result = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    result.graph.node.extend(node for node in (*graph.node, *builder.nodes) if chosen.name not in node.output)
+    result.graph.input.extend([*graph.input, chosen])
+    result.graph.value_info.extend(graph.value_info)
+    for tensor in [*graph.initializer, *builder.initializers]:
+        if math.prod(tensor.dims) <= _SMALL:
+            result.graph.initializer.append(tensor)
+        else:
+            result.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return result
 
 
 @dataclass(eq=False)

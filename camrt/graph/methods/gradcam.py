@@ -141,6 +141,39 @@ def finercam(layer: Layer, *, alpha: float = 1.0, others: int = 3) -> Value:
     return layer.weighted(layer.grid.planes(gradient, -1, len(context.crops)).mean(-1))
 
 
+@method("shapleycam", kind="features", title="Shapley-CAM")
+def shapleycam(layer: Layer, *, utility: str = "rest") -> Value:
+    """Grad-CAM with the second derivatives, which approximate the Shapley value of a position to second order.
+
+    L_c = ReLU(sum_k w_k A_k) with w_k the mean over i, j of (g - H A / 2)_k(i, j), where g and H are the first and
+    second derivatives of the utility by the features. The utility is ReST, u = y_c + log softmax(y)_c, or the score y_c
+    alone: where only ReLUs, pooling and linear layers follow the features, the score has no second derivatives, and the
+    map is Grad-CAM's.
+
+    Source:
+        Cai: CAMs as Shapley Value-based Explainers. The Visual Computer, 2025 (arXiv 2501.06261).
+
+    Args:
+        layer: The features.
+        utility: ``"rest"``, or ``"score"``.
+
+    Example:
+        >>> explainer = camrt.explain_graph(model, method="shapleycam", target="cup")  # doctest: +SKIP
+    """
+    context = layer.context
+    if utility not in ("rest", "score"):
+        raise CamrtError(f"found shapleycam's utility {utility!r}, expected rest or score")
+    seeds = context.seeds(context.first)
+    logits = context.logits(context.first)
+    if utility == "rest" and context.targets.kind != "sum":
+        seeds = seeds + (seeds - logits.op("Softmax", axis=1))
+    name = layer.grid.tensor
+    gradient = context.backward(context.first, [name], seeds=seeds)[name]
+    curvature = context.curvature(gradient, name, context.tensor(name))
+    slope = gradient if curvature is None else gradient - curvature * 0.5
+    return layer.weighted(layer.grid.planes(slope, -1, len(context.crops)).mean(-1))
+
+
 @method("refinecam", kind="features", title="RefineCAM", multiplied=True)
 def refinecam(layer: Layer) -> Value:
     """Grad-CAM++ of several layers, multiplied: the fine maps of early layers where the last layers see the class.

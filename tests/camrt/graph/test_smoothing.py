@@ -29,8 +29,8 @@ THEIRS = {
     "gradcam": "GradCAM", "hirescam": "HiResCAM", "xgradcam": "XGradCAM", "layercam": "LayerCAM",
 }  # fmt: skip
 WEIGHTED = (  # what sums feature maps
-    "cam", "gradcam", "gradcam++", "hirescam", "xgradcam", "layercam", "finercam", "refinecam", "fem", "scorecam",
-    "ablation-cam", "guided-gradcam",
+    "cam", "gradcam", "gradcam++", "hirescam", "xgradcam", "layercam", "shapleycam", "finercam", "refinecam", "fem",
+    "scorecam", "ablation-cam", "guided-gradcam",
 )  # fmt: skip
 
 
