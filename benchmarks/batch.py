@@ -8,11 +8,14 @@ Seconds and images per second for small images (JPEG, 160 x 120 pixels), each co
 turns:
 
 * map: a loop over `Explainer.map` that discards the results;
+* streams: the same with a run for each processor, as camrt batch does it (streams=N);
 * batch: `camrt batch` with one worker, which writes Parquet files.
 
-"explaining" is the time from the first image to the last, with the model's loading in both cases; "process" is the time
-of the whole process, with Python's and Ray's start. The memory (resident, MB) is that of the map loop, and of the
-driver and the worker of camrt batch, after a quarter, half and three quarters of the images, and at the end.
+"explaining" is the time from the first image to the last, with the model's loading in all cases; "process" is the time
+of the whole process, with Python's and Ray's start. "Later" is the time of the images after the first quarter: without
+any start. "CPU ms" is the processor time of all processes for each of these images (on Linux), which depends less on
+other work on the machine. The memory (resident, MB) is that of the loop, and of the driver and the worker of camrt
+batch, after a quarter, half and three quarters of the images, and at the end.
 
 --estimate measures on one core of this machine what is done there for an image of 500 x 375 pixels: decoding and
 resizing it, and writing its row. It prints what workers on GPUs would do of which each computes --gpu-rate images per
@@ -24,6 +27,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import statistics
@@ -33,7 +37,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -51,10 +57,12 @@ _LOOP = """
 import sys, time
 from pathlib import Path
 import camrt
-folder, model, method, preprocess = sys.argv[1:]
+folder, model, method, preprocess, streams = sys.argv[1:]
 paths = sorted(Path(folder).iterdir())
 began = time.perf_counter()
-explainer = camrt.Explainer(model, method or None, protocol="center", preprocess=preprocess or None)
+explainer = camrt.Explainer(
+    model, method or None, protocol="center", preprocess=preprocess or None, streams=int(streams)
+)
 for number, found in enumerate(explainer.map(paths), 1):
     if number * 4 % len(paths) < 4:
         print(f"progress {number / len(paths)}", flush=True)
@@ -91,36 +99,73 @@ def resident(pid: int) -> int:
     return 0
 
 
-def workers_of(session: int) -> Iterator[int]:
-    """The processes of Ray's actors in a session of processes."""
+def processes_of(session: int) -> Iterator[int]:
+    """The processes of a session."""
     for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            is_ours = entry.name.isdecimal() and os.getsid(int(entry.name)) == session
-            if is_ours and (entry / "cmdline").read_bytes().startswith(b"ray::MapWorker"):
+        with contextlib.suppress(OSError, ValueError):
+            if entry.name.isdecimal() and os.getsid(int(entry.name)) == session:
                 yield int(entry.name)
+
+
+def is_worker(pid: int) -> bool:
+    """Whether a process is an actor of Ray Data's."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::MapWorker")
+    return False
+
+
+def processor_seconds(pid: int) -> float:
+    """The processor time that a process has taken."""
+    with contextlib.suppress(OSError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+@dataclass
+class Progress:
+    """What is seen of a contender when a quarter, half, three quarters and all of its images are done."""
+
+    memory: dict[str, list[int]] = field(default_factory=dict)  # MB
+    times: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)  # seconds
+
+    def note(self, processes: dict[str, list[int]], measured: list[int]) -> None:
+        """Look at processes: the memory of each kind, and the processor time of all that are measured."""
+        self.times.append(time.perf_counter())
+        self.processor.append(sum(map(processor_seconds, measured)))
+        for name, pids in processes.items():
+            self.memory.setdefault(name, []).append(sum(map(resident, pids)))
+
+    def taken(self, images: int) -> dict[str, Any]:
+        """Seconds after the first quarter, and milliseconds of the processors per image."""
+        later = self.times[-1] - self.times[0]
+        processor = 1000 * (self.processor[-1] - self.processor[0]) / (images * 3 / 4)
+        return {"later": later, "CPU ms": processor, "memory": self.memory}
 
 
 # ---------------------------------------------------------------------------------------------------------- contenders
 
 
-def run_loop(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
-    command = [sys.executable, "-c", _LOOP, str(folder), arguments.model, arguments.method, arguments.preprocess]
+def run_loop(folder: Path, arguments: argparse.Namespace, streams: int) -> dict[str, Any]:
+    given = [str(folder), arguments.model, arguments.method, arguments.preprocess, str(streams)]
+    command = [sys.executable, "-c", _LOOP, *given]
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
     assert process.stdout is not None
-    memory, seconds = [], 0.0
+    progress, seconds = Progress(), 0.0
     for line in process.stdout:
         word, value = line.split()
         if word == "progress":
-            memory.append(resident(process.pid))
+            progress.note({"loop": [process.pid]}, [process.pid])
         else:
             seconds = float(value)
     if process.wait():
         sys.exit("Explainer.map failed")
-    return {"explaining": seconds, "process": time.perf_counter() - began, "map": memory}
+    return {"explaining": seconds, "process": time.perf_counter() - began, **progress.taken(arguments.images)}
 
 
-def run_batch(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
+def run_batch(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="camrt-batch-") as out:
         command = [sys.executable, "-m", "camrt", "batch", str(folder), "--model", arguments.model, "--out", out]
         command += ["--protocol", "center", "--boxes", "none", "--json", "--shard-size", str(arguments.shard_size)]
@@ -131,17 +176,16 @@ def run_batch(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, start_new_session=True
         )
-        driver: list[int] = []
-        worker: list[int] = []
+        progress = Progress()
         over = threading.Event()
 
         def watch() -> None:
             shard_count = -(-arguments.images // arguments.shard_size)
-            while not over.wait(0.02) and len(worker) < len(QUARTERS):
+            while not over.wait(0.02) and len(progress.times) < len(QUARTERS):
                 done = sum(1 for _ in Path(out).glob("shard-*"))
-                if done * 4 >= shard_count * (len(worker) + 1):
-                    driver.append(resident(process.pid))
-                    worker.append(sum(map(resident, workers_of(process.pid))))
+                if done * 4 >= shard_count * (len(progress.times) + 1):
+                    ours = list(processes_of(process.pid))
+                    progress.note({"driver": [process.pid], "worker": list(filter(is_worker, ours))}, ours)
 
         watching = threading.Thread(target=watch)
         watching.start()
@@ -153,31 +197,32 @@ def run_batch(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
         size = sum(file.stat().st_size for file in Path(out).glob("shard-*"))
         found = json.loads(stdout)
     taken = {"explaining": found["seconds"], "process": time.perf_counter() - began}
-    return {**taken, "driver": driver, "worker": worker, "bytes": size}
+    return {**taken, **progress.taken(arguments.images), "bytes": size}
 
 
 def compare(arguments: argparse.Namespace, console: Console) -> None:
-    taken: dict[str, list[dict[str, object]]] = {"map": [], "batch": []}
+    taken: dict[str, list[dict[str, Any]]] = {"map": [], "streams": [], "batch": []}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="camrt-images-") as folder:
         write_images(Path(folder), arguments.images)
         for _ in range(arguments.runs):
-            taken["map"].append(run_loop(Path(folder), arguments))
+            taken["map"].append(run_loop(Path(folder), arguments, 1))
+            taken["streams"].append(run_loop(Path(folder), arguments, min(8, cores)))
             taken["batch"].append(run_batch(Path(folder), arguments))
-    table = Table("", "explaining, s", "images/s", "process, s", "memory at " + ", ".join(QUARTERS) + ", MB")
+    keys = ("explaining", "process", "later", "CPU ms")
+    seconds = (f"{key}, s" if key != "CPU ms" else key for key in keys)
+    table = Table("", "images/s", *seconds, "memory at " + ", ".join(QUARTERS) + ", MB")
     for name, runs in taken.items():
-        explaining, process = (
-            statistics.median(float(str(run[key])) for run in runs) for key in ("explaining", "process")
-        )
-        memory = [
-            f"{key} {', '.join(map(str, runs[-1][key]))}" for key in ("map", "driver", "worker") if key in runs[-1]
-        ]
-        rate = f"{arguments.images / explaining:.1f}"
-        table.add_row(name, f"{explaining:.1f}", rate, f"{process:.1f}", "; ".join(memory))
+        found = {key: statistics.median(run[key] for run in runs) for key in keys}
+        memory = [f"{process} {', '.join(map(str, seen))}" for process, seen in runs[-1]["memory"].items()]
+        rate = f"{arguments.images / found['explaining']:.1f}"
+        table.add_row(name, rate, *(f"{found[key]:.1f}" for key in keys), "; ".join(memory))
     console.print(table)
-    for key in ("explaining", "process"):
-        ratios = [float(str(b[key])) / float(str(a[key])) for a, b in zip(taken["map"], taken["batch"], strict=True)]
-        console.print(f"{key}: batch / map = {statistics.median(ratios):.3f}")
-    size = int(str(taken["batch"][-1]["bytes"])) / arguments.images
+    for key, other in itertools.product(keys, ("map", "streams")):
+        pairs = zip(taken["batch"], taken[other], strict=True)
+        ratio = statistics.median(ours[key] / loop[key] for ours, loop in pairs)
+        console.print(f"{key}: batch / {other} = {ratio:.3f}")
+    size = taken["batch"][-1]["bytes"] / arguments.images
     console.print(f"{arguments.images:,} images, {size / 1000:,.1f} kB of Parquet per image")
 
 

@@ -375,17 +375,19 @@ class Explainer:
         except CamrtError as error:
             raise (error.in_file(prepared[0].source) if len(prepared) == 1 else error) from error.__cause__
         scores, classes, heatmaps = (found[name] for name in _OUTPUTS)
+        # Copies, so that a result that is kept does not hold on to the rest of its batch.
+        own = np.asarray if len(prepared) == 1 else np.copy
         return [
             Explanation(
                 image=one.loaded.image,
                 source=one.source,
                 original_size=one.loaded.size,
-                classes=classes[n].copy(),  # copies: a result that is kept does not hold on to its batch
+                classes=own(classes[n]),
                 scores=scores[n, classes[n]],  # of a sum there is one, and it is class 0
                 labels=tuple(str(k) if self.labels is None else self.labels[k] for k in classes[n].tolist()),
-                heatmaps=heatmaps[n].copy(),
-                standard_errors=found[_ERRORS][n].copy() if _ERRORS in found else None,
-                all_scores=scores[n].copy(),
+                heatmaps=own(heatmaps[n]),
+                standard_errors=own(found[_ERRORS][n]) if _ERRORS in found else None,
+                all_scores=own(scores[n]),
                 model=self.name,
                 method=self.method,
                 protocol=self.protocol,

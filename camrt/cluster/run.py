@@ -31,6 +31,7 @@ LOCK = ".camrt-lock"
 DIED = "the process that explained it died, with this image alone: out of memory, or a fault in a decoder"
 _BUSY = "another camrt batch writes into this folder. Wait for it, or name another one with --out"
 _MOST_NAMED = 20
+_AT_ONCE = 2  # shards in a worker: one is written while the next one is explained
 _SIZES = (16, 1)  # images of the shards in which those are computed again whose worker died
 _OBJECT_STORE = 1 << 27  # bytes; only lists of images and counts pass through it
 # Ray reports usage statistics and looks for clouds and dashboards unless it is told not to. A worker that cannot be
@@ -40,6 +41,9 @@ _QUIET = {
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # Processes that Ray starts in advance are not those that it takes for actors.
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
 }
 # Of the workers. glibc gives each thread a heap of its own, and each keeps the maps that were once in it.
 _ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
@@ -257,7 +261,7 @@ def _explain(
         began = time.perf_counter()
         for size in (shard_size, *(each for each in _SIZES if each < shard_size)):
             tasks = {shards.name_of(part): part for part in _parts(images, size)}
-            for summary in _summaries(job, tasks, resources):
+            for summary in _summaries(job, tasks, resources, at_once=_AT_ONCE if size > 1 else 1):
                 if summary["fatal"] is not None:
                     raise CamrtError(summary["fatal"])
                 if summary["died"]:
@@ -286,8 +290,11 @@ def _concatenated(parts: Any) -> pa.Table:
     return pa.concat_tables(list(parts))
 
 
-def _summaries(job: Job, tasks: Mapping[str, pa.Table], resources: Resources) -> Iterator[dict[str, Any]]:
-    """Compute shards on Ray, and yield what the workers say of each. Ray repeats what a dead worker was given."""
+def _summaries(job: Job, tasks: Mapping[str, pa.Table], resources: Resources, at_once: int) -> Iterator[dict[str, Any]]:
+    """Compute shards on Ray, and yield what the workers say of each. Ray repeats what a dead worker was given.
+
+    A shard of one image is computed alone: where the worker dies, it is by that image.
+    """
     import pyarrow as pa
     import ray.data
     from ray.exceptions import RayError
@@ -300,7 +307,13 @@ def _summaries(job: Job, tasks: Mapping[str, pa.Table], resources: Resources) ->
         fn_constructor_args=(job,),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=min(least, most), max_size=most, max_tasks_in_flight_per_actor=2),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(least, most),
+            max_size=most,
+            max_tasks_in_flight_per_actor=at_once + 1,
+            max_concurrent_calls_per_actor=at_once,
+            enable_true_multi_threading=at_once > 1,
+        ),
         num_cpus=resources.cores,
         num_gpus=resources.gpus,
         runtime_env={"env_vars": _ENVIRONMENT},

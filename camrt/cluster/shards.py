@@ -30,7 +30,7 @@ KEY = b"camrt.batch"  # in the metadata of each file
 FORMAT = 1
 PATTERN = "shard-*.parquet"
 IDENTITY = ("path", "size", "mtime_ns", "target")  # what must not have changed for a row to count
-_GROUP_BYTES = 1 << 24  # of heatmaps in a row group
+_GROUP_BYTES = 1 << 22  # of heatmaps in a row group: memory of that size is used again and stays in the caches
 _AGAIN = "Remove it: the same command of camrt batch computes its images again"
 
 
@@ -90,23 +90,31 @@ class Writer:
         self.rows = self.failed = 0
         self._most = max(1, _GROUP_BYTES // (2 * int(np.prod(shape)) or 1))
         self._waiting: list[dict[str, Any]] = []
+        self._halves = np.empty((self._most, 2 * int(np.prod(shape))), np.uint8)
         # Maps hardly repeat themselves: dictionaries and statistics are as large as they are, and Zstandard takes five
         # times as long as Snappy to make them a sixth smaller.
         plain = [name for name in self.schema.names if name not in ("heatmap", "all_scores")]
+        self._file = _file_of(stream)
         self._writer = parquet.ParquetWriter(
-            stream, self.schema, compression="snappy", use_dictionary=plain, write_statistics=plain
+            self._file or stream, self.schema, compression="snappy", use_dictionary=plain, write_statistics=plain
         )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._flush()
-        self._writer.close()
+        try:
+            if kind is None:
+                self._flush()
+            self._writer.close()
+        finally:
+            if self._file is not None:
+                self._file.close()
 
     def add(self, row: dict[str, Any]) -> None:
         """Add a row: the columns that are not null."""
+        if row.get("heatmap") is not None:
+            self._halves[len(self._waiting)] = np.frombuffer(row["heatmap"], np.uint8)
         self._waiting.append(row)
         self.rows += 1
         self.failed += row.get("error") is not None
@@ -117,9 +125,30 @@ class Writer:
         import pyarrow as pa
 
         if self._waiting:
-            columns = [pa.array([row.get(each.name) for row in self._waiting], each.type) for each in self.schema]
+            columns = [
+                self._heatmaps() if each.name == "heatmap"
+                else pa.array([row.get(each.name) for row in self._waiting], each.type)
+                for each in self.schema
+            ]  # fmt: skip
             self._writer.write_table(pa.table(columns, schema=self.schema))
             self._waiting = []
+
+    def _heatmaps(self) -> pa.Array:
+        """The column of the maps, which are not copied. They are written before the next ones take their place."""
+        import pyarrow as pa
+
+        is_there = np.array([row.get("heatmap") is not None for row in self._waiting])
+        valid = pa.py_buffer(np.packbits(is_there, bitorder="little"))
+        kind = self.schema.field("heatmap").type
+        return pa.FixedSizeBinaryArray.from_buffers(kind, len(is_there), [valid, pa.py_buffer(self._halves)])
+
+
+def _file_of(stream: IO[bytes]) -> pa.NativeFile | None:
+    """The file of a stream as Arrow opens it; None if it has none. Through a stream of Python, pages are copied."""
+    import pyarrow as pa
+
+    name = getattr(stream, "name", None)
+    return pa.OSFile(name, "wb") if isinstance(name, str) else None
 
 
 def row_of(
@@ -147,15 +176,15 @@ def row_of(
     }
 
 
-def packed(heatmaps: NDArray[np.float32]) -> tuple[NDArray[np.float32], bytes]:
+def packed(heatmaps: NDArray[np.float32]) -> tuple[NDArray[np.float32], memoryview]:
     """Encode maps in half precision, each divided by its largest absolute value: nothing over- or underflows.
 
     Args:
         heatmaps: (top, S, S) float32.
 
     Returns:
-        (top,) float32, the divisors; and the quotients as float16, little-endian. The error is at most 2^-12 of the
-        largest value.
+        (top,) float32, the divisors; and the bytes of the quotients as float16, little-endian. The error is at most
+        2^-12 of the largest value.
     """
     import cv2
 
@@ -168,10 +197,10 @@ def packed(heatmaps: NDArray[np.float32]) -> tuple[NDArray[np.float32], bytes]:
             divisors[i] = peak
         np.divide(heatmap, divisors[i], out=quotients)
         halves[i] = cv2.convertFp16(quotients).view(np.int16)  # the bits of NumPy's astype, many times faster
-    return divisors, halves.tobytes()
+    return divisors, halves.reshape(-1).view(np.uint8).data
 
 
-def unpacked(peaks: Sequence[float], halves: bytes) -> NDArray[np.float32]:
+def unpacked(peaks: Sequence[float], halves: bytes | memoryview) -> NDArray[np.float32]:
     """Decode maps that were encoded by `packed`.
 
     Returns:

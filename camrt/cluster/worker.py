@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -33,12 +34,18 @@ if TYPE_CHECKING:
 
 _MOST_ATTEMPTS = 3  # at a shard, if the workers die
 _MOST_NAMED = 20  # failures that a summary names
+_MOST_STREAMS = 8  # runs at once on a CPU: memory grows with them
 _WAITING = 8  # rows that wait for the thread that writes
 _BYTES_ROWS = 16  # images of a Parquet file that are read at a time
 
 
 class Worker:
     """Explain images into shards. Ray makes one per actor; it also works without Ray.
+
+    It may be called in two threads: the images of a shard are read once those of the shard before are, and explained
+    while its last rows are written, so that no processor waits at the end of a shard.
+
+    On a CPU, it computes as many images at once as it has processors, each with one thread.
 
     Args:
         job: What is computed.
@@ -47,6 +54,7 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self.job = job
         self._explainer: Explainer | None = None
+        self._reading = threading.Lock()
 
     def __call__(self, task: pa.Table) -> pa.Table:
         """Compute one shard.
@@ -66,8 +74,10 @@ class Worker:
         try:
             with pa.ipc.open_stream(task["images"][0].as_buffer()) as reader:
                 found = reader.read_all()
-            with self._attempt(name) as is_hopeless:
-                rows, failures = (0, []) if is_hopeless else self._compute(name, found)
+            with contextlib.ExitStack() as turn:
+                turn.enter_context(self._reading)
+                with self._attempt(name) as is_hopeless:
+                    rows, failures = (0, []) if is_hopeless else self._compute(name, found, turn.close)
             summary["died"] = is_hopeless
             summary |= {"rows": rows, "failed": len(failures), "failures": json.dumps(failures[:_MOST_NAMED])}
         except (CamrtError, ConversionError) as error:
@@ -94,8 +104,11 @@ class Worker:
         yield before >= _MOST_ATTEMPTS
         file.unlink(missing_ok=True)
 
-    def _compute(self, name: str, found: pa.Table) -> tuple[int, list[tuple[str, str]]]:
-        """Write the shard. Returns the number of rows, and the images that failed with the reasons."""
+    def _compute(self, name: str, found: pa.Table, is_read: Callable[[], object]) -> tuple[int, list[tuple[str, str]]]:
+        """Write the shard. Returns the number of rows, and the images that failed with the reasons.
+
+        `is_read` is called when the last image has been handed to the threads that decode.
+        """
         from converters.encoding import replacing
 
         explainer, path = self._loaded(), self.job.folder / name
@@ -103,7 +116,7 @@ class Worker:
         sources = found.to_pylist()
         side = self.job.map_side or explainer.size
         shape, settings = (explainer.top, side, side), self._settings(explainer)
-        threads = max(1, min(8, self.job.engine.get("threads") or os.cpu_count() or 1))
+        threads = min(8, self._cores)
         with (
             replacing(path) as stream,
             ThreadPoolExecutor(threads, "camrt-row") as encoding,
@@ -113,7 +126,7 @@ class Worker:
             # Boxes, pictures and Parquet are made beside the network. Errors of the threads are raised here.
             rows: deque[Future[dict[str, Any]]] = deque()
             written: deque[Future[None]] = deque()
-            for source, outcome in zip(sources, self._outcomes(explainer, sources), strict=True):
+            for source, outcome in zip(sources, self._outcomes(explainer, sources, is_read), strict=True):
                 if isinstance(outcome, CamrtError):
                     failures.append((source["path"], outcome.message))
                 rows.append(encoding.submit(self._row, name, source, outcome))
@@ -163,16 +176,16 @@ class Worker:
 
     # ------------------------------------------------------------------------------------------------------ the images
 
-    def _outcomes(self, explainer: Explainer, sources: list[dict[str, Any]]) -> Iterator[Explanation | CamrtError]:
+    def _outcomes(
+        self, explainer: Explainer, sources: list[dict[str, Any]], is_read: Callable[[], object]
+    ) -> Iterator[Explanation | CamrtError]:
         """Explain images: for each, in order, its explanation or the reason why there is none."""
         failed: deque[CamrtError] = deque()
-        tables = _Tables()
-        cores = self.job.engine.get("threads")
         found = explainer.map(
-            (self._image(source, tables) for source in sources),
+            self._images(sources, is_read),
             targets=(source["target"] for source in sources) if self.job.has_targets else None,
             batch=self.job.batch,
-            workers=None if cores is None else max(1, min(8, cores)),
+            workers=min(8, self._cores),
             on_error=lambda _, error: failed.append(error),
         )
         for each in found:
@@ -180,6 +193,14 @@ class Worker:
                 yield failed.popleft()
             yield each
         yield from failed
+
+    def _images(
+        self, sources: list[dict[str, Any]], is_read: Callable[[], object]
+    ) -> Iterator[ImageLike | Callable[[], ImageLike]]:
+        tables = _Tables()
+        for source in sources:
+            yield self._image(source, tables)
+        is_read()
 
     def _image(self, source: Mapping[str, Any], tables: _Tables) -> ImageLike | Callable[[], ImageLike]:
         """Return an image, or what reads it in the thread that decodes it."""
@@ -207,6 +228,10 @@ class Worker:
 
     # ------------------------------------------------------------------------------------------------- model and folder
 
+    @property
+    def _cores(self) -> int:
+        return max(1, self.job.engine.get("threads") or os.cpu_count() or 1)
+
     def _loaded(self) -> Explainer:
         """Load the explainer, once."""
         if self._explainer is None:
@@ -218,6 +243,7 @@ class Worker:
             self._explainer = Explainer(
                 job.graph,
                 **job.engine,
+                streams=min(self._cores, _MOST_STREAMS),
                 max_side=job.max_side if is_drawn else None,
                 max_pixels=job.max_pixels or MAX_PIXELS,
             )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,30 @@ def test_maps_with_nan_stay_nan() -> None:
     maps = np.ones(SHAPE, np.float32)
     maps[0, 1, 1] = np.nan
     assert np.isnan(shards.unpacked(*shards.packed(maps))).sum() == 1
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_maps_are_those_that_were_added_in_several_row_groups(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_GROUP_BYTES", 3 * 36)
+    rng, file, memory = np.random.default_rng(0), tmp_path / "shard-1.parquet", io.BytesIO()
+    maps = [None if number in (0, 4, 5, 10) else rng.bytes(36) for number in range(11)]
+    with file.open("wb") if kind == "file" else memory as stream:
+        with shards.Writer(stream, SHAPE, SETTINGS) as writer:
+            for number, each in enumerate(maps):
+                writer.add({"path": str(number), "heatmap": each})
+        if kind == "memory":
+            file.write_bytes(memory.getvalue())
+    found = parquet.ParquetFile(file)
+    assert found.num_row_groups == 4
+    assert found.read()["heatmap"].to_pylist() == maps
+
+
+def test_a_full_disk_is_an_error_of_the_system() -> None:
+    with Path("/dev/full").open("wb") as stream, pytest.raises(OSError, match="No space left"):  # noqa: SIM117
+        with shards.Writer(stream, SHAPE, SETTINGS) as writer:
+            writer.add({"path": "a", "heatmap": bytes(36)})
 
 
 def test_rows_are_removed_and_the_rest_stays(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +135,44 @@ def test_a_folder_that_is_not_shared_or_has_another_run(tmp_path: Path, model: P
     assert {file.name: file.stat().st_mtime_ns for file in job.folder.glob("shard-*")} == before
 
 
+def test_a_shard_is_explained_while_the_one_before_is_written(tmp_path: Path, model: Path) -> None:
+    """And its images are read after those of the one before: a worker that dies is busy with few of them."""
+    paths = write_photos(tmp_path / "photos", 12)
+    job, graph = job_of(tmp_path / "out", model, engine={"threads": 2})
+    images, _ = inputs.find([str(tmp_path / "photos")])
+    compute(job, graph, images.slice(0, 0))
+    has_begun, read = threading.Event(), list[str]()
+
+    class Slow(Worker):
+        def _image(self, source: Any, tables: Any) -> Any:
+            read.append(Path(source["path"]).name)
+            if source["path"] == str(paths[6]):
+                has_begun.set()
+            return super()._image(source, tables)
+
+        def _row(self, name: str, source: Any, outcome: Any) -> Any:
+            assert has_begun.wait(30)
+            return super()._row(name, source, outcome)
+
+    worker = Slow(job)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(worker, (task_of(images.slice(0, 6)), task_of(images.slice(6))))
+    for summary in (first, second):
+        assert (summary["rows"][0].as_py(), summary["fatal"][0].as_py()) == (6, None)
+    assert read == [path.name for path in paths] or read == [path.name for path in (*paths[6:], *paths[:6])]
+    assert len(list(job.folder.glob("shard-*"))) == 3  # one is empty
+    explainer = Explainer(model)
+    for row in rows_of(job.folder).values():
+        assert_explained(row, explainer)
+
+
 def test_a_shard_is_given_up_after_three_deaths(tmp_path: Path, model: Path) -> None:
     write_photos(tmp_path / "photos", 2)
     job, graph = job_of(tmp_path / "out", model)
     images, _ = inputs.find([str(tmp_path / "photos")])
 
     class Dying(Worker):
-        def _compute(self, name: str, found: Any) -> Any:
+        def _compute(self, name: str, found: Any, is_read: Any) -> Any:
             raise SystemExit  # as a process that ends: nothing is returned
 
     compute(job, graph, images.slice(0, 1))
