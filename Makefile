@@ -39,8 +39,9 @@ help:
 demo: $(DEMO_READY)
 	$(BIN)/camrt demo --output build/result.png
 
+# worksteal: with loadfile, pytest-xdist 3.8 waits forever once a worker has crashed.
 test: $(TEST_READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
 
 # ARGS goes to the tests, BENCHMARK to the benchmark: make gpu BENCHMARK="--batches 1 16"
 # The benchmark runs in any case; a failed test is reported after it.

@@ -338,6 +338,7 @@ def test_the_runtime_from_the_cdn_is_checked(
     context = browser.new_context()
     context.route(f"{CDN}*", answer)
     page = context.new_page()
+    page.set_default_timeout(60_000)
     with served(tmp_path / "site") as url:
         page.goto(f"{url}?backend=wasm")
         page.wait_for_selector(f"{READY}, #problems li", state="attached")
@@ -356,6 +357,7 @@ def test_without_internet_the_page_says_what_to_do(browser: Any, lenet: list[Sit
     context = browser.new_context()
     context.route(f"{CDN}*", lambda route: route.abort())
     page = context.new_page()
+    page.set_default_timeout(60_000)
     with served(tmp_path / "site") as url:
         page.goto(f"{url}?backend=wasm")
         page.wait_for_selector("#problems li")
