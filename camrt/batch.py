@@ -101,6 +101,7 @@ class Batch:
         settings: What is set of the method.
         smooth: How maps are smoothed.
         background: The paths of the images that expected-gradients compares with.
+        detections: How a detector says what it finds.
         weights: The weights of a named model.
         preprocess: The preset of the preprocessing.
         providers: Where the model runs. Lines say it, and results of all providers count.
@@ -140,6 +141,7 @@ class Batch:
         settings: Mapping[str, Any] | None = None,
         smooth: str | Sequence[str] | None = None,
         background: Sequence[str] | None = None,
+        detections: str | None = None,
         weights: Path | None = None,
         preprocess: str | None = None,
         providers: Providers | None = None,
@@ -157,7 +159,7 @@ class Batch:
         self.method, self.protocol, self.top = method, protocol, top
         self.target, self.layer, self.settings = target, layer, settings
         self.smooth, self.background = smooth, background
-        self.classifier, self.scores = classifier, scores
+        self.classifier, self.scores, self.detections = classifier, scores, detections
         self.weights, self.preprocess = weights, preprocess
         self.providers, self.precision = providers, precision
         self.max_side, self.max_pixels = max_side, max_pixels
@@ -247,10 +249,9 @@ class Batch:
         explainer = Explainer(
             self.model, self.method, self.protocol, self.top, self.providers, precision=self.precision,
             target=self.target, layer=self.layer, classifier=self.classifier, scores=self.scores,
-            settings=self.settings, smooth=self.smooth, background=self.background,
-            weights=self.weights, preprocess=self.preprocess,
-            max_side=self.max_side, max_pixels=self.max_pixels or MAX_PIXELS,
-            streams=min(_STREAMS, os.cpu_count() or 1, len(waiting)),
+            settings=self.settings, smooth=self.smooth, background=self.background, detections=self.detections,
+            weights=self.weights, preprocess=self.preprocess, max_side=self.max_side,
+            max_pixels=self.max_pixels or MAX_PIXELS, streams=min(_STREAMS, os.cpu_count() or 1, len(waiting)),
         )  # fmt: skip
         settings = self._settings()  # with the size of the model's file, which may have been downloaded only now
         with contextlib.suppress(OSError):  # which is said when the first line is written
@@ -346,6 +347,7 @@ class Batch:
             "set": self.settings,
             "smooth": self.smooth,
             "background": self.background,
+            "detections": self.detections,
             "preprocess": self.preprocess,
             "precision": None if self.precision == FP32 else self.precision,
             "max_side": None if self.max_side == MAX_SIDE else self.max_side or 0,

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camrt import images, tuning
+from camrt.boxes import BOX, BoxTarget, box_targets, is_box
 from camrt.classes import class_number
 from camrt.errors import CamrtError, CamrtWarning
 from camrt.explanation import Explanation
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     AnySession: TypeAlias = Session | AutoSession | BlackBox
 
 _INPUT, _TARGET, _OUTPUTS = "image", "target", ("scores", "classes", "heatmaps")
+_DETECTIONS = "detections"  # an output of detectors' explainers, which have the input BOX as well
 _ERRORS = "standard_errors"  # an output of methods that draw random masks
 _GIVEN, _ANY = "input", "any"  # what the metadata of graphs say that take classes with each image
 BEST = -1  # in place of a class, for a graph of the target "any"
@@ -57,11 +59,13 @@ class Prepared:
         source: Its path, or what it was.
         loaded: The image, and the square that the network looks at.
         target: (top,) int64: the classes to explain, where the graph takes them with each image.
+        box: (top, 4) float32: where the detections to explain are, of a detector.
     """
 
     source: str
     loaded: Loaded
     target: NDArray[np.int64] | None = None
+    box: NDArray[np.float32] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -98,7 +102,9 @@ class Explainer:
         classifier: The linear layer behind it, likewise.
         target: What is explained in place of the best classes: a class, by number or name, or several; ``"input"``:
             those that come with each image; ``"any"``: those, or else the best; ``"sum"``. Of a network for
-            segmentation ``"segment:CLASS"``, or ``"segment"`` for the largest ones.
+            segmentation ``"segment:CLASS"``, or ``"segment"`` for the largest ones. Of a detector ``"box:best"``,
+            ``"box:2"`` (the second best), ``"box:LEFT,TOP,RIGHT,BOTTOM"`` in pixels of the image, each also with
+            ``":CLASS"``; or several of them.
         layer: The features that the maps are made of; one, or several.
         scores: The tensor that is explained, where it is not the last output.
         settings: The settings of the method.
@@ -118,6 +124,7 @@ class Explainer:
         precision: What it computes in, as for `camrt.session.Session`; by default ``"fp32"``, which is exact. Or
             ``"auto"``: the fastest way whose maps correlate with fp32 at 0.999 or more on the first images
             (`camrt.tuning.AutoSession`).
+        detections: How a detector says what it finds, where the model does not tell (docs/detectors.md).
 
     Raises:
         CamrtError: The model, or an argument, is not what is expected; ONNX Runtime or the provider is not there.
@@ -128,7 +135,9 @@ class Explainer:
         method: How the maps are computed.
         protocol: What the network sees of an image.
         top: How many classes are explained.
-        target: What is explained: ``"top"``, ``"input"``, ``"any"``, ``"sum"``, or the numbers of classes.
+        target: What is explained: ``"top"``, ``"input"``, ``"any"``, ``"sum"``, or the numbers of classes; of a
+            detector the boxes, where an image comes without one.
+        explained: ``"segment"``, ``"box"``, or ``""`` for classes of whole images.
         size: The side in pixels of the square that images are resized to; the heatmaps' too.
         labels: The names of all classes, or None.
         batch: How many images `map` gives the session at once by default: 1 on a CPU; on a GPU as many as half of its
@@ -165,12 +174,13 @@ class Explainer:
         max_side: int | None = None,
         max_pixels: int = images.MAX_PIXELS,
         precision: str | None = None,
+        detections: str | None = None,
     ) -> None:
         if streams < 1:
             raise CamrtError(f"found {streams} streams, expected at least 1")
         request = Request(
             method, protocol, top, features, classifier, preprocess, target, layer, scores, settings, labels,
-            None if weights is None else Path(weights), smooth, background,
+            None if weights is None else Path(weights), smooth, background, detections,
         )  # fmt: skip
         self._session, self.batch, self.streams = _started(model, request, providers, precision, threads, streams)
         file = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
@@ -183,9 +193,11 @@ class Explainer:
             self.top: int = properties["top"]
             self.size: int = properties["size"]
             self._stated_precision: str | None = properties.get("precision")
-            self.labels = _labels(self._session, labels)
-            self.target: str | list[int] = properties.get("target", "top")
-            self._explained: str = properties.get("explained", "")
+            self._classes: int | None = properties.get("classes", self._session.outputs["scores"][1])
+            self.labels = _labels(self._session, labels, self._classes)
+            self.target: str | list[int] | list[str] = properties.get("target", "top")
+            self.explained: str = properties.get("explained", "")
+            self._box_target: Any = self.target  # of a detector: what is explained where an image comes without a box
             self._target = self._default_target(target)
         except CamrtError as error:
             raise (error.in_file(file) if file else error) from error.__cause__
@@ -241,9 +253,11 @@ class Explainer:
         Raises:
             CamrtError: The image cannot be read, or there is no such class.
         """
-        asked = self._asked(target)
+        boxes = self._boxes(target) if self.explained == BOX else None
+        asked = self._asked(target) if boxes is None else self._classes_of(boxes)
         loaded = images.load(image, self.size, max_side=self._max_side, max_pixels=self._max_pixels)
-        return Prepared(images.name_of(image), loaded, asked)
+        given = None if boxes is None else np.stack([one.shares(loaded.size) for one in boxes])
+        return Prepared(images.name_of(image), loaded, asked, given)
 
     def explain_prepared(self, prepared: Sequence[Prepared]) -> list[Explanation | CamrtError]:
         """Explain a batch of prepared images in one run of the session.
@@ -301,7 +315,7 @@ class Explainer:
             raise CamrtError(f"found on_error={on_error!r}, expected 'warn', 'raise' or a function")
         if isinstance(images, (str, bytes, os.PathLike)):
             raise CamrtError(f"found {str(images)[:80]!r} as images, expected several: a list of paths")
-        if targets is None:
+        if targets is None and self.explained != BOX:
             self._asked(None)
         return self._mapped(_paired(images, targets), batch, workers, on_error)
 
@@ -310,6 +324,10 @@ class Explainer:
     def _default_target(self, target: Any) -> NDArray[np.int64] | None:
         """Return the classes that were asked for all images, where the graph takes classes with each image."""
         target = self._of_graph(target)
+        if self.explained == BOX:
+            self._box_target = self.target if target is None else target
+            self._classes_of(self._boxes(None))
+            return None
         if target is None or target == self.target:
             return None
         if self.target in (_GIVEN, _ANY) and target not in (_GIVEN, _ANY, "sum"):
@@ -323,13 +341,29 @@ class Explainer:
 
     def _of_graph(self, target: Any) -> Any:
         """Return a target without what the graph does anyway: of ``"segment:dog"``, the class."""
+        if (self.explained == BOX) != is_box(target) and target is not None:
+            raise CamrtError(
+                f"found the target {target!r} and an explainer of {'detections' if self.explained else 'classes'}, "
+                f"expected {'a box, as box:best' if self.explained else 'a class'}. Make it anew from the network: "
+                "camrt export"
+            )
         is_segment, inner = of_segment(target)
-        if is_segment and self._explained != SEGMENT:
+        if is_segment and self.explained != SEGMENT:
             raise CamrtError(
                 f"found the target {target!r} and an explainer of classes of whole images, expected one that was made "
                 "with it. Make it anew from the network: camrt export --target segment:CLASS"
             )
         return inner
+
+    def _boxes(self, target: Any) -> list[BoxTarget]:
+        """Return the detections that an image is explained for."""
+        asked = self._of_graph(target)
+        return box_targets(self._box_target if asked is None else asked, self.top)
+
+    def _classes_of(self, boxes: Sequence[BoxTarget]) -> NDArray[np.int64]:
+        """Return the classes that detections must have: -1 for any."""
+        numbers = [class_number(one.label, self.labels, self._classes or 1) if one.label else -1 for one in boxes]
+        return np.array(numbers, np.int64)
 
     def _asked(self, target: Any) -> NDArray[np.int64] | None:
         """Return the classes that an image is explained for, where the graph takes them."""
@@ -369,11 +403,15 @@ class Explainer:
             return []
         try:
             feeds: dict[str, NDArray[Any]] = {_INPUT: np.stack([one.loaded.square for one in prepared])}
-            if self.target in (_GIVEN, _ANY):
+            if self.target in (_GIVEN, _ANY) or self.explained == BOX:
                 feeds[_TARGET] = np.stack([one.target for one in prepared if one.target is not None])
+            if self.explained == BOX:
+                feeds[BOX] = np.stack([one.box for one in prepared if one.box is not None])
             found = self._session.run(feeds)
         except CamrtError as error:
             raise (error.in_file(prepared[0].source) if len(prepared) == 1 else error) from error.__cause__
+        if self.explained == BOX:
+            return [self._detected(one, {name: found[name][n] for name in found}) for n, one in enumerate(prepared)]
         scores, classes, heatmaps = (found[name] for name in _OUTPUTS)
         # Copies, so that a result that is kept does not hold on to the rest of its batch.
         own = np.asarray if len(prepared) == 1 else np.copy
@@ -396,6 +434,41 @@ class Explainer:
             )
             for n, one in enumerate(prepared)
         ]
+
+    def _detected(self, one: Prepared, found: Mapping[str, NDArray[Any]]) -> Explanation:
+        """Return the explanation of an image's detections; ranks without one are left out."""
+        boxes, scores = found[_DETECTIONS], found["scores"]
+        height, width = one.loaded.size
+        assert one.box is not None
+        there = np.flatnonzero(scores > 0)
+        for place, asked in enumerate(one.box):
+            has_area = (asked[2:] > asked[:2]).all()
+            corners = np.minimum(asked[2:], boxes[place][2:]) - np.maximum(asked[:2], boxes[place][:2])
+            if (has_area and not (corners > 0).all()) or (asked[0] > 0 and not has_area and place not in there):
+                wanted = "that overlaps the box" if has_area else f"of rank {asked[0]:.0f}"
+                raise CamrtError(
+                    f"found no detection {wanted}; the target box:best explains the best one", file=one.source
+                )
+        if not len(there):
+            raise CamrtError("found no detection in it, expected one at least", file=one.source)
+        numbers = found["classes"][there]
+        return Explanation(
+            image=one.loaded.image,
+            source=one.source,
+            original_size=one.loaded.size,
+            classes=numbers,
+            scores=scores[there],
+            labels=tuple(str(k) if self.labels is None else self.labels[k] for k in numbers.tolist()),
+            heatmaps=found["heatmaps"][there],
+            standard_errors=found[_ERRORS][there] if _ERRORS in found else None,
+            all_scores=scores[there],
+            detections=boxes[there] * np.array([width, height, width, height], np.float32),
+            model=self.name,
+            method=self.method,
+            protocol=self.protocol,
+            provider=self.provider,
+            precision=self.precision,
+        )
 
     def _mapped(
         self, source: Iterator[tuple[Any, Any]], batch: int, workers: int, on_error: OnError
@@ -564,7 +637,7 @@ def _report(source: str, error: CamrtError, on_error: OnError) -> None:
 def _properties(session: AnySession) -> dict[str, Any]:
     """Read and check the metadata of an explainer graph."""
     anew = "Make the explainer anew: camrt export"
-    if set(session.inputs) - {_TARGET} != {_INPUT} or not set(_OUTPUTS) <= set(session.outputs):
+    if set(session.inputs) - {_TARGET, BOX} != {_INPUT} or not set(_OUTPUTS) <= set(session.outputs):
         raise CamrtError(
             f"found the inputs {list(session.inputs)} and outputs {list(session.outputs)}, expected ['{_INPUT}'] and "
             f"{list(_OUTPUTS)}. {anew}"
@@ -586,9 +659,8 @@ def _properties(session: AnySession) -> dict[str, Any]:
     return properties
 
 
-def _labels(session: AnySession, given: Sequence[str] | None) -> tuple[str, ...] | None:
+def _labels(session: AnySession, given: Sequence[str] | None, classes: int | None) -> tuple[str, ...] | None:
     """Return the names of all classes: those that were given, else the model's."""
-    classes = session.outputs["scores"][1]
     if given is not None:
         labels, found = tuple(given), "labels"
     else:

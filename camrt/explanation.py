@@ -60,6 +60,8 @@ class Explanation:
         precision: What it computed in (``"fp32"``).
         standard_errors: (top, S, S) float32: the standard error of each value of the maps, of methods that draw random
             masks; else None.
+        detections: (top, 4) float32: of a detector, the boxes that are explained: left, top, right and bottom in pixels
+            of the original, not cut off at its borders; else None.
     """
 
     image: NDArray[np.uint8]
@@ -76,6 +78,7 @@ class Explanation:
     provider: str = field(default="", kw_only=True)
     precision: str = field(default="", kw_only=True)
     standard_errors: NDArray[np.float32] | None = field(default=None, kw_only=True)
+    detections: NDArray[np.float32] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.original_size == (0, 0):
@@ -91,7 +94,9 @@ class Explanation:
             raise CamrtError(
                 f"found standard errors of shape {self.standard_errors.shape}, expected {self.heatmaps.shape}"
             )
-        for name in ("image", "classes", "scores", "heatmaps", "all_scores", "standard_errors"):
+        if self.detections is not None and self.detections.shape != (top, 4):
+            raise CamrtError(f"found detections of shape {self.detections.shape}, expected ({top}, 4)")
+        for name in ("image", "classes", "scores", "heatmaps", "all_scores", "standard_errors", "detections"):
             if getattr(self, name) is None:
                 continue
             view = getattr(self, name).view()
@@ -351,7 +356,8 @@ class Explanation:
 
         Returns:
             ``{"source", "width", "height", "top": [{"class", "label", "score", "boxes"}]}``, the boxes as lists of
-            x, y, width, height. Where they are known, ``"method"``, ``"protocol"``, ``"provider"`` and ``"precision"``.
+            x, y, width, height. Of a detector ``"detection"``: the box that is explained, likewise.
+            Where they are known, ``"method"``, ``"protocol"``, ``"provider"`` and ``"precision"``.
             A score that is not finite is None.
         """
         height, width = self.original_size
@@ -359,6 +365,8 @@ class Explanation:
         for i, (number, label, score) in enumerate(zip(self.classes, self.labels, self.scores, strict=True)):
             shortest = float(str(score)) if np.isfinite(score) else None
             top.append({"class": int(number), "label": label, "score": shortest})
+            if self.detections is not None:
+                top[-1]["detection"] = self._detection(i, self.original_size)[0].tolist()
             if boxes is not None:
                 found = self.best_box(i) if boxes == "best" else self.boxes(i, thresholds)
                 top[-1]["boxes"] = found.tolist()
@@ -497,7 +505,19 @@ class Explanation:
         """The boxes that are drawn, in the pixels of ``image``."""
         if style.boxes is None:
             return None
+        if self.detections is not None and style.boxes == "best":
+            return self._detection(i, self._size)
         return self._best_box(i) if style.boxes == "best" else self._boxes(i, style.thresholds)
+
+    def _detection(self, i: int, size: tuple[int, int]) -> NDArray[np.int64]:
+        """The detection that is explained, in the pixels of an image of a size: (1, 4)."""
+        assert self.detections is not None
+        self._check_class(i)
+        scale = np.array(size[::-1] * 2) / (self.original_size[::-1] * 2)
+        height, width = size
+        corners = np.clip(np.rint(self.detections[i] * scale), 0, [width, height, width, height])
+        sizes: NDArray[np.int64] = corners.astype(np.int64)[None] @ _TO_SIZES
+        return sizes
 
     def _in_original(self, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
         """Boxes in the pixels of ``image``, in those of the original."""
@@ -556,6 +576,8 @@ class Explanation:
         arrays = {name: getattr(self, name) for name in ("classes", "scores", "all_scores")}
         if self.standard_errors is not None:
             arrays["standard_errors"] = self.standard_errors
+        if self.detections is not None:
+            arrays["detections"] = self.detections
         return {"heatmaps": _halved(self.heatmaps), **arrays}
 
 

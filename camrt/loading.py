@@ -55,6 +55,7 @@ class Request:
         weights: The weights of a named model, in place of the cache and the download.
         smooth: How maps are smoothed: ``"augment"``, ``"eigen"`` or both.
         background: The images that expected-gradients compares with.
+        detections: How a detector says what it finds.
     """
 
     method: str | None = None
@@ -71,6 +72,7 @@ class Request:
     weights: Path | None = None
     smooth: str | Sequence[str] | None = None
     background: Sequence[ImageLike] | None = None
+    detections: str | None = None
 
     def graph(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Make the explainer of a classifier.
@@ -95,6 +97,7 @@ class Request:
             background=None if self.background is None else functools.partial(_squares, self.background),
             labels=self.labels,
             preprocess=self.preprocess,
+            detections=self.detections,
         )
 
     def compare(self, stated: Mapping[str, Any]) -> None:

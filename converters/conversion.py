@@ -38,7 +38,7 @@ class Converted:
         draft: The graph and its outputs.
         net: The network, as far as the outputs need it.
         notes: Warnings for the user, such as sizes that had to be fixed and preprocessing that has no metadata.
-        metadata: The preprocessing that the description specifies, as metadata of the model.
+        metadata: The preprocessing that the description specifies, and what handlers know of the model.
     """
 
     draft: Draft
@@ -126,6 +126,7 @@ def build(
     except ConversionError as error:
         raise (error.in_file(net.files[0]) if net.files else error) from error.__cause__
     properties, notes = transform.metadata_of(converted.net)
+    properties = {**converted.draft.graph.metadata, **properties}
     return replace(converted, metadata=properties, notes=(*converted.notes, *notes))
 
 

@@ -54,6 +54,7 @@ class Graph:
         inputs: The names of the model's inputs.
         notes: Warnings for the user.
         layers: All layers in the prototxt, for handlers that need the other readers of a blob.
+        metadata: What handlers know of the model (`converters.metadata`).
     """
 
     name: str
@@ -64,6 +65,7 @@ class Graph:
     initializers: dict[str, Array] = field(default_factory=dict)
     inputs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    metadata: dict[str, str] = field(default_factory=dict)
     _layer: Layer | None = None
     _tops: frozenset[str] = frozenset()  # of the current layer
     _node_names: set[str] = field(default_factory=set)

@@ -29,8 +29,9 @@ PREPROCESS = "camrt.preprocess"  # how the network wants its images
 MEAN_IMAGE = "camrt.mean_image"  # what is subtracted in place of the mean
 LABELS = "camrt.labels"  # the names of the classes
 PROTOCOL = "camrt.protocol"  # what the network is to see of an image
+DETECTIONS = "camrt.detections"  # how a detector says what it finds before non-maximum suppression
 EXPLAINER = "camrt.explainer"  # what an explainer graph computes
-KEYS = (NAME, SOURCE, FEATURES, CLASSIFIER, PREPROCESS, MEAN_IMAGE, LABELS, PROTOCOL, EXPLAINER)
+KEYS = (NAME, SOURCE, FEATURES, CLASSIFIER, PREPROCESS, MEAN_IMAGE, LABELS, PROTOCOL, DETECTIONS, EXPLAINER)
 
 
 # ------------------------------------------------------------------------------------------------------------- models
@@ -134,6 +135,21 @@ def preprocess_of(metadata: Mapping[str, str]) -> dict[str, Any]:
         raise ValueError(repr(error)) from None
     has_mean_image = fields.get("mean_image") is True
     return {**read, "mean_image": _mean_image_of(metadata.get(MEAN_IMAGE), size) if has_mean_image else None}
+
+
+def detections_text(
+    *, boxes: str, scores: str, form: str = "corners", unit: str = "pixels", background: int = -1
+) -> str:
+    """Write how a detector says what it finds before non-maximum suppression.
+
+    Args:
+        boxes: The tensor of boxes, 4 numbers for each candidate.
+        scores: The tensor of the probabilities of the classes of each candidate.
+        form: ``"corners"``: left, top, right, bottom; ``"center"``: center, width, height.
+        unit: ``"pixels"`` of the network's input, or ``"shares"`` of its sides.
+        background: The number of the class that stands for nothing; -1 for none.
+    """
+    return json.dumps({"boxes": boxes, "scores": scores, "form": form, "unit": unit, "background": background})
 
 
 def mean_image_text(mean: NDArray[np.float32]) -> str:

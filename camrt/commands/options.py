@@ -159,7 +159,12 @@ Top = Annotated[
 ]
 Target = Annotated[
     list[str] | None,
-    typer.Option(metavar="CLASS", help="Explain this class, by name or number, and not the best; may be repeated."),
+    typer.Option(
+        metavar="CLASS|segment:CLASS|box:...",
+        help="Explain this class, by name or number, and not the best; may be repeated. Of a segmentation "
+        "segment:CLASS; of a detector box:best, box:2 or box:LEFT,TOP,RIGHT,BOTTOM, each also with :CLASS "
+        "(docs/detectors.md).",
+    ),
 ]
 Layer = Annotated[
     list[str] | None,
@@ -185,6 +190,14 @@ Smooth = Annotated[
 Background = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Of expected-gradients: a folder of images that each image is compared with."),
+]
+Detections = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LAYOUT",
+        help="What the outputs of a detector are, where they do not tell: yolov5, yolov8, rtdetr, or "
+        "boxes=TENSOR,scores=TENSOR,... (docs/detectors.md).",
+    ),
 ]
 Labels = Annotated[
     Path | None, typer.Option("--labels", metavar="FILE", help="Names of the classes: a line each, or a JSON list.")
@@ -228,6 +241,7 @@ class MapOptions:
     settings: Settings = None
     smooth: Smooth = None
     background: Background = None
+    detections: Detections = None
 
     def as_arguments(self) -> dict[str, Any]:
         """Return them as keyword arguments of `camrt.loading.Request` and `camrt.batch.Batch`.
@@ -246,6 +260,7 @@ class MapOptions:
             "settings": settings_of(self.settings),
             "smooth": smoothing_of(self.smooth),
             "background": background_of(self.background),
+            "detections": self.detections,
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +14,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from camrt.boxes import BOX, is_box
 from camrt.builder import PREFIX, Builder
 from camrt.errors import CamrtError
 from camrt.graph.batch import with_fixed_resizes, with_free_batch
 from camrt.graph.choice import Choice, default_method
 from camrt.graph.crops import merge, paste
+from camrt.graph.detections import Candidates, Layout, choose, layout_of, sized, with_candidates
 from camrt.graph.gradient import MissingRuleError
 from camrt.graph.head import Head, find_head
 from camrt.graph.inputs import with_image_input
@@ -26,6 +29,7 @@ from camrt.graph.layers import (
     as_read,
     deepest_features,
     dependents,
+    detection_features,
     feature_map_of,
     has_positions,
     last_features,
@@ -37,9 +41,9 @@ from camrt.graph.methods.context import Layer, MethodContext, Pass
 from camrt.graph.opening import ModelLike, check_model, naming, open_model
 from camrt.graph.quantized import is_int8
 from camrt.graph.rewrite import repeated, tensor_names
-from camrt.graph.scores import Scores, find_scores, find_segments
+from camrt.graph.scores import FLOATS, Scores, find_scores, find_segments
 from camrt.graph.smoothing import AUGMENT, EIGEN, VARIANTS, add_mean, add_variants, smoothing_of, variants_of
-from camrt.graph.targets import SEGMENT, SUM, Target, Targets, label_map, of_segment, targets_of
+from camrt.graph.targets import SEGMENT, SUM, Target, Targets, label_map, of_boxes, of_segment, targets_of
 from camrt.graph.unrolling import unrolled
 from camrt.graph.values import Value
 from camrt.graph.view import GraphView, captured, control_flow, labels_of, metadata_of, needed_for, shape_of
@@ -47,6 +51,7 @@ from camrt.preprocess import WHOLE, Crop, Preprocess, add_network_input, crops_o
 from converters import metadata as keys
 
 IMAGE, TARGET, SCORES, CLASSES, HEATMAPS = "image", "target", "scores", "classes", "heatmaps"
+DETECTIONS = "detections"  # an output of detectors' explainers: the boxes of what is explained
 MAPS = "camrt/maps"  # inside the graph: the map of each crop and class before enlarging, (N, crops, top, h, w)
 AGAIN = "camrt/again"  # what the names of the network's second run begin with
 RESERVED = (
@@ -55,6 +60,8 @@ RESERVED = (
     SCORES,
     CLASSES,
     HEATMAPS,
+    BOX,
+    DETECTIONS,
     f"{PREFIX}/",
 )  # names that the network's own tensors must not have
 Background: TypeAlias = NDArray[np.uint8] | Callable[[int], NDArray[np.uint8]]
@@ -79,6 +86,7 @@ def explain_graph(
     background: Background | None = None,
     labels: Sequence[str] | None = None,
     preprocess: Preprocess | str | None = None,
+    detections: str | None = None,
 ) -> onnx.ModelProto:
     """Turn a classifier into an explainer: one graph from the image to scores and heatmaps.
 
@@ -102,7 +110,10 @@ def explain_graph(
             negative number stands for the best class of that place: -1 everywhere explains the best classes; ``"sum"``:
             the sum of all values of ``scores`` for an image. Of a network for segmentation ``"segment:CLASS"``: the sum
             of the class's logits over its mask, where they are the largest; ``"segment"``: the classes with the largest
-            masks. The graph's scores are then the parts of the image that the classes cover.
+            masks. The graph's scores are then the parts of the image that the classes cover. Of a detector the score
+            of a detection: ``"box"`` comes with the images, as the graph's inputs ``box`` (N, top, 4) and ``target``
+            (docs/detectors.md); ``"box:best"``, ``"box:2:dog"``, ``"box:LEFT,TOP,RIGHT,BOTTOM"`` are likewise inputs,
+            and what is explained where nothing comes. The best detections are a detector's default.
         layer: The features that the maps are made of: a tensor or a node; by default, the last ones with positions,
             which are logged. With several layers, each map is scaled to 0..1, and the mean of the maps is taken, as in
             pytorch-grad-cam.
@@ -115,6 +126,8 @@ def explain_graph(
             function of S that gives them.
         labels: The names of the classes, written into the metadata; by default, those of the model's metadata.
         preprocess: How images are prepared for the network; by default, as the model's metadata say.
+        detections: How a detector says what it finds, where its metadata and outputs do not tell:
+            `camrt.graph.detections.layout_of`.
 
     Returns:
         A model with the input ``image`` (N, S, S, 3) uint8 RGB (S is ``preprocess.size``; of ``"whole"``,
@@ -148,6 +161,7 @@ def explain_graph(
         side = wanted.size if protocol == "full" else wanted.crop
         network = with_image_input(opened, wanted)
         opened = unrolled(network, (side, side), recurrent=entry is not None and entry.gradients)
+        target, scores, layout = _question(opened, entry, target, scores, detections, labels, side)
         asked = _Asked(
             layers=tuple(
                 as_read(opened, named_tensor(opened, renamed.get(each, each))) for each in _names_of(layer, features)
@@ -157,6 +171,7 @@ def explain_graph(
             scores=renamed.get(scores or "", scores),
             is_sum=target == SUM,
             is_segment=is_segment,
+            is_box=layout is not None,
         )
         choice = None
         if entry is None:
@@ -165,10 +180,17 @@ def explain_graph(
             if entry.gradients:
                 opened = unrolled(network, (side, side))
         chosen = entry.checked(settings or {})
-        seen = _look(opened, entry, asked)
-        metadata = _labelled(metadata, labels, seen.scores, asked)
-        targets = targets_of(target, top, entry.top, labels_of(metadata), None if target == SUM else seen.scores)
-        targets = replace(targets, is_segment=is_segment)
+        if layout is not None:
+            _check_view(protocol, wanted, smoothing)
+            opened, candidates = with_candidates(sized(opened, side), layout, side)
+            seen = _look_at(candidates, entry)
+            metadata = _labelled(metadata, labels, seen.scores, candidates.classes, asked)
+            targets = of_boxes(target, top)
+        else:
+            seen = _look(opened, entry, asked)
+            metadata = _labelled(metadata, labels, seen.scores, seen.scores.classes, asked)
+            targets = targets_of(target, top, entry.top, labels_of(metadata), None if target == SUM else seen.scores)
+            targets = replace(targets, is_segment=is_segment)
         properties = {
             "method": entry.name,
             "protocol": protocol,
@@ -185,7 +207,8 @@ def explain_graph(
             properties["reason"] = choice.reason
         if is_int8(opened.model.graph):
             properties["precision"] = "int8"
-        metadata.pop(keys.MEAN_IMAGE, None)  # which is in the graph now
+        for key in (keys.MEAN_IMAGE, keys.DETECTIONS):  # which are in the graph now
+            metadata.pop(key, None)
         metadata |= {keys.PREPROCESS: wanted.as_json(), keys.EXPLAINER: keys.explainer_text(properties)}
         helper.set_model_props(result, metadata)
         check_model(result, "the explainer")
@@ -231,11 +254,14 @@ def _explainer(
     before, builder.nodes = builder.nodes, []
     is_sum, add_softmax = targets.kind == "sum", asked.scores is None
     variants = VARIANTS if AUGMENT in smoothing else 1
-    if targets.is_segment:
-        merged = _covered(builder, view, scores, len(crops), variants)
+    if seen.candidates is not None:
+        classes = _chosen_boxes(builder, seen.candidates, targets.count)
     else:
-        merged = _merged_scores(builder, scores, len(crops), variants, is_sum=is_sum, add_softmax=add_softmax)
-    classes = targets.tensor(builder, merged, TARGET, CLASSES)
+        if targets.is_segment:
+            merged = _covered(builder, view, scores, len(crops), variants)
+        else:
+            merged = _merged_scores(builder, scores, len(crops), variants, is_sum=is_sum, add_softmax=add_softmax)
+        classes = targets.tensor(builder, merged, TARGET, CLASSES)
     context = MethodContext(
         builder, view, Pass(image, scores.logits), second, crops, side, preprocess, scores, targets, classes,
         feature_maps, seen.head, eigen=EIGEN in smoothing, others=seen_others,
@@ -246,9 +272,10 @@ def _explainer(
     except MissingRuleError as error:
         methods = _without_gradient(has_head=seen.head is not None)
         raise CamrtError(f"{error.message}. Methods that need no gradient work: --method {methods}") from error
-    needed = view.needed_for([scores.output, scores.logits, *(one.tensor for one in feature_maps)])
+    boxes = [] if seen.candidates is None else [seen.candidates.boxes]
+    needed = view.needed_for([scores.output, scores.logits, *boxes, *(one.tensor for one in feature_maps)])
     result = _assembled(network, [*before, *needed, *builder.nodes], builder)
-    _declare(result.graph, preprocess.size, targets, 1 if is_sum else scores.classes)
+    _declare(result.graph, preprocess.size, targets, 1 if is_sum else _row(targets, scores))
     return result, feature_maps
 
 
@@ -266,6 +293,7 @@ class _Asked:
         scores: The tensor that is explained.
         is_sum: Whether that is its sum.
         is_segment: Whether there are scores for each pixel.
+        is_box: Whether detections are explained.
     """
 
     layers: tuple[str, ...]
@@ -274,6 +302,7 @@ class _Asked:
     scores: str | None
     is_sum: bool
     is_segment: bool
+    is_box: bool
 
 
 @dataclass(frozen=True)
@@ -283,22 +312,90 @@ class _Seen:
     Attributes:
         scores: The scores.
         head: The head, where there is one.
+        candidates: Of a detector, what it finds.
     """
 
     scores: Scores
     head: Head | None = field(default=None)
+    candidates: Candidates | None = field(default=None)
 
 
-def _labelled(metadata: dict[str, str], labels: Sequence[str] | None, scores: Scores, asked: _Asked) -> dict[str, str]:
+def _question(
+    view: GraphView,
+    entry: Method | None,
+    target: Target | None,
+    scores: str | None,
+    detections: str | None,
+    labels: Sequence[str] | None,
+    side: int,
+) -> tuple[Target | None, str | None, Layout | None]:
+    """What is explained where little is said: the target, the scores, and of a detector its layout."""
+    known = labels if labels is not None else labels_of(view.metadata)
+    is_stated = detections is not None or keys.DETECTIONS in view.metadata
+    if is_box(target) or (is_stated and target is None and scores is None):
+        if scores is not None:
+            raise CamrtError(
+                f"found the target {target!r} and the scores {scores!r}, expected one of both: --detections says what "
+                "the outputs of a detector are"
+            )
+        return target, None, layout_of(sized(view, side), detections, known, side)
+    if detections is not None:
+        raise CamrtError(f"found the detections {detections!r} and the target {target!r}, expected a box, as box:best")
+    if target is not None or scores is not None:
+        return target, scores, None
+    try:
+        find_scores(view)
+    except CamrtError:
+        with contextlib.suppress(CamrtError):
+            return None, None, layout_of(sized(view, side), None, known, side)
+        is_plain = (
+            entry is not None and entry.kind == "features" and not (entry.gradients or entry.again or entry.behind)
+        )
+        outputs = [name for name in view.outputs if name in view.producers and view.types.get(name) in FLOATS]
+        if not (is_plain and outputs):
+            raise
+        _log.info(
+            "the outputs have no classes; the maps do not depend on them, and the sum of %r is shown", outputs[-1]
+        )
+        return SUM, outputs[-1], None
+    return None, None, None
+
+
+def _check_view(protocol: str, preprocess: Preprocess, smoothing: Sequence[str]) -> None:
+    """A detector must see the whole image, as it is: its boxes are those of the image."""
+    if AUGMENT in smoothing:
+        raise CamrtError(
+            f"found the smoothing {AUGMENT!r} with a detector, expected none or {EIGEN!r}: in mirrored and scaled "
+            "images its candidates are others"
+        )
+    if protocol != WHOLE and not (protocol == "center" and preprocess.size == preprocess.crop):
+        raise CamrtError(f"found the protocol {protocol!r}, expected {WHOLE!r}: boxes are those of the whole image")
+
+
+def _look_at(candidates: Candidates, entry: Method) -> _Seen:
+    """What is found of a detector."""
+    if entry.kind == "head":
+        raise CamrtError(
+            f"found a detector and the method {entry.name}, which explains the classes of a whole image: use --method "
+            "hirescam"
+        )
+    _log.info("detections of %s: %d candidates", candidates.layout.describe(), candidates.count)
+    scores = Scores(candidates.scores, candidates.logits, "", candidates.count * candidates.classes)
+    return _Seen(scores, None, candidates)
+
+
+def _labelled(
+    metadata: dict[str, str], labels: Sequence[str] | None, scores: Scores, classes: int, asked: _Asked
+) -> dict[str, str]:
     """The metadata with the names of what is explained."""
-    if labels is not None and len(labels) != scores.classes:
-        raise CamrtError(f"found {len(labels)} names, expected one for each of the {scores.classes} classes")
+    if labels is not None and len(labels) != classes:
+        raise CamrtError(f"found {len(labels)} names, expected one for each of the {classes} classes")
     known = labels if labels is not None else labels_of(metadata)
     if asked.is_sum:
         known = [f"sum of {scores.logits}"]
     elif known is None:
         return metadata
-    elif len(known) != scores.classes:  # those of another output
+    elif len(known) != classes:  # those of another output
         return {key: value for key, value in metadata.items() if key != keys.LABELS}
     return {**metadata, keys.LABELS: keys.labels_text(known)}
 
@@ -325,6 +422,8 @@ def _names_of(layer: str | Sequence[str] | None, features: str | None) -> tuple[
 
 def _chosen(view: GraphView, asked: _Asked, *, is_named: bool) -> Choice:
     """The method where none is asked for, and says so."""
+    if asked.is_box:
+        return Choice("hirescam", "a detection is explained, whose place the mean gradient of Grad-CAM would lose")
     if asked.is_segment:
         return Choice("gradcam", "a segment is explained, and class activation maps explain classes")
     if is_named:
@@ -383,6 +482,8 @@ def _feature_maps(view: GraphView, entry: Method, asked: _Asked, seen: _Seen, im
         feature_maps = [feature_map_of(view, asked.features or "")]
     elif seen.head is not None and has_positions(view, seen.head.features):
         feature_maps = [feature_map_of(view, seen.head.features)]
+    elif seen.candidates is not None:
+        feature_maps = detection_features(view, image, seen.scores.logits, seen.candidates.boxes)
     elif asked.is_segment:
         feature_maps = [deepest_features(view, image, seen.scores.logits)]
     else:
@@ -393,8 +494,12 @@ def _feature_maps(view: GraphView, entry: Method, asked: _Asked, seen: _Seen, im
             _log.info("behind %r the way parts: parts of it go through %s. To see them:%s",
                       feature_maps[0].tensor, listed, options)  # fmt: skip
     if entry.kind != "head":
-        which = "deepest that everything passes" if asked.is_segment else "last with positions"
-        chosen = "" if asked.layers else f"no layer was named; the {which} is taken: "
+        which = "last with positions is"
+        if seen.candidates is not None:
+            which = "last that boxes and classes share are"
+        elif asked.is_segment:
+            which = "deepest that everything passes is"
+        chosen = "" if asked.layers else f"no layer was named; the {which} taken: "
         listed = ", ".join(one.describe() for one in feature_maps)
         _log.info("%s of %s; %slayer %s", entry.title, seen.scores.describe(), chosen, listed)
     return feature_maps
@@ -413,6 +518,8 @@ def _properties(
         properties["target"] = targets.fact
     if targets.is_segment:
         properties["explained"] = SEGMENT
+    if seen.candidates is not None:
+        properties |= {"explained": BOX, "classes": seen.candidates.classes}
     return properties | ({"settings": dict(settings)} if settings else {})
 
 
@@ -538,6 +645,16 @@ def _merged_scores(
     return mean(flat, scores.classes)
 
 
+def _chosen_boxes(builder: Builder, candidates: Candidates, count: int) -> str:
+    """Choose the detections; what is explained among the candidates' scores: (N, count) int64."""
+    given = Value(builder, BOX, (None, count, 4))
+    wanted = Value(builder, TARGET, (None, count), TensorProto.INT64)
+    chosen = choose(builder, candidates, given, wanted)
+    for value, output in ((chosen.scores, SCORES), (chosen.classes, CLASSES), (chosen.boxes, DETECTIONS)):
+        builder.node("Identity", [value.name], output)
+    return chosen.places.name
+
+
 def _covered(builder: Builder, view: GraphView, scores: Scores, crops: int, variants: int) -> str:
     """The part of the image that each class covers, averaged over the crops of the first variant: (N, K)."""
     logits = Value(builder, scores.logits, (None, scores.classes, None, None), view.types[scores.logits])
@@ -630,13 +747,22 @@ def _assembled(network: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], builde
     return network
 
 
+def _row(targets: Targets, scores: Scores) -> int:
+    """How many scores an image has: of a detector those of what is explained."""
+    return targets.count if targets.kind == "box" else scores.classes
+
+
 def _declare(graph: onnx.GraphProto, size: int, targets: Targets, scores: int) -> None:
     """The inputs and outputs of an explainer."""
     graph.input.append(_info(IMAGE, TensorProto.UINT8, "N", size, size, 3))
-    if targets.kind in ("input", "any"):
+    if targets.kind == "box":
+        graph.input.append(_info(BOX, TensorProto.FLOAT, "N", targets.count, 4))
+    if targets.kind in ("input", "any", "box"):
         graph.input.append(_info(TARGET, TensorProto.INT64, "N", targets.count))
     graph.output.append(_info(SCORES, TensorProto.FLOAT, "N", scores))
     graph.output.append(_info(CLASSES, TensorProto.INT64, "N", targets.count))
+    if targets.kind == "box":
+        graph.output.append(_info(DETECTIONS, TensorProto.FLOAT, "N", targets.count, 4))
     graph.output.append(_info(HEATMAPS, TensorProto.FLOAT, "N", targets.count, size, size))
 
 

@@ -238,7 +238,7 @@ def _choices(candidates: Sequence[FeatureMap]) -> str:
     return " or ".join(listed) or "--layer, such as the output of a convolution"
 
 
-def deepest_features(view: GraphView, image: str, logits: str) -> FeatureMap:
+def deepest_features(view: GraphView, image: str, logits: str, *, tokens: bool = True) -> FeatureMap:
     """Find the features with the most channels that everything passes on its way to scores for each pixel or box.
 
     The last features of such a network are what its last convolution reads: their map would repeat the scores
@@ -248,6 +248,7 @@ def deepest_features(view: GraphView, image: str, logits: str) -> FeatureMap:
         view: A model whose input has a fixed size but for the batch.
         image: Its input.
         logits: Its scores.
+        tokens: Whether tokens without a class token may be such features. A detector's queries look like them.
 
     Raises:
         CamrtError: There are none.
@@ -258,8 +259,46 @@ def deepest_features(view: GraphView, image: str, logits: str) -> FeatureMap:
             continue
         with contextlib.suppress(CamrtError):  # the axis of its channels cannot be told: no candidate
             one = _feature_map(view, tensor, shapes)
-            found += [] if one is None or one.num_prefix_tokens else [one]
+            is_wanted = one is not None and one.num_prefix_tokens in (None, 0 if tokens else None)
+            found += [one] if one is not None and is_wanted else []
     return max(found, key=lambda one: one.channels) if found else last_features(view, image, logits)
+
+
+def detection_features(view: GraphView, image: str, logits: str, boxes: str) -> list[FeatureMap]:
+    """Find the features that a detector's boxes and classes are both made of, of each of its scales one.
+
+    From the scores, the way leads back past their last layer with weights to what the boxes are made of, too: the
+    outputs of a feature pyramid, or the source layers of SSD. Where these have no positions, as the queries of a
+    transformer, it is the deepest layer that everything passes.
+
+    Args:
+        view: A model whose input has a fixed size but for the batch.
+        image: Its input.
+        logits: (N, candidates, classes).
+        boxes: (N, candidates, 4).
+
+    Raises:
+        CamrtError: There are none.
+    """
+    shapes, depends = _Shapes(view), dependents(view, image)
+    shared = {name for node in view.needed_for([boxes]) for name in node.input}
+    found, seen, waiting = list[str](), set[tuple[str, bool]](), [(logits, False)]
+    while waiting:
+        tensor, passed = waiting.pop()
+        if (tensor, passed) in seen or tensor not in depends or not _carries(view, tensor) or tensor == image:
+            continue
+        seen.add((tensor, passed))
+        if passed and tensor in shared:
+            found.append(tensor)
+            continue
+        node = view.producers[tensor]
+        passed = passed or operator_of(node) in _PARAMETRIC
+        waiting += [(name, passed) for name in node.input if name]
+    maps = [_feature_map(view, tensor, shapes) for tensor in dict.fromkeys(found)]
+    grids = [one for one in maps if one is not None and one.num_prefix_tokens is None]
+    if not grids:
+        return [deepest_features(view, image, logits, tokens=False)]
+    return sorted(grids, key=lambda one: -one.positions)
 
 
 def later_features(view: GraphView, taken: FeatureMap, logits: str) -> list[FeatureMap]:

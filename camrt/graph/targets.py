@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from onnx import TensorProto
 
+from camrt.boxes import BOX, box_targets
 from camrt.builder import Builder
 from camrt.classes import class_number
 from camrt.errors import CamrtError
@@ -30,20 +31,24 @@ class Targets:
     Attributes:
         kind: ``"top"``: the best classes; ``"fixed"``: these ones; ``"input"``: those that come with the image;
             ``"any"``: those that come with the image, where a negative number stands for the best class of that place;
-            ``"sum"``: the sum of a tensor's values.
+            ``"sum"``: the sum of a tensor's values; ``"box"``: detections (`camrt.graph.detections.choose`).
         count: How many maps an image gets.
         classes: The classes of ``"fixed"``.
         is_segment: Whether there are logits for each pixel, which count where the class has the largest.
+        boxes: Of ``"box"``, what is explained where nothing else is said.
     """
 
-    kind: Literal["top", "fixed", "input", "any", "sum"]
+    kind: Literal["top", "fixed", "input", "any", "sum", "box"]
     count: int
     classes: tuple[int, ...] = ()
     is_segment: bool = False
+    boxes: tuple[str, ...] = ()
 
     @property
-    def fact(self) -> str | list[int]:
+    def fact(self) -> str | list[int] | list[str]:
         """For the model's metadata."""
+        if self.kind == "box":
+            return self.boxes[0] if len(self.boxes) == 1 else list(self.boxes)
         return list(self.classes) if self.kind == "fixed" else self.kind
 
     def tensor(self, builder: Builder, scores: str, given: str, output: str) -> str:
@@ -133,6 +138,24 @@ def of_segment(target: Target | None) -> tuple[bool, Target | None]:
     if not all(about):
         raise CamrtError(f"found the targets {target}, expected all or none of the form {SEGMENT}:CLASS")
     return True, [one for _, _, one in asked]
+
+
+def of_boxes(target: Target | None, top: int | None) -> Targets:
+    """Targets that are detections.
+
+    Args:
+        target: One, or several, as `camrt.boxes` reads them; None for the best detections.
+        top: How many maps an image gets; None for as many as were given.
+
+    Raises:
+        CamrtError: One has another form, or there are more than ``top``.
+    """
+    boxes = [BOX] if target is None else [target] if isinstance(target, str) else list(target)  # type: ignore[arg-type]
+    count = len(boxes) if top is None else top
+    if count < 1:
+        raise CamrtError(f"found top {count}, expected 1 or more")
+    box_targets(boxes, count)
+    return Targets("box", count, boxes=tuple(map(str, boxes)))
 
 
 def targets_of(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from converters import metadata
 from converters.graph import Graph
 from converters.layer import Layer
 from converters.registry import handles
@@ -208,7 +209,13 @@ def detection_output(layer: Layer, graph: Graph) -> None:
     """
     task = _task(layer, graph)
     scores, priors = _candidates(graph, task, layer.bottoms[1])
-    boxes = _gathered(graph, task, _decoded(layer, graph, task), priors)
+    decoded = _decoded(layer, graph, task)
+    if task.shared:
+        background = next(iter(set(range(task.classes)).difference(task.labels)), -1)
+        graph.metadata[metadata.DETECTIONS] = metadata.detections_text(
+            boxes=decoded, scores=layer.bottoms[1], unit="shares", background=background
+        )
+    boxes = _gathered(graph, task, decoded, priors)
     kept = _suppressed(layer, graph, task, boxes, scores)
     if task.keep < task.columns:
         kept = _best(graph, task, kept)

@@ -24,7 +24,7 @@ def test_the_page_documents_every_key_with_an_example_that_is_read(repository: P
     sections = re.findall(r"^## (camrt\.\w+)\n(.*?)(?=^## |\Z)", page, re.M | re.S)
     found = {key: re.findall(r"```json\n(.*?)```", text, re.S) for key, text in sections}
     examples = {key: json.loads(texts[0]) for key, texts in found.items() if texts}
-    assert examples.keys() == {metadata.PREPROCESS, metadata.LABELS, metadata.EXPLAINER}
+    assert examples.keys() == {metadata.PREPROCESS, metadata.LABELS, metadata.DETECTIONS, metadata.EXPLAINER}
     texts = {key: json.dumps(value) for key, value in examples.items()}
     wants = metadata.preprocess_of(texts)
     assert (wants["size"], wants["crop"], wants["mean"], wants["scale"]) == (256, 224, (104, 117, 123), (1, 1, 1))

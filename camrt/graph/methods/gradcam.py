@@ -123,7 +123,7 @@ def finercam(layer: Layer, *, alpha: float = 1.0, others: int = 3) -> Value:
     context = layer.context
     if others < 1 or not 0 <= alpha < np.inf:
         raise CamrtError(f"found finercam's alpha {alpha} and others {others}, expected 0 or more, and at least 1")
-    if context.targets.kind == "sum" or context.targets.is_segment or context.scores.classes < 2:
+    if context.targets.kind in ("sum", "box") or context.targets.is_segment or context.scores.classes < 2:
         raise CamrtError("found one score to explain, expected classes, which finercam compares: use --method gradcam")
     classes, builder = context.scores.classes, context.builder
     hot = context.seeds(context.first).reshape(-1, classes)
