@@ -116,9 +116,11 @@ def normalized(
 
 # As Caffe's networks were trained on ImageNet: BGR of 0 to 255, less the mean of the training images.
 # As torchvision's are: RGB of 0 to 1, less the mean, over the standard deviation.
+# As YOLO's are, and RT-DETR: RGB of 0 to 1.
 PRESETS: Mapping[str, Preprocess] = {
     "caffe": Preprocess(size=256, crop=224, mean=(104.0, 117.0, 123.0)),
     "torchvision": normalized(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "yolo": normalized(640, 640, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 
 

@@ -83,6 +83,7 @@ class Preset(StrEnum):
 
     CAFFE = "caffe"
     TORCHVISION = "torchvision"
+    YOLO = "yolo"
 
 
 def number(text: str) -> float:

@@ -413,3 +413,10 @@ def test_gradient_is_of_the_candidate_alone() -> None:
 
 def test_strides_are_those_that_the_recognition_knows() -> None:
     assert sum((SIDE // stride) ** 2 for stride in STRIDES) == 84
+
+
+def test_the_preset_of_yolo_has_the_size_of_the_network() -> None:
+    """RGB from 0 to 1, whatever the side."""
+    given, preset = (Explainer(model_of("yolov8"), preprocess=each)(photo()) for each in (PREPROCESS, "yolo"))
+    np.testing.assert_allclose(preset.heatmaps, given.heatmaps, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(preset.scores, given.scores, rtol=1e-5)
