@@ -9,19 +9,12 @@ exceptions other than ConversionError, inputs that took too long, and the most m
 
 from __future__ import annotations
 
-import argparse
-import faulthandler
-import json
+import functools
 import random
 import re
-import resource
 import sys
 import tempfile
-import time
-import traceback
-import warnings
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +25,11 @@ from google.protobuf import text_format
 from converters import ConversionError, convert, registry
 from converters.schema import caffe_pb2
 from converters.wire import scan
-from tests.bounded import TookTooLong, within
 from tests.caffe_cases import CASES
 from tests.caffe_files import caffemodel, input_layer, layer, network
+from tests.fuzzing import Attempt, Program
 
 LARGEST = 40_000  # bytes of a file that is damaged: small ones are hit where it matters
-SECONDS = 10.0  # for one input, of computing
 
 
 @dataclass(frozen=True)
@@ -296,89 +288,24 @@ def as_hdf5(files: Files, folder: Path) -> bytes:
 KINDS = ("text", "weights", "alone", "hdf5", "noise")
 
 
-def fuzz(kind: str, *, seed: int, count: int, keep: Path | None) -> dict[str, object]:
-    """Convert many damaged inputs.
-
-    Returns:
-        What became of them.
-    """
-    chance = random.Random(f"{kind} {seed}")
+def attempts(kind: str, chance: random.Random, count: int, _: Path | None) -> Iterator[Attempt]:
+    """Damaged networks, one after the other in the same folder."""
     damage = Damage(chance, own_networks() * 10 + cases())
-    outcomes: Counter[str] = Counter()
-    wrong: dict[str, str] = {}
-    slowest = 0.0
     with tempfile.TemporaryDirectory() as name:
         print(f"a crash leaves its input in {name}", file=sys.stderr, flush=True)
-        for number in range(count):
+        for _number in range(count):
             files = damaged_files(kind, damage, Path(name))
-            started = time.process_time()
-            said = _complaint(lambda files=files: convert(*files), outcomes)
-            slowest = max(slowest, time.process_time() - started)
-            if said is not None and said not in wrong:
-                wrong[said] = f"{kind}, seed {seed}, input {number}"
-                _keep(files, keep, f"{kind}-{seed}-{number}")
-    return {
-        "kind": kind,
-        "outcomes": dict(outcomes),
-        "wrong": wrong,
-        "slowest_s": round(slowest, 2),
-        "peak_bytes": _peak_bytes(),
-    }
+            yield Attempt(functools.partial(convert, *files), functools.partial(_keep, files))
 
 
-def _peak_bytes() -> int:
-    """The most memory that this program held. Linux's ru_maxrss would count that of the program which started it."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text()).group(1))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _complaint(convert_it: Callable[[], object], outcomes: Counter[str]) -> str | None:
-    """What is wrong with how a conversion ends; None where it succeeds, or says why not."""
-    try:
-        with warnings.catch_warnings(), within(SECONDS):
-            warnings.simplefilter("ignore")
-            convert_it()
-    except ConversionError as error:
-        outcomes["refused"] += 1
-        if not all(line.isprintable() for line in str(error).split("\n")):
-            return f"an error that a terminal would obey: {str(error)[:200]!r}"
-        return f"an error of {len(str(error)):,} characters" if len(str(error)) > 20_000 else None
-    except TookTooLong as error:
-        outcomes["took too long"] += 1
-        return f"{error}, last in {_place(error)}"
-    except BaseException as error:
-        outcomes["failed"] += 1
-        return f"{error.__class__.__name__}: {str(error)[:200]}, in {_place(error)}"
-    outcomes["converted"] += 1
-    return None
-
-
-def _place(error: BaseException) -> str:
-    return ", ".join(f"{Path(at.filename).name}:{at.lineno}" for at in traceback.extract_tb(error.__traceback__)[-4:])
-
-
-def _keep(files: Sequence[Path], folder: Path | None, name: str) -> None:
-    if folder is None:
-        return
-    (folder / name).mkdir(parents=True, exist_ok=True)
+def _keep(files: Sequence[Path], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for file in files:
-        (folder / name / file.name).write_bytes(file.read_bytes())
+        (folder / file.name).write_bytes(file.read_bytes())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Convert damaged Caffe files.")
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--memory", type=int, default=4 << 30, help="bytes of address space")
-    parser.add_argument("--keep", type=Path, help="a folder for the inputs at fault")
-    options = parser.parse_args()
-    faulthandler.enable()
-    resource.setrlimit(resource.RLIMIT_AS, (options.memory, options.memory))
-    print(json.dumps(fuzz(options.kind, seed=options.seed, count=options.count, keep=options.keep), indent=1))
-
+PROGRAM = Program("Convert damaged Caffe files.", KINDS, attempts, ConversionError, longest=20_000, done="converted")
+fuzz = PROGRAM.fuzz
 
 if __name__ == "__main__":
-    main()
+    PROGRAM.main()

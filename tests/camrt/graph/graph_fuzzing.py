@@ -9,17 +9,10 @@ other than CamrtError, inputs that took too long, and the most memory that was e
 
 from __future__ import annotations
 
-import argparse
-import faulthandler
-import json
+import functools
 import logging
 import random
-import resource
-import sys
-import time
-import warnings
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +23,10 @@ from onnx import TensorProto, helper, numpy_helper
 from camrt.errors import CamrtError
 from camrt.graph import differentiate, explain_graph
 from camrt.graph.methods import METHODS
-from tests.bounded import TookTooLong, within
 from tests.camrt.classifiers import HEADS, classifier
 from tests.camrt.graph.explainers import PREPROCESS
-from tests.converters.fuzzing import _peak_bytes, _place
+from tests.fuzzing import Attempt, Program
 
-SECONDS = 10.0  # for one input, of computing
 KINDS = ("bytes", "structure")
 _NUMBERS = (0, 1, -1, 2, 3, 7, 13, 255, 65536, 10**6, 2**31 - 1, -(2**31), 2**31, 2**40, 2**63 - 1, -(2**63))
 
@@ -378,73 +369,26 @@ def damaged(kind: str, damage: Damage) -> onnx.ModelProto | None:
         return None
 
 
-def fuzz(kind: str, *, seed: int, count: int, keep: Path | None) -> dict[str, object]:
-    """Explain many damaged models.
-
-    Returns:
-        What became of them.
-    """
-    chance = random.Random(f"{kind} {seed}")
+def attempts(kind: str, chance: random.Random, count: int, keep: Path | None) -> Iterator[Attempt | None]:
+    """Damaged models. A crash leaves its input in the folder ``keep``."""
+    logging.disable(logging.CRITICAL)
     damage = Damage(chance, models())
-    outcomes: Counter[str] = Counter()
-    wrong: dict[str, str] = {}
-    slowest = 0.0
-    for number in range(count):
+    for _ in range(count):
         model = damaged(kind, damage)
         if model is None:
-            outcomes["unreadable"] += 1
+            yield None
             continue
-        if keep is not None:  # a crash leaves its input there
-            keep.mkdir(parents=True, exist_ok=True)
+        if keep is not None:
             (keep / "last.onnx").write_bytes(model.SerializeToString())
-        started = time.process_time()
-        said = _complaint(enter(model, chance), outcomes)
-        slowest = max(slowest, time.process_time() - started)
-        if said is not None and said not in wrong:
-            wrong[said] = f"{kind}, seed {seed}, input {number}"
-            if keep is not None:
-                (keep / f"{kind}-{seed}-{number}.onnx").write_bytes(model.SerializeToString())
-    return {
-        "kind": kind,
-        "outcomes": dict(outcomes),
-        "wrong": wrong,
-        "slowest_s": round(slowest, 2),
-        "peak_bytes": _peak_bytes(),
-    }
+        yield Attempt(enter(model, chance), functools.partial(_keep, model))
 
 
-def _complaint(explain: Callable[[], object], outcomes: Counter[str]) -> str | None:
-    """What is wrong with how a call ends; None where it succeeds, or says why not."""
-    try:
-        with warnings.catch_warnings(), within(SECONDS):
-            warnings.simplefilter("ignore")
-            explain()
-    except CamrtError as error:
-        outcomes["refused"] += 1
-        return f"an error of {len(str(error)):,} characters" if len(str(error)) > 5_000 else None
-    except TookTooLong as error:
-        outcomes["took too long"] += 1
-        return f"{error}, last in {_place(error)}"
-    except BaseException as error:
-        outcomes["failed"] += 1
-        return f"{error.__class__.__name__}: {str(error)[:200]}, in {_place(error)}"
-    outcomes["explained"] += 1
-    return None
+def _keep(model: onnx.ModelProto, path: Path) -> None:
+    path.with_suffix(".onnx").write_bytes(model.SerializeToString())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Explain damaged ONNX models.")
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--memory", type=int, default=4 << 30, help="bytes of address space")
-    parser.add_argument("--keep", type=Path, help="a folder for the inputs at fault")
-    options = parser.parse_args()
-    faulthandler.enable()
-    logging.disable(logging.CRITICAL)
-    resource.setrlimit(resource.RLIMIT_AS, (options.memory, options.memory))
-    json.dump(fuzz(options.kind, seed=options.seed, count=options.count, keep=options.keep), sys.stdout, indent=1)
-
+PROGRAM = Program("Explain damaged ONNX models.", KINDS, attempts, CamrtError, longest=5_000, done="explained")
+fuzz = PROGRAM.fuzz
 
 if __name__ == "__main__":
-    main()
+    PROGRAM.main()

@@ -6,6 +6,7 @@ that this is the whole difference; docs/methods.md says why.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -105,8 +106,8 @@ def test_torch_cam_leaves_out_the_division_of_gradcam_plus_plus(net: tuple[Any, 
     np.testing.assert_allclose(theirs.detach().numpy(), normalized(wanted), atol=TOLERANCE)
 
 
-def test_several_layers_are_fused_as_pytorch_grad_cam_does() -> None:
-    """Each map brought to 0..1, and the mean of them: on layers of the image's size, where nothing is enlarged."""
+def _of_full_size() -> Any:
+    """A network with two layers of the image's size, where no map is enlarged."""
     nn = torch.nn
     torch.manual_seed(2)
 
@@ -121,41 +122,33 @@ def test_several_layers_are_fused_as_pytorch_grad_cam_does() -> None:
         def forward(self, x: Any) -> Any:
             return self.head(self.features(x))
 
-    module = Network().eval()
-    model = exported(module)
+    return Network().eval()
+
+
+def _fused(module: Any, model: Any, method: str) -> Iterator[tuple[np.ndarray, list[int], list[Any]]]:
+    """For each rank the fused map of both layers, brought to 0..1, its classes, and the layers in PyTorch."""
     relus = [node.output[0] for node in model.graph.node if node.op_type == "Relu"]
-    _, classes, heatmaps = explained(model, images(), method="layercam", top=TOP, layer=relus)
+    _, classes, heatmaps = explained(model, images(), method=method, top=TOP, layer=relus)
     for rank in range(TOP):
-        layers = [module.features[1], module.features[3]]
-        theirs = of_grad_cam("LayerCAM", module, tensor_of(images()), targets(classes, rank), layers)
-        np.testing.assert_allclose(normalized(heatmaps[:, rank]), theirs, atol=TOLERANCE)
+        yield normalized(heatmaps[:, rank]), targets(classes, rank), [module.features[1], module.features[3]]
+
+
+def test_several_layers_are_fused_as_pytorch_grad_cam_does() -> None:
+    """Each map brought to 0..1, and the mean of them: on layers of the image's size, where nothing is enlarged."""
+    module = _of_full_size()
+    for ours, chosen, layers in _fused(module, exported(module), "layercam"):
+        theirs = of_grad_cam("LayerCAM", module, tensor_of(images()), chosen, layers)
+        np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
 
 
 def test_refinecam_multiplies_layers() -> None:
     """On layers of the image's size, where nothing is enlarged; steep, as for Grad-CAM++ in test_pytorch_grad_cam."""
-    nn = torch.nn
-    torch.manual_seed(2)
-
-    class Network(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.features = nn.Sequential(
-                nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU()
-            )
-            self.head = nn.Sequential(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(8 * (SIDE // 4) ** 2, CLASSES))
-
-        def forward(self, x: Any) -> Any:
-            return self.head(self.features(x))
-
-    module, model = _steep(Network().eval())
-    relus = [node.output[0] for node in model.graph.node if node.op_type == "Relu"]
-    _, classes, heatmaps = explained(model, images(), method="refinecam", top=TOP, layer=relus)
+    module, model = _steep(_of_full_size())
     library = peers.grad_cam()
-    for rank in range(TOP):
-        target = [library.utils.model_targets.ClassifierOutputTarget(each) for each in targets(classes, rank)]
-        layers = [module.features[1], module.features[3]]
+    for ours, chosen, layers in _fused(module, model, "refinecam"):
+        target = [library.utils.model_targets.ClassifierOutputTarget(each) for each in chosen]
         theirs = library.refine_cam.RefineCAM(module, layers)(tensor_of(images()), target)
-        np.testing.assert_allclose(normalized(heatmaps[:, rank]), theirs, atol=TOLERANCE)
+        np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(("alpha", "others"), [(1.0, 3), (0.5, 1), (1.0, 50)])
