@@ -83,6 +83,8 @@ WSOL_EXAMPLES = f"""Examples:
 
   camrt evaluate wsol --images images --csv boxes.csv --model lenetCAM --metrics boxes,drop,insertion,deletion,road
 
+  camrt evaluate wsol --tiny tiny-imagenet-200 --model tiny.onnx
+
   camrt evaluate wsol --csv boxes.csv --predictions results
 
   camrt evaluate wsol ... --shard 2/4, and when all are done: camrt evaluate wsol ... --merge
@@ -484,6 +486,9 @@ def wsol(
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Instead: image,class,x1,y1,x2,y2, one row per box.")
     ] = None,
+    tiny: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Instead: the layout of Tiny ImageNet, images and boxes.")
+    ] = None,
     choice: NetworkOptions,
     runtime: RuntimeOptions,
     methods: Annotated[
@@ -506,19 +511,24 @@ def wsol(
     check_model(choice.model, choice.weights)
     measuring.check()
     running.check()
-    if (metadata is None) == (csv is None):
-        raise typer.BadParameter("name one of both", param_hint="--metadata, --csv")
+    if sum(each is not None for each in (metadata, csv, tiny)) != 1:
+        raise typer.BadParameter("name one of them", param_hint="--metadata, --csv, --tiny")
+    images = images or tiny
     if predictions is not None:
         _check_predictions(context)
     elif images is None:
         raise typer.BadParameter("name the folder with the images", param_hint="--images")
     with reporting(interrupted=_INTERRUPTED):
-        from camrt.evaluate.datasets import check_image_folder, read_csv, read_metadata
+        from camrt.evaluate.datasets import check_image_folder, read_csv, read_metadata, read_tiny_imagenet
         from camrt.evaluate.journal import Shard
         from camrt.evaluate.wsol_protocol import tally
 
         part = Shard.parse(running.shard)
-        data = (read_csv(csv) if csv is not None else read_metadata(metadata or "")).first(running.first)
+        if tiny is not None:
+            everything = read_tiny_imagenet(tiny)
+        else:
+            everything = read_csv(csv) if csv is not None else read_metadata(metadata or "")
+        data = everything.first(running.first)
         measures = measuring.measures(data)
         network = choice.network(protocol.value, runtime)
         if predictions is not None:

@@ -441,6 +441,35 @@ def read_csv(file: str | Path) -> Dataset:
     return Dataset(str(file), _without_duplicates(found.values()))
 
 
+def read_tiny_imagenet(folder: str | Path) -> Dataset:
+    """Read the validation images of Tiny ImageNet, with their boxes.
+
+    ``val/val_annotations.txt`` has a line ``name wnid x1 y1 x2 y2`` for each image, separated by tabs. Classes are
+    numbered in the order of ``wnids.txt``, as ``camrt train --data tiny:DIR`` numbers them.
+
+    Args:
+        folder: The folder with ``wnids.txt`` and ``val``; images are named relative to it.
+
+    Raises:
+        CamrtError: A file is missing, or a line has invalid content; the message names it.
+    """
+    root = Path(folder)
+    classes = [line.strip() for line in read_lines(root / "wnids.txt") if line.strip()]
+    path, found = root / "val" / "val_annotations.txt", []
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        name, *fields = line.split()
+        if len(fields) != 5 or fields[0] not in classes:
+            _wrong(f"found {line.strip()[:80]!r}, expected a name, a class of wnids.txt and a box", path, number)
+        box = _box(fields[1:], None, path, number)
+        label = classes.index(fields[0])
+        found.append(AnnotatedImage(f"val/images/{name}", label, f"{path}:{number}", (box,)))
+    if not found:
+        raise CamrtError("holds no images, expected lines of a name, a class and a box", file=str(path))
+    return Dataset(str(root), _without_duplicates(found))
+
+
 def _without_duplicates(images: Iterable[AnnotatedImage]) -> tuple[AnnotatedImage, ...]:
     """Return the images, after checking that no two paths name the same image."""
     seen: dict[str, AnnotatedImage] = {}

@@ -446,7 +446,7 @@ def test_metrics_that_the_data_set_does_not_allow(shapes: Path, tiny: Path, tmp_
         (["--metrics", "boxes,luck"], "found 'luck'"),
         (["--protocol", "half"], "'half' is not one of 'whole', 'ten-crop'"),
         (["--threshold", "1"], "0 <= threshold < 1"),
-        (["--metadata", "."], "name one of both"),
+        (["--metadata", "."], "name one of them"),
         (["--shard", "1/2", "--merge"], "leave out --shard"),
         (["--model", "lenetCAN"], "lenetCAN"),
     ],
