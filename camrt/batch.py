@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 MAX_SIDE = 1024  # pixels: of the pictures; as `camrt.explanation.MAX_SIDE`, which loads NumPy
 PAGE, LOCK, CARDS = "index.html", ".camrt-lock", ".cards"
 _DRAWING_BYTES = 1 << 28  # of images that are drawn at once
-_STREAMS = 4  # runs at once on a CPU; with more, activations take more memory than it saves time
 _BUSY = "another camrt explain writes into this folder. Wait for it, or name another one with --out"
 # What is looked for in folders. A file that is named is read whatever its ending.
 ENDINGS = (
@@ -243,7 +242,7 @@ class Batch:
         failed: list[tuple[str, str]] = []
         if not waiting:
             return failed
-        from camrt.explainer import Explainer, of_image
+        from camrt.explainer import STREAMS, Explainer, of_image
         from camrt.images import MAX_PIXELS
 
         explainer = Explainer(
@@ -251,7 +250,7 @@ class Batch:
             target=self.target, layer=self.layer, classifier=self.classifier, scores=self.scores,
             settings=self.settings, smooth=self.smooth, background=self.background, detections=self.detections,
             weights=self.weights, preprocess=self.preprocess, max_side=self.max_side,
-            max_pixels=self.max_pixels or MAX_PIXELS, streams=min(_STREAMS, os.cpu_count() or 1, len(waiting)),
+            max_pixels=self.max_pixels or MAX_PIXELS, streams=min(STREAMS, len(waiting)),
         )  # fmt: skip
         settings = self._settings()  # with the size of the model's file, which may have been downloaded only now
         with contextlib.suppress(OSError):  # which is said when the first line is written

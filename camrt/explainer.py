@@ -44,6 +44,7 @@ _ERRORS = "standard_errors"  # an output of methods that draw random masks
 _GIVEN, _ANY = "input", "any"  # what the metadata of graphs say that take classes with each image
 BEST = -1  # in place of a class, for a graph of the target "any"
 _LATER = "<image>"  # an image that a function could not return
+STREAMS = min(4, os.cpu_count() or 1)  # runs at once on a CPU, for many images; with more, activations take memory
 _STREAM_BYTES = 1 << 28  # of the activations of an image: what takes more has work enough for all threads
 _WAITING_BYTES = 1 << 28  # of decoded images that wait for their turn
 _BATCH, _MOST = 4, 64  # images at once on a GPU: where its memory is not known, and at most

@@ -119,11 +119,11 @@ class Network:
         self, method: str | None, protocol: str | None, top: int | None, preprocess: Preprocess | str | None,
         target: str | None = None,
     ) -> Explainer:  # fmt: skip
-        from camrt.explainer import Explainer
+        from camrt.explainer import STREAMS, Explainer
 
         return Explainer(
             self.name, method, protocol, top, self.providers,
-            target=target, preprocess=preprocess, weights=self.weights, precision=self.precision,
+            target=target, preprocess=preprocess, weights=self.weights, precision=self.precision, streams=STREAMS,
         )  # fmt: skip
 
     def _is_explainer(self) -> bool:
