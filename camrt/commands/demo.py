@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from camrt.explanation import Explanation
     from camrt.images import ImageLike
 
+_SCENES = "places205"
+_CATEGORIES = {"imagenet": "categories1000.mat", _SCENES: "categories_places205.mat"}  # of the original, by label set
 _SMALL, _SHOWN = 200, 400  # pixels: maps below that side are shown enlarged, to about this side
 
 EXAMPLES = f"""Examples:
@@ -51,6 +53,8 @@ EXAMPLES = f"""Examples:
   camrt demo googlenetCAM photo.jpg
 
   camrt demo resnet50-explainer.onnx photo.jpg -o resnet50.png
+
+  camrt demo --model googlenetCAM_places205 photo.jpg      the scene: its category, and where it shows
 
   camrt demo --cached 1                       the original's features of its image 1
 
@@ -66,6 +70,9 @@ def demo(
     ] = LENET,
     image: Annotated[
         Path | None, typer.Argument(metavar="[IMAGE]", help="By default the original's img1.jpg, or a digit.")
+    ] = None,
+    model_option: Annotated[
+        str | None, typer.Option("--model", help="The model, in place of MODEL; then IMAGE is the only argument.")
     ] = None,
     weights: Weights = None,
     preprocess: PresetName = None,
@@ -86,6 +93,10 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Show what demo.m shows: the five best classes, and a picture of where the network sees them."""
+    if model_option is not None:
+        if image is not None:
+            raise typer.BadParameter(f"found the model {model} too, expected it once", param_hint="--model")
+        model, image = model_option, None if model == LENET else Path(model)
     if cached is not None and (model != LENET or (image, weights, preprocess) != (None, None, None)):
         raise typer.BadParameter(
             "goes without a model and an image: the features are of the original's", param_hint="--cached"
@@ -131,7 +142,7 @@ def demo(
         else:
             if is_first_look:
                 say(*_explanation_of(record))
-            echo(line, record["picture"])
+            echo(line, *_scene_lines(record), record["picture"])
 
 
 def _explained(name: str, image: ImageLike, *, max_pixels: int | None, **arguments: Any) -> Explanation:
@@ -160,7 +171,9 @@ def _network_demo(
     found = explain(_demo_image(name, image, reference))
     labels = _labels(name, found, reference)
     top = [{**one, "label": label} for one, label in zip(found.as_dict()["top"], labels, strict=True)]
-    record = {"model": name, "image": found.source, "top": top}
+    record: dict[str, Any] = {"model": name, "image": found.source, "top": top}
+    if _label_set(name) == _SCENES:
+        record["scene"] = {"category": scene(labels[0]), "score": top[0]["score"], "attributes": None}
     if found.heatmaps.shape[-1] < _SMALL:
         return record | {"boxes": found.boxes(0).tolist()}, _enlarged(found, name)
     return record, found.demo_picture()
@@ -272,12 +285,35 @@ def _demo_image(name: str, image: Path | None, reference: Path) -> Any:
 
 def _labels(name: str, found: Explanation, reference: Path) -> Sequence[str]:
     """Return the names as the original prints them, with WordNet's numbers, where its list is there."""
-    file = reference / "categories1000.mat"
-    model = named(name) if is_name(name) else None
-    if model is None or isinstance(model, Entry) or model.labels != "imagenet" or not file.is_file():
+    file = reference / _CATEGORIES.get(_label_set(name) or "", "none")
+    if not file.is_file():
         return found.labels
     names = categories(file)
     return [names[number] for number in found.classes.tolist()]
+
+
+def _label_set(name: str) -> str | None:
+    """Return the set of class names of a named model: a key of the registry's ``labels``."""
+    model = named(name) if is_name(name) else None
+    return None if model is None or isinstance(model, Entry) else model.labels
+
+
+def scene(category: str) -> str:
+    """Return a category of Places205 in words: ``/a/apartment_building/outdoor`` is "apartment building, outdoor"."""
+    letter, *words = category.strip("/").split("/")
+    return ", ".join(words if words and len(letter) == 1 else [letter, *words]).replace("_", " ")
+
+
+def _scene_lines(record: Mapping[str, Any]) -> Sequence[str]:
+    """Say what the scene is, as the unified prediction of Places: categories, attributes, and what the map is of."""
+    if "scene" not in record:
+        return ()
+    ranked = ", ".join(f"{float(one['score']):.3f} -> {scene(one['label'])}" for one in record["top"])
+    return (
+        f"scene categories: {ranked}",
+        "scene attributes: none, as the released files of this network have none",
+        f"class activation map: of {record['scene']['category']}, the first of the picture",
+    )
 
 
 def _cached_demo(folder: Path, number: int) -> tuple[dict[str, Any], NDArray[np.uint8]]:

@@ -105,6 +105,33 @@ def test_the_demo_of_a_large_network_is_the_originals_picture(tmp_path: Path, mo
     assert difference.max() <= 4
 
 
+def test_a_scene_is_named_with_the_released_categories(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unified prediction of Places, on a small network: what it says, and the names of categories_places205.mat."""
+    model = dataclasses.replace(tiny.named(tmp_path), labels="places205")
+    monkeypatch.setattr(zoo, "models", lambda: {model.name: model})
+    image = tiny.sample_image()
+    Image.fromarray(image).save("mine.png")
+    folder = reference / "matlab_demo"
+    status, out, err = run("--model", "tinyCAM", "mine.png", "--reference-dir", folder)
+    assert status == 0, err
+    _, scores = opencv(tmp_path, matlab.prepare_image(image, np.full(3, tiny.GREY)))
+    classes, _ = matlab.top_classes(scores)
+    stored = [str(row[0][0]) for row in loadmat(folder / "categories_places205.mat")["categories"]]
+    names = [stored[number].removeprefix(f"/{stored[number][1]}/").replace("_", " ") for number in classes]
+    top, categories, attributes, shown, picture = out.splitlines()
+    assert top == "".join(f" --top{rank}:{stored[number]}" for rank, number in enumerate(classes, 1))
+    said = [part.partition(" -> ")[2].replace(", ", "/") for part in re.split(r", (?=\d)", categories)]
+    assert said == names
+    assert attributes.startswith("scene attributes: none")
+    assert names[0].replace("/", ", ") in shown
+    assert Path(picture).is_file()
+    status, out, _ = run("--model", "tinyCAM", "mine.png", "--reference-dir", folder, "--json")
+    assert json.loads(out)["scene"]["category"] == names[0].replace("/", ", ")
+    assert run("--model", "tinyCAM", "googlenetCAM", "mine.png")[0] == 2
+
+
 def test_a_photograph_is_shown_where_a_network_knows_photographs(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
