@@ -7,6 +7,7 @@ By default SqueezeNet of the reference data, where it is there, else lenetCAM, o
 in turns, round after round:
 
 * map: `Explainer.map` with the same batch, in this process: what the server is measured against;
+* streams: the same with two runs at once, as the server has them (``Explainer(streams=2)``);
 * explain: clients that post a JPEG to ``/explain`` and get JSON, without boxes as `map` finds none;
 * infer: clients that post pixels to ``/v2/models/M/infer`` and get scores and classes, in binary;
 * heatmaps: the same, and the heatmaps, 1.3 MB an image with five classes of 256 x 256.
@@ -43,6 +44,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.photographs import SQUEEZENET, folder_of_photographs
 from camrt import Explainer
+from camrt.commands.serve import STREAMS
 from camrt.loading import LENET
 
 PAUSE = 0.5  # seconds between contenders
@@ -175,7 +177,9 @@ def main() -> None:
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server ends with this process
 
-    explainer = Explainer(given.model, preprocess=None if given.model == LENET else "torchvision")
+    preprocess = None if given.model == LENET else "torchvision"
+    explainer = Explainer(given.model, preprocess=preprocess)
+    streaming = Explainer(given.model, preprocess=preprocess, streams=min(STREAMS, os.cpu_count() or 1))
     options = [] if given.model == LENET else ["--preprocess", "torchvision"]
     with tempfile.TemporaryDirectory() as folder:
         images = [file.read_bytes() for file in folder_of_photographs(Path(folder), 16)]
@@ -186,13 +190,16 @@ def main() -> None:
         "infer": Load("/v2/models/m/infer", [tensor(square, few) for square in squares]),
         "heatmaps": Load("/v2/models/m/infer", [tensor(square, all_outputs) for square in squares]),
     }
-    found = {name: Measured() for name in ("map", *loads)}
+    found = {name: Measured() for name in ("map", "streams", *loads)}
     with server(given.model, options, given.batch, given.clients) as (place, process):
-        mapped(explainer, images, given.batch, 1, Measured())
+        for each in (explainer, streaming):
+            mapped(each, images, given.batch, 1, Measured())
         for load in loads.values():
             asyncio.run(ask(place, load, given.clients, 0.5, Measured()))
         for _ in range(given.rounds):
             mapped(explainer, images, given.batch, given.seconds, found["map"])
+            time.sleep(PAUSE)
+            mapped(streaming, images, given.batch, given.seconds, found["streams"])
             for name, load in loads.items():
                 time.sleep(PAUSE)
                 began, done = processor_seconds(process), len(found[name].latencies)
@@ -215,7 +222,9 @@ def report(found: dict[str, Measured], given: argparse.Namespace, explainer: Exp
         cpu = 1000 * measured.processor / max(measured.images, 1)
         times = np.array(measured.latencies or [np.nan]) * 1000
         p50, p99 = np.percentile(times, [50, 99])
-        shown = ["", "", ""] if name == "map" else [f"{p50:.0f}", f"{p99:.0f}", str(len(measured.latencies))]
+        shown = (
+            ["", "", ""] if name in ("map", "streams") else [f"{p50:.0f}", f"{p99:.0f}", str(len(measured.latencies))]
+        )
         table.add_row(name, f"{rate:.1f}", f"{ratio:.2f}", f"{cpu:.1f}", *shown, str(len(measured.failures)))
         for failure in measured.failures[:3]:
             print(f"{name}: {failure}", file=sys.stderr)

@@ -45,7 +45,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit, which stands at 256 MiB of RGB
 # What photographs come in. Not EPS, which starts Ghostscript, nor what is told by no signature (TGA).
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "MPO")
 
-_TRUSTED = "If you trust it, allow more with --max-pixels (in Python max_pixels)"
+LARGER = "If you trust it, allow more with --max-pixels (in Python max_pixels)"
 _WIDE = ("I;16", "I;16L", "I;16B", "I;16N")
 _WITH_ALPHA = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # premultiplied, or in a palette: undo that first
 _BLOCK = 1 << 17  # float64 numbers that are resized at a time: 1 MiB, which the second-level cache holds
@@ -324,7 +324,7 @@ def _header(stream: IO[bytes], max_pixels: int) -> Image.Image:
         stream.seek(0)
         raise CamrtError(
             f"is no image that can be read: its first bytes are {stream.read(12)!r}, expected one of "
-            f"{', '.join(FORMATS[:-1])}. Of another kind, decode it and pass the array (H, W, 3) uint8"
+            f"{', '.join(FORMATS[:-1])}. Convert it to one of these"
         ) from None
     except Exception as error:
         raise _unreadable(error, max_pixels) from error
@@ -385,7 +385,7 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise CamrtError(
             f"is gigantic: found {width:,} x {height:,} = {width * height:,} pixels, expected at most {max_pixels:,}. "
-            f"{_TRUSTED}"
+            f"{LARGER}"
         )
 
 
@@ -398,7 +398,7 @@ def _unreadable(error: Exception, max_pixels: int) -> CamrtError:
         found = re.search(r"\d+", str(error))
         pixels = int(found[0]) if found else 0
         if pixels > max_pixels:
-            return CamrtError(f"is gigantic: found {pixels:,} pixels, expected at most {max_pixels:,}. {_TRUSTED}")
+            return CamrtError(f"is gigantic: found {pixels:,} pixels, expected at most {max_pixels:,}. {LARGER}")
         return CamrtError(f"is gigantic: found {pixels:,} pixels, which is more than Pillow decodes. Make it smaller")
     if isinstance(error, MemoryError):
         return CamrtError("there is not enough memory to decode it. Make the image smaller")
@@ -418,7 +418,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if mode in ("I", "F", "LAB"):
         found = {"I": "32-bit integers", "F": "floating-point numbers", "LAB": "L*a*b* colors"}[mode]
-        raise CamrtError(f"found {found}, expected 8 or 16 bits: scale it and pass the array (H, W, 3) uint8")
+        raise CamrtError(f"found {found}, expected 8 or 16 bits a channel: scale its values and save them so")
     if mode == "P" and "transparency" in image.info:
         mode = "PA"  # Pillow warns when it goes to RGB at once
     return image.convert(_WITH_ALPHA[mode]).convert("RGB") if mode in _WITH_ALPHA else image.convert("RGB")

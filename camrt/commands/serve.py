@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from camrt.serve.limits import Limits
     from camrt.serve.model import Loaded
 
+STREAMS = 2
 MAX_SIDE = 1024  # pixels: the longer side of the pictures that are sent
 
 _PACKAGES = {  # of the extra serve: module -> package
@@ -132,6 +134,14 @@ def serve(
     labels: Labels = None,
     provider: Provider = None,
     precision: Precision = None,
+    streams: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Batches computed at once on a CPU, each with its share of the threads. 1: one client alone is "
+            "answered soonest.",
+        ),
+    ] = STREAMS,
     bounds: LimitOptions,
 ) -> None:
     """Serve explanations: a page, POST /explain, and the Open Inference Protocol."""
@@ -153,11 +163,14 @@ def serve(
         with json_logs(), bound(host, port) as listening:
             arguments |= {"labels": read_labels(labels), "weights": weights}
             arguments |= {"max_pixels": bounds.max_pixels or MAX_PIXELS, "max_side": MAX_SIDE}
+            arguments |= {"streams": min(streams, os.cpu_count() or 1)}
             loaded = [
                 _loaded(name, path, {**arguments, "preprocess": wants.preprocessing(path)}) for name, path in named
             ]
             if repository is not None:
-                own = {name: arguments[name] for name in ("providers", "precision", "max_pixels", "max_side")}
+                own = {
+                    name: arguments[name] for name in ("providers", "precision", "max_pixels", "max_side", "streams")
+                }
                 loaded += _stored(repository, own, bounds)
             run(Application(loaded, limits, origins=cors or (), site=site), listening)
 

@@ -380,6 +380,8 @@ def _add_explain(api: FastAPI, service: Service) -> None:
         served = service.find(model, version)
         style = Style(colormap, opacity, _BOXES[boxes], caption=caption)
         kind = format or _accepted(request.headers.get("accept", ""))
+        if kind is not Format.JSON and rank > served.explainer.top:
+            raise refusal(400, f"found the rank {rank}, expected 1 to {served.explainer.top}: as many are explained")
         content = await image.read()
         name = os.path.basename((image.filename or "image").replace("\\", "/"))[:255] or "image"  # noqa: PTH119
         request.scope["camrt.log"] = {"model": served.name, "images": 1}

@@ -1,8 +1,8 @@
 """Dynamic batching: requests that arrive together are computed together.
 
-A `Batcher` holds a bounded queue in front of one thread that computes. While it computes, requests gather; the next
-batch takes as many of them as fit. It waits for more only while requests are known to be on their way, and no longer
-than the largest delay. So a single client never waits, and many clients get full batches.
+A `Batcher` holds a bounded queue in front of one thread that computes, or a few. While they compute, requests gather;
+the next batch takes as many of them as fit. It waits for more only while requests are known to be on their way, and no
+longer than the largest delay. So a single client never waits, and many clients get full batches.
 """
 
 from __future__ import annotations
@@ -51,16 +51,17 @@ class _Waiting(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Collect requests into batches, and compute these one after the other in a thread.
+    """Collect requests into batches, and compute these in threads, each one batch after the other.
 
     All methods are called in the thread of the event loop in which it was started.
 
     Args:
-        compute: Computes a batch, in the batcher's thread. For each item its result, or the CamrtError that it failed
-            with. If the call itself raises, the items are computed one by one.
+        compute: Computes a batch, in a thread of the batcher's. For each item its result, or the CamrtError that it
+            failed with. If the call itself raises, the items are computed one by one.
         max_batch: The most rows of a batch; at least 1.
         max_delay: How long a batch waits for requests that are on their way, in seconds.
         max_queue: The most rows that wait.
+        threads: How many batches are computed at once.
         observe: Called with the statistics of each batch.
     """
 
@@ -71,6 +72,7 @@ class Batcher(Generic[Item, Result]):
         max_batch: int,
         max_delay: float,
         max_queue: int,
+        threads: int = 1,
         observe: Callable[[BatchStatistics], object] = lambda _: None,
     ) -> None:
         self._compute = compute
@@ -78,12 +80,13 @@ class Batcher(Generic[Item, Result]):
         self._observe = observe
         self._waiting: deque[_Waiting[Item, Result]] = deque()
         self._rows = 0  # of those that wait
-        self._lock = threading.Lock()  # of these two: the thread that computes takes from them
+        self._lock = threading.Lock()  # of these two: the threads that compute take from them
         self._coming = 0
         self._changed = asyncio.Event()
         self._is_closed = False
         self._worker: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(1, "camrt-compute")
+        self._threads = ThreadPoolExecutor(threads, "camrt-compute")
+        self._free = asyncio.Semaphore(threads)
 
     @property
     def depth(self) -> int:
@@ -100,7 +103,7 @@ class Batcher(Generic[Item, Result]):
         self._changed.set()
         if self._worker is not None:
             await self._worker
-        self._thread.shutdown(wait=True)
+        self._threads.shutdown(wait=True)
 
     @contextlib.contextmanager
     def coming(self) -> Iterator[Callable[[], None]]:
@@ -133,7 +136,9 @@ class Batcher(Generic[Item, Result]):
         if self._is_closed:
             raise Overloaded("the server is stopping")
         if self._rows + rows > max(self.max_queue, rows):
-            raise Overloaded(f"found {self._rows} images waiting, expected at most {self.max_queue}")
+            raise Overloaded(
+                f"found a full queue: {self._rows} of at most {self.max_queue} images wait. Try again later"
+            )
 
     async def submit(self, item: Item, rows: int = 1) -> Result:
         """Wait for the result of an item. If the caller is cancelled, an item that still waits is not computed.
@@ -164,9 +169,18 @@ class Batcher(Generic[Item, Result]):
     # ------------------------------------------------------------------------------------------------------------------
 
     async def _work(self) -> None:
+        async with asyncio.TaskGroup() as under_way:
+            await self._free.acquire()
+            while await self._gathered():
+                under_way.create_task(self._compute_in_thread(self._next()))
+                await self._free.acquire()
+
+    async def _compute_in_thread(self, batch: list[_Waiting[Item, Result]]) -> None:
         loop = asyncio.get_running_loop()
-        while await self._gathered():
-            await loop.run_in_executor(self._thread, self._compute_from, self._next(), loop)
+        try:
+            await loop.run_in_executor(self._threads, self._compute_from, batch, loop)
+        finally:
+            self._free.release()
 
     def _compute_from(self, batch: list[_Waiting[Item, Result]], loop: asyncio.AbstractEventLoop) -> None:
         """Compute a batch, and go on while a full one waits: without the event loop, which may be late."""

@@ -121,7 +121,7 @@ class Guard:
         length, coding = exchange.header(b"content-length"), exchange.header(b"content-encoding")
         if self._under_way > self._limits.max_queue:
             return refusal(
-                503, f"found {self._limits.max_queue} requests under way, which is the most: try again later"
+                503, f"found more requests at once than the limit of {self._limits.max_queue}: try again later"
             )
         if length is not None and int(length) > self._limits.max_upload:
             return self._too_large()

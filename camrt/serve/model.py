@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from camrt.errors import CamrtError
 from camrt.explainer import BEST, Prepared
+from camrt.images import LARGER
 from camrt.serve.batching import Batcher, BatchStatistics
 from camrt.serve.protocol import TensorSpec
 
@@ -83,6 +84,7 @@ class ServedModel:
             max_batch=batch if batch > 0 else loaded.max_batch or max_batch,
             max_delay=max_delay if loaded.max_delay is None else loaded.max_delay,
             max_queue=max_queue,
+            threads=self.explainer.streams,
             observe=observe,
         )
 
@@ -157,11 +159,24 @@ class ServedModel:
         Raises:
             CamrtError: It cannot be read, or there is no such class.
         """
+        if target and self.explainer.target not in ("any", "input"):
+            raise CamrtError(
+                f"found the target {', '.join(target)[:80]!r}, expected none: the model {self.name} takes no classes "
+                f"with an image, it explains {self._explained}"
+            )
         asked = [int(text) if text.isascii() and text.isdigit() and len(text) < 10 else text for text in target or ()]
         try:
             return replace(self.explainer.prepare(image, asked or None), source=name)
         except CamrtError as error:
-            raise CamrtError(error.message, file=name) from error
+            message = error.message.replace(LARGER, "Send a smaller one")
+            raise CamrtError(message, file=name) from error
+
+    @property
+    def _explained(self) -> str:
+        target = self.explainer.target
+        if isinstance(target, str):
+            return "the sum of all scores" if target == "sum" else "the best ones"
+        return f"the classes {', '.join(map(str, target))}"
 
     # ------------------------------------------------------------------------------------------------------------------
 

@@ -252,8 +252,8 @@ def test_accept(server: Serving, accept: str | None, kind: str) -> None:
         (png(), {"rank": 0}, 400, "query.rank"),
         (png(), {"colormap": "pink"}, 400, "pink"),
         (png(), {"opacity": "nan"}, 400, "opacity"),
-        (png(), {"rank": 99, "format": "png"}, 400, "found class 98"),
-        (png(), {"target": "cat"}, 400, "found the target"),
+        (png(), {"rank": 99, "format": "png"}, 400, "found the rank 99, expected 1 to "),
+        (png(), {"target": "cat"}, 400, "found the target 'cat', expected none: the model tiny takes no classes with"),
     ],
 )
 def test_what_cannot_be_explained(
@@ -262,6 +262,22 @@ def test_what_cannot_be_explained(
     answer = server.explain(content, **parameters)
     assert answer.status_code == status
     assert message in answer.json()["error"]
+
+
+def test_errors_are_for_clients(server: Serving) -> None:
+    """No advice for those who call Python, or who have started the server."""
+    floats = io.BytesIO()
+    Image.fromarray(photo(20, 20, 0)[..., 0].astype(np.float32)).save(floats, "TIFF")
+    with serving(explainer=Explainer(tiny_explainer(), providers="cpu", max_pixels=100)) as small:
+        answers = [server.explain(b"text"), server.explain(floats.getvalue()), small.explain(png())]
+        answers += [server.explain(png(), target="1")]
+    for answer, said in zip(
+        answers, ("Convert it to one of these", "save them so", "Send a smaller one", "it explains the best ones"),
+        strict=True,
+    ):  # fmt: skip
+        error = answer.json()["error"]
+        assert (answer.status_code, said in error) == (400, True), error
+        assert not re.search(r"array|--|target=|max_pixels|Make one|uint8", error), error
 
 
 def test_a_request_without_an_image(server: Serving) -> None:
@@ -342,7 +358,7 @@ def test_a_full_queue_answers_503_with_retry_after() -> None:
         refused = server.explain(png(9))
         assert refused.status_code == 503
         assert refused.headers["retry-after"] == "1"
-        assert "try again later" in refused.json()["error"]
+        assert refused.json()["error"] == "found more requests at once than the limit of 2: try again later"
         assert server.is_alive(), "health is not part of the queue"
         slow.may_go.set()
         assert [one.result().status_code for one in under_way] == [200, 200]

@@ -65,6 +65,27 @@ def test_what_waits_is_computed_together() -> None:
     assert run(test).batches == [[0], [1, 2, 3, 4], [5, 6]]
 
 
+def test_several_batches_are_computed_at_once_and_closing_waits_for_all() -> None:
+    together = threading.Barrier(2, timeout=10)
+    batches: list[list[int]] = []
+
+    def compute(items: Sequence[int]) -> list[int]:
+        batches.append(list(items))
+        together.wait()
+        return [2 * item for item in items]
+
+    async def test() -> None:
+        batcher: Batcher[int, int] = Batcher(compute, max_batch=2, max_delay=0.0, max_queue=16, threads=2)
+        batcher.start()
+        tasks = [asyncio.create_task(batcher.submit(number)) for number in range(8)]
+        await asyncio.sleep(0)
+        await asyncio.wait_for(batcher.close(), 20)
+        assert await asyncio.gather(*tasks) == [0, 2, 4, 6, 8, 10, 12, 14]
+
+    asyncio.run(test())
+    assert sorted(batches) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
 def test_rows_count_and_order_is_kept() -> None:
     async def test(batcher: Batcher[int, int], compute: Doubling) -> None:
         first = await blocked(batcher, compute)
@@ -126,7 +147,7 @@ def test_a_full_queue_refuses_and_recovers() -> None:
         first = await blocked(batcher, compute)
         waiting = [asyncio.create_task(batcher.submit(number)) for number in range(1, 4)]
         await asyncio.sleep(0)
-        with pytest.raises(Overloaded, match="3 images waiting, expected at most 3"):
+        with pytest.raises(Overloaded, match="a full queue: 3 of at most 3 images wait"):
             await batcher.submit(9)
         compute.may_go.set()
         await asyncio.gather(first, *waiting)
