@@ -5,7 +5,8 @@ usage: python benchmarks/converter_peers.py PEER FOLDER [--seconds 60] [--megaby
 
 Runs in the peer's own environment, so it needs nothing but NumPy and the peer. Each subfolder of FOLDER is a network:
 net.prototxt, net.caffemodel, inputs.npz (blob -> array) and case.json (what Caffe gives: a blob, the layer that writes
-it, which of its tops). The peer's answers go to <peer>.npz there, or the reason why there are none to <peer>.txt.
+it, which of its tops; and input blob -> its layer). The peer's answers go to <peer>.npz there, or the reason why there
+are none to <peer>.txt.
 
 The peer is imported once. The process of a network is a fork, which may crash, hang or exhaust its memory alone.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import json
 import os
 import resource
@@ -113,7 +115,7 @@ def mnn() -> tuple[str, Callable[..., Arrays]]:
     import MNN
 
     def tensor(values: np.ndarray) -> Any:
-        values = np.ascontiguousarray(values, np.float32)
+        """A tensor on the array's memory, which must live as long."""
         return MNN.Tensor(values.shape, MNN.Halide_Type_Float, values, MNN.Tensor_DimensionType_Caffe)
 
     def answer(folder: Path, inputs: Arrays, case: Mapping[str, Any]) -> Arrays:
@@ -126,16 +128,21 @@ def mnn() -> tuple[str, Callable[..., Arrays]]:
                 raise Refused("the converter wrote no model")
             net = MNN.Interpreter(str(file))
         session = net.createSession({"numThread": 1})
-        fed = {name: net.getSessionInput(session, name) for name in inputs}
-        for name, values in inputs.items():
-            net.resizeTensor(fed[name], values.shape)
+        read = net.getSessionInputAll(session)
+        fed = {name: net.getSessionInput(session, name) for name in inputs if name in read}
+        if not fed:
+            raise Refused(f"the model has the inputs {', '.join(read) or 'none'}")
+        for name, held in fed.items():
+            net.resizeTensor(held, inputs[name].shape)
         net.resizeSession(session)
-        for name, values in inputs.items():
-            fed[name].copyFrom(tensor(values))
+        arrays = {name: np.ascontiguousarray(inputs[name], np.float32) for name in fed}
+        for name, held in fed.items():
+            held.copyFrom(tensor(arrays[name]))
         net.runSession(session)
         found = {}
         for name, held in net.getSessionOutputAll(session).items():
-            copy = tensor(np.zeros(held.getShape()))
+            memory = np.zeros(held.getShape(), np.float32)
+            copy = tensor(memory)
             held.copyToHostTensor(copy)
             found[name] = np.array(copy.getNumpyData(), np.float32).reshape(held.getShape())
         return found
@@ -166,18 +173,33 @@ def x2paddle() -> tuple[str, Callable[..., Arrays]]:
     import paddle
     from x2paddle.convert import caffe2paddle
 
+    def convert(folder: Path, target: str) -> None:
+        # Without feedback: by default it reports each conversion to a server.
+        given = str(folder / PROTOTXT), str(folder / CAFFEMODEL)
+        caffe2paddle(*given, target, None, disable_feedback=True)
+
     def answer(folder: Path, inputs: Arrays, case: Mapping[str, Any]) -> Arrays:
         with tempfile.TemporaryDirectory() as scratch:
-            # Without feedback: by default it reports each conversion to a server.
-            given = str(folder / PROTOTXT), str(folder / CAFFEMODEL)
-            with contextlib.suppress(Exception):  # the code is there before the static graph, which is not needed
-                caffe2paddle(*given, scratch, None, disable_feedback=True)
             code = Path(scratch) / "x2paddle_code.py"
-            if not code.is_file():  # once more, for the reason
-                caffe2paddle(*given, scratch, None, disable_feedback=True)
+            # In a process of its own: it also makes a static graph, whose parameters would have the same names.
+            converting = os.fork()
+            if not converting:
+                with contextlib.suppress(BaseException):
+                    convert(folder, scratch)
+                os._exit(0)
+            os.waitpid(converting, 0)
+            if not code.is_file():
+                convert(folder, scratch)  # once more, for the reason
+                raise Refused("it wrote no code")
             space: dict[str, Any] = {}
             exec(compile(code.read_text(), "x2paddle_code.py", "exec"), space)
-            result = space["main"](*(paddle.to_tensor(values) for values in inputs.values()))
+            wanted = list(inspect.signature(space["main"]).parameters)
+            # An argument has the name of the layer or of the blob. Inputs that no layer reads are left out.
+            layers = {layer.replace("/", "_").replace("-", "_").lower(): blob for blob, layer in case["inputs"].items()}
+            fed = [inputs[layers.get(name, name)] for name in wanted if layers.get(name, name) in inputs]
+            if len(fed) != len(wanted):
+                fed = list(inputs.values())
+            result = space["main"](*(paddle.to_tensor(values) for values in fed))
         results = result if isinstance(result, (tuple, list)) else [result]
         return {f"#{index}": np.array(one.numpy()) for index, one in enumerate(results)}
 

@@ -4,7 +4,7 @@
 usage: python benchmarks/converters.py [PEER...] [--install] [--sets plain bvlc forks networks] [--only CASE...]
 
 The networks are those of tests/data/caffe, with the answers of real Caffe, and, where the reference data are there
-(CAMRT_REFERENCE), seven published ones. Each converter (benchmarks/converter_peers.py) runs in an environment of its
+(CAMRT_REFERENCE), nine published ones. Each converter (benchmarks/converter_peers.py) runs in an environment of its
 own, which --install makes in build/peers, and each network in a process of its own with limits of time and memory. One
 that is not installed is left out.
 
@@ -37,6 +37,8 @@ sys.path.insert(0, str(ROOT))
 from converters import ConversionError, ConversionWarning, read_net
 from converters.reader import read_prototxt
 from tests.caffe_cases import CASES, DATA, Case, answers_of
+from tests.released import ten_crops
+from tests.seeded import SeededModel
 
 CSV, PAGE, SCRIPT = ROOT / "benchmarks" / "converters.csv", ROOT / "docs" / "converters.md", "converter_peers.py"
 ENVIRONMENTS = ROOT / "build" / "peers"
@@ -44,7 +46,7 @@ TOLERANCE = 1e-3  # of the largest value of a blob
 AGREES, SHAPE, DIFFERS, REFUSES, STOPS = "agrees", "other shape", "differs", "refuses", "stops"
 SETS = {
     "plain": "plain layers",
-    "bvlc": "all of BVLC Caffe's layers",
+    "bvlc": "BVLC's layers",
     "forks": "layers of forks",
     "networks": "published networks",
 }
@@ -89,7 +91,7 @@ class Peer:
         subprocess.run([*pip, *others], check=True)
 
 
-OLD = ("protobuf==3.20.3", "numpy<2")  # their caffe_pb2.py is of 2020
+OLD = ("protobuf==3.20.3", "numpy<1.24")  # their caffe_pb2.py and their np.int are of 2020
 PEERS = {
     "camrt": Peer("camrt"),
     "camrt-opencv5": Peer("camrt, run by OpenCV 5", ("opencv-python-headless==5.0.0.93",)),
@@ -102,7 +104,7 @@ PEERS = {
         "X2Paddle",
         (
             *("x2paddle==1.6.0", "paddlepaddle==3.3.1", "onnx==1.14.1", "setuptools<81", "sympy", "packaging"),
-            *("six", "requests", "pandas", *OLD),
+            *("six", "requests", "pandas", "protobuf==3.20.3"),
         ),
         beside=False,
     ),
@@ -141,18 +143,20 @@ class Network:
         else:  # some converters ask for one in any case
             (folder / "net.caffemodel").write_bytes(read_prototxt(self.prototxt).message.SerializeToString())
         np.savez(folder / "inputs.npz", **self.inputs)
-        writers = self._writers()
-        outputs = [dict(zip(("blob", "layer", "top"), (blob, *writers[blob]), strict=True)) for blob in self.outputs]
-        (folder / "case.json").write_text(json.dumps({"outputs": outputs}))
-
-    def _writers(self) -> dict[str, tuple[str, int]]:
-        """Blob -> the layer that writes it last, and which of its tops it is."""
         try:
             net = read_net(self.prototxt, self.caffemodel)
         except ConversionError:
-            return {blob: (blob, 0) for blob in self.outputs}
-        tops = {top: (layer.name, index) for layer in net.layers for index, top in enumerate(layer.tops)}
-        return {blob: tops.get(net.tensors.get(blob, blob), (blob, 0)) for blob in self.outputs}
+            writers, layers = {}, {}
+        else:
+            tops = {top: (layer.name, index) for layer in net.layers for index, top in enumerate(layer.tops)}
+            writers = {blob: tops[tensor] for blob, tensor in net.tensors.items() if tensor in tops}
+            layers = {top: layer.name for layer in net.data for top in layer.tops}
+        outputs = [
+            dict(zip(("blob", "layer", "top"), (blob, *writers.get(blob, (blob, 0))), strict=True))
+            for blob in self.outputs
+        ]
+        inputs = {blob: layers.get(blob, blob) for blob in self.inputs}
+        (folder / "case.json").write_text(json.dumps({"inputs": inputs, "outputs": outputs}))
 
 
 def _of_case(name: str, case: Case) -> Network:
@@ -181,6 +185,17 @@ def _published(reference: Path) -> Iterator[Network]:
         yield Network("networks", folder.name, prototxt, caffemodel, {data.name: arrays["input"]}, outputs)
 
 
+def _seeded(reference: Path, scratch: Path) -> Iterator[Network]:
+    """Published networks of common architectures with random weights, at full size."""
+    for name, folder, crop in (("vgg16CAM", "vgg16CAM", 224), ("alexnetplusCAM_imagenet", "alexnetplusCAM", 227)):
+        table = json.loads((reference / "nets" / folder / "shapes.json").read_text())
+        caffemodel = SeededModel.of_table(table).write(scratch / f"{name}.caffemodel", v1=True)
+        scores = np.load(reference / "nets" / folder / "expected.npz")["scores"]
+        prototxt = reference / "nets" / "prototxt" / f"deploy_{name}.prototxt"
+        images = {"data": ten_crops(reference, crop)[[0, 5]]}  # a corner and its mirror image
+        yield Network("networks", f"{name}, seeded weights", prototxt, caffemodel, images, {"prob": scores[[0, 5]]})
+
+
 def reference_folder() -> Path | None:
     """The reference data, where they are."""
     folder = Path(os.environ.get("CAMRT_REFERENCE", ROOT.parent / "shared" / "reference"))
@@ -193,14 +208,14 @@ def plain_names() -> set[str]:
     return {path.name for path in (reference / "layers").iterdir()} if reference else set()
 
 
-def networks(sets: Sequence[str], only: Sequence[str]) -> list[Network]:
-    """The networks to run."""
+def networks(sets: Sequence[str], only: Sequence[str], scratch: Path) -> list[Network]:
+    """The networks to run; weights that are drawn go to ``scratch``."""
     plain, reference = plain_names() if "plain" in sets else set(), reference_folder()
     found = [
         _of_case(name, case) for name, case in CASES.items() if case.origin in sets or name.rpartition("/")[2] in plain
     ]
     if "networks" in sets and reference:
-        found += _published(reference)
+        found += [*_published(reference), *_seeded(reference, scratch)]
     return [one for one in found if not only or one.name in only]
 
 
@@ -213,14 +228,21 @@ def verdict(expected: Mapping[str, np.ndarray], folder: Path, peer: str) -> str:
     if reason.exists():
         text = " ".join(reason.read_text().split())
         return f"{STOPS if text.startswith(('crash', 'more than')) else REFUSES}: {text[:150]}"
-    if not (folder / f"{peer}.npz").exists():
+    found = answers(folder, peer)
+    if not found:
         return f"{STOPS}: no answer"
+    return max((compared(found[name], values) for name, values in matched(found, expected)), key=_badness)
+
+
+def answers(folder: Path, peer: str) -> dict[str, np.ndarray]:
+    """What a peer gave."""
+    if not (folder / f"{peer}.npz").exists():
+        return {}
     with np.load(folder / f"{peer}.npz") as stored:
-        found = {name.replace("\\", "/"): stored[name] for name in stored.files}
-    return max((compared(found[name], values) for name, values in _matched(found, expected)), key=_badness)
+        return {name.replace("\\", "/"): stored[name] for name in stored.files}
 
 
-def _matched(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+def matched(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     """Pair the answers by name; by order where a converter renames its outputs, and their number is the same."""
     in_order = dict(zip(expected, found, strict=False)) if len(found) == len(expected) else {}
     for name, values in expected.items():
@@ -230,21 +252,28 @@ def _matched(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
 
 def compared(found: np.ndarray, expected: np.ndarray) -> str:
     """Compare a blob with Caffe's; its values count, and its shape is a word of its own."""
-    has_shape = found.shape == expected.shape
+    error = difference(found, expected)
+    if error is None:
+        return f"{DIFFERS}: {'x'.join(map(str, found.shape))}, not {'x'.join(map(str, expected.shape))}"
+    if not error <= TOLERANCE:
+        return f"{DIFFERS}: {error:.2g}"
+    return AGREES if found.shape == expected.shape else f"{SHAPE}: {'x'.join(map(str, found.shape))}"
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float | None:
+    """The largest difference, as a share of the largest value; None for another number of values."""
     if expected.shape[-1:] == (7,) and expected.ndim == 4 and found.size != expected.size:
         found, expected = _detections(found), _detections(expected)
     if found.size != expected.size:
-        return f"{DIFFERS}: {'x'.join(map(str, found.shape))}, not {'x'.join(map(str, expected.shape))}"
+        return None
     theirs, ours = found.reshape(-1).astype(np.float64), expected.reshape(-1).astype(np.float64)
     is_nan = np.isnan(ours)
     if not np.array_equal(np.isnan(theirs), is_nan):
-        return f"{DIFFERS}: NaN"
-    apart = np.where(theirs == ours, 0, np.abs(theirs - ours))[~is_nan]  # infinities are equal
+        return float("nan")
+    with np.errstate(invalid="ignore"):
+        apart = np.where(theirs == ours, 0, np.abs(theirs - ours))[~is_nan]  # infinities are equal
     largest = np.abs(ours[np.isfinite(ours)]).max(initial=0)
-    error = float(apart.max(initial=0) / max(largest, 1e-6))
-    if not error <= TOLERANCE:
-        return f"{DIFFERS}: {error:.2g}"
-    return AGREES if has_shape else f"{SHAPE}: {'x'.join(map(str, found.shape))}"
+    return float(apart.max(initial=0) / max(largest, 1e-6))
 
 
 def _detections(found: np.ndarray) -> np.ndarray:
@@ -279,6 +308,16 @@ def write(path: Path, rows: Mapping[str, Row]) -> None:
         writer.writeheader()
         writer.writerows(rows.values())
     partial.replace(path)
+
+
+def fill(page: Path, name: str, text: str) -> None:
+    """Replace what stands between two comments of a page with a table."""
+    begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{page}: found no {begin.strip()} ... {end.strip()}")
+    page.write_text(f"{before}{begin}{text}{end}{after}", encoding="utf-8")
 
 
 def run(peer: str, folder: Path) -> str:
@@ -322,6 +361,71 @@ def measure(peers: Sequence[str], wanted: Sequence[Network], rows: dict[str, Row
             print(f"{PEERS[peer].title} {version}: " + ", ".join(f"{n} {word}" for word, n in counts.most_common()))
 
 
+# ---------------------------------------------------------------------------------------------------------------- page
+
+
+def counts(rows: Mapping[str, Row]) -> str:
+    """The table of how many agree."""
+    groups = {title: _rows_of(rows, name) for name, title in SETS.items()}
+    sizes = {title: f"{title} ({len(group)})" for title, group in groups.items() if group}
+    lines = [f"| converter | version, date | {' | '.join(sizes.values())} |", "|---" * (len(sizes) + 2) + "|"]
+    for peer, one in PEERS.items():
+        if not rows["version"].get(peer):
+            continue
+        version, _, date = rows["version"][peer].rpartition(", ")
+        cells = [_count([row[peer] for row in groups[title] if row[peer]]) for title in sizes]
+        lines.append(f"| {one.title} | {version}, {date} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _count(verdicts: Sequence[str]) -> str:
+    found = Counter(word.split(":")[0] for word in verdicts)
+    shapes = f" ({found[SHAPE]})" if found[SHAPE] else ""
+    others = ", ".join(f"{found[word]} {word.removesuffix('s')}" for word in (DIFFERS, STOPS, REFUSES) if found[word])
+    return f"**{found[AGREES] + found[SHAPE]}**{shapes}" + (f"; {others}" if others else "")
+
+
+def failures(rows: Mapping[str, Row]) -> str:
+    """The cases that fail, for each converter; those of a family with the same beginning together."""
+    parts = []
+    for peer, one in PEERS.items():
+        if not rows["version"].get(peer):
+            continue
+        parts.append(f"### {one.title}\n")
+        for word in (DIFFERS, STOPS, REFUSES):
+            for name, title in SETS.items():
+                failed = [
+                    row["case"].rpartition("/")[2]
+                    for row in _rows_of(rows, name)
+                    if row[peer].split(":")[0] == word and not (name == "bvlc" and row["plain"])
+                ]
+                shown = {"bvlc": "BVLC, other settings"}.get(name, title)
+                grouped = word == REFUSES and name in ("bvlc", "forks")
+                if failed:
+                    listed = _families(failed) if grouped else [f"`{case}`" for case in failed]
+                    parts.append(f"{word.capitalize()}, {shown} ({len(failed)}): {', '.join(listed)}\n")
+        if parts[-1].startswith("###"):
+            parts.append("None.\n")
+    return "\n".join(parts).rstrip()
+
+
+def _families(cases: Sequence[str]) -> list[str]:
+    """Cases whose names begin with the same word, and how many there are."""
+    families = Counter(case.split("_")[0] for case in cases)
+    names = {case.split("_")[0]: case for case in cases}
+    return [f"`{word}_*` ({count})" if count > 1 else f"`{names[word]}`" for word, count in families.items()]
+
+
+def _rows_of(rows: Mapping[str, Row], name: str) -> list[Row]:
+    return [row for row in rows.values() if row["set"] == name or (name == "plain" and row["plain"])]
+
+
+def write_page(page: Path, rows: Mapping[str, Row]) -> None:
+    """Write the tables of the page."""
+    fill(page, "counts", counts(rows))
+    fill(page, "failures", failures(rows))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("peers", nargs="*", metavar="PEER", help=f"by default all: {', '.join(PEERS)}")
@@ -337,8 +441,11 @@ def main() -> None:
         for peer in peers:
             PEERS[peer].install(peer)
     rows = read(given.csv)
-    measure(peers, networks(given.sets, given.only), rows)
+    with tempfile.TemporaryDirectory() as scratch:
+        measure(peers, networks(given.sets, given.only, Path(scratch)), rows)
     write(given.csv, rows)
+    if given.csv == CSV:
+        write_page(PAGE, rows)
 
 
 if __name__ == "__main__":

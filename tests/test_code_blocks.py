@@ -23,8 +23,10 @@ from tests.tiny_models import photo
 
 NOT_RUN = {
     "docs/batch.md": "tests/camrt/cluster reads such tables",
+    "docs/from-pycaffe.md": "tests/test_from_pycaffe.py runs it",
     "docs/gradients.md": "tests/camrt/graph/test_gradient_docs.py runs it",
     "docs/ilsvrc.md": "its files are those of ImageNet; tests/camrt/evaluate/test_devkit.py calls the same functions",
+    "docs/opencv5.md": "tests/test_opencv5.py runs it with OpenCV 5",
     "docs/serving.md": "tests/camrt/serve/test_serving_docs.py runs it against a server",
     "CONTRIBUTING.md": "tests/converters/test_docs.py runs it",
 }
