@@ -107,6 +107,8 @@ def prepare(
         for net, shape in zip(nets[1:], shapes[1:], strict=True)
     ]
     loader_specs = [_check_labels(each, spec) for each, spec in zip([trained, *tests], loader_specs, strict=True)]
+    if options.patience is not None and not tests:
+        raise CamrtError("found --patience without a test net, expected test_iter and test_interval", file=file.file)
     loaded = _load(options, param, trained, start, reporter)
     two_stage = _two_stage(options, start, trained, loaded)
     for each in [trained, *tests]:
@@ -156,7 +158,7 @@ def _chosen_start(options: TrainingOptions, saved: Snapshots, reporter: Reporter
         if not existing:
             reporter.say(f"found no snapshot of {saved.prefix}: starting at iteration 0")
         return saved.last()
-    if existing and not options.restart:
+    if existing and not options.restart and not options.dry_run:
         raise CamrtError(
             f"found {len(existing)} snapshot(s) of an earlier run, the last one {existing[-1].name}. Resume from it "
             "with --resume, remove the snapshots and start over with --restart, or choose another prefix with --out",

@@ -8,6 +8,7 @@ killed and resumed from a snapshot gives bit-identical results.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import math
 import signal
@@ -30,13 +31,15 @@ from camrt.train.data.streams import derived_seed
 from camrt.train.description import NET, description
 from camrt.train.log import LINES, Log
 from camrt.train.networks import Network
-from camrt.train.options import Reporter, SilentReporter, TrainingOptions, TrainingResult
+from camrt.train.options import Best, Reporter, SilentReporter, TrainingOptions, TrainingResult, duration, metric_of
 from camrt.train.parallel import Group, all_finite
 from camrt.train.policies import learning_rate
 from camrt.train.preparation import TrainingSetup, prefix_of, prepare
+from camrt.train.rehearsal import rehearse
 from camrt.train.snapshot import WEIGHTS, WEIGHTS_HDF5, Snapshots, packed
 from camrt.train.solverfile import SolverFile, read_solver
 from camrt.train.solverstate import STATE, STATE_HDF5, write_solverstate
+from camrt.train.tensorboard import BOARD, Board
 from camrt.train.weights import save_caffemodel
 from converters.errors import install
 from converters.schema.caffe_pb2 import SolverParameter
@@ -76,6 +79,8 @@ def train(options: TrainingOptions, *, group: Group | None = None, reporter: Rep
     with saved.locked() if group.is_first else contextlib.nullcontext():
         try:
             setup = prepare(options, file, saved, group, reporter)
+            if options.dry_run:
+                return rehearse(setup, options, saved, reporter)
             return _Training(setup, options, saved, group, reporter).run()
         except torch.OutOfMemoryError as error:
             raise CamrtError(
@@ -128,9 +133,14 @@ class _Training:
         self.scaler = torch.amp.GradScaler(self.device.type) if options.amp == "fp16" else None
         if self.scaler is not None and setup.metadata.get("scaler"):
             self.scaler.load_state_dict(setup.metadata["scaler"])
+        best = setup.metadata.get("best")
+        self.best = Best(**best) if best else None
+        self.board: Board | None = None
+        self.paused = 0.0  # seconds in tests and snapshots since the last display
+        self.displayed = (self.iteration, 0.0)  # the iteration of the last display, and when it was
         self.signal = 0  # the signal that stops the training
         self.hangup = False  # whether a SIGHUP requested a snapshot
-        self.stopped = False
+        self.stopped = self.stopped_early = False
 
     # ------------------------------------------------------------------------------------------------------- the loop
 
@@ -138,12 +148,15 @@ class _Training:
         """Train to the last iteration or until a signal."""
         self.log = self._begin_log()
         self.began = time.perf_counter()
+        self.displayed = (self.iteration, self.began)
         curves = None
         try:
             with self._handling_signals(), self._loading_ahead():
                 self._solve()
         finally:
             seconds = self._seconds()
+            if self.board is not None:
+                self.board.close()
             if self.log is not None:
                 self.log.write_table()
                 try:
@@ -158,7 +171,9 @@ class _Training:
             self.snapshots.named(LINES),
             curves,
             seconds,
-            self.signal if self.stopped else 0,
+            self.signal if self.stopped and not self.stopped_early else 0,
+            self.best,
+            self.stopped_early,
         )
 
     def _begin_log(self) -> Log | None:
@@ -174,7 +189,15 @@ class _Training:
         tested = (self.setup.tests or (self.network,))[0]
         spec = self.setup.loader_specs[1 if self.setup.tests else 0]
         results.write(self.snapshots.named(NET), description(tested.net, spec).encode(errors="surrogateescape"))
+        if self.options.tensorboard:
+            self.board = Board(self.snapshots.named(BOARD), self.iteration)
         return Log(self.snapshots.prefix, self.iteration)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        if self.log is not None:
+            self.log.add(record)
+        if self.board is not None:
+            self.board.add(record)
 
     def _solve(self) -> None:
         param = self.param
@@ -183,6 +206,10 @@ class _Training:
         while self.iteration < param.max_iter:
             tests = self._is_due(param.test_interval) and (self.iteration > 0 or param.test_initialization)
             if self._must_stop() or (tests and not self._test()):
+                self._stop()
+                return
+            if self._is_stale():
+                self.stopped_early = True
                 self._stop()
                 return
             if self._must_snapshot() and self.iteration > max(0, self.saved):
@@ -196,13 +223,41 @@ class _Training:
         if param.snapshot_after_train and self.iteration != self.saved:
             self._snapshot()
         self.stopped = not self._test()
+        self._remove_others()
 
     def _stop(self) -> None:
         """Stop early, with a snapshot."""
         self.stopped = True
-        self.reporter.say(f"stopping after iteration {self.iteration}")
+        reason = ""
+        if self.stopped_early and self.best is not None:
+            reason = f": {self.best.metric} has not improved in {self.best.stale} tests"
+        self.reporter.say(f"stopping after iteration {self.iteration}{reason}")
         if self.iteration > max(0, self.saved):
             self._snapshot()
+
+    def _is_stale(self) -> bool:
+        """Return whether the tests have not improved for too long. All processes have the same results."""
+        patience = self.options.patience
+        return patience is not None and self.best is not None and self.best.stale >= patience
+
+    def _compare(self) -> None:
+        """Compare the results of the first test net with the best ones. An improvement is kept as a snapshot."""
+        if not self.results or not self.results[0]:
+            return
+        metric = metric_of(self.results[0], self.options.metric)
+        value = self.results[0][metric]
+        if self.best is None or self.best.metric != metric:
+            self.best = Best(metric, self.iteration, value, self.iteration)
+        else:
+            self.best = self.best.after(self.iteration, value)
+        if self.options.keep and self.best.iteration == self.iteration and self.iteration not in (0, self.saved):
+            self._snapshot()
+
+    def _remove_others(self) -> None:
+        """Keep only the best and the last snapshot, if wanted."""
+        if self.options.keep and self.group.is_first:
+            best = {self.best.iteration} if self.best is not None else set()
+            self.snapshots.remove_others({self.saved, *best})
 
     def _is_due(self, interval: int) -> bool:
         return interval > 0 and self.iteration % interval == 0
@@ -299,6 +354,7 @@ class _Training:
             Whether the tests were completed; False if a signal interrupted them.
         """
         self._check_losses()
+        paused = time.perf_counter()
         self.group.average(list(self.network.buffers()))
         for number, (net, batches) in enumerate(zip(self.setup.tests, self.test_batches, strict=True)):
             began = time.perf_counter()
@@ -306,20 +362,21 @@ class _Training:
             if found is None:
                 return False
             self.results[number] = found
-            if self.log is not None:
-                self.log.add(
-                    {
-                        "iteration": self.iteration,
-                        "phase": "test",
-                        "seconds": round(self._seconds(), 3),
-                        "net": number,
-                        "outputs": found,
-                    }
-                )
+            self._record(
+                {
+                    "iteration": self.iteration,
+                    "phase": "test",
+                    "seconds": round(self._seconds(), 3),
+                    "net": number,
+                    "outputs": found,
+                }
+            )
             values = ", ".join(f"{name} = {value:.6g}" for name, value in found.items())
             which = f"test net {number}" if len(self.setup.tests) > 1 else "test"
             took = time.perf_counter() - began
             self.reporter.say(f"iteration {self.iteration}, {which}: {values} ({took:.1f} s)")
+        self._compare()
+        self.paused += time.perf_counter() - paused
         return True
 
     @torch.no_grad()
@@ -371,22 +428,38 @@ class _Training:
         loss, smoothed, rate = self.recent[-1], self._smoothed(), learning_rate(self.param, iteration)
         assert smoothed is not None
         seconds = self._seconds()
-        if self.log is not None:
-            self.log.add(
-                {
-                    "iteration": iteration,
-                    "phase": "train",
-                    "seconds": round(seconds, 3),
-                    "rate": rate,
-                    "loss": loss,
-                    "smoothed_loss": smoothed,
-                }
-            )
+        speed = self._images_per_second()
+        self._record(
+            {
+                "iteration": iteration,
+                "phase": "train",
+                "seconds": round(seconds, 3),
+                "rate": rate,
+                "loss": loss,
+                "smoothed_loss": smoothed,
+                "images_per_second": round(speed, 1),
+            }
+        )
         self.reporter.show(smoothed, rate)
-        self.reporter.say(f"iteration {iteration}: loss = {smoothed:.6g}, lr = {rate:.6g} ({seconds:.1f} s)")
+        left = (self.param.max_iter - self.iteration) * self._images_per_iteration() / speed if speed else 0.0
+        self.reporter.say(
+            f"iteration {iteration}: loss = {smoothed:.6g}, lr = {rate:.6g} ({seconds:.1f} s, {speed:.3g} images/s, "
+            f"{duration(left)} left)"
+        )
+
+    def _images_per_iteration(self) -> int:
+        return self._total_batch_size() * self.param.iter_size
+
+    def _images_per_second(self) -> float:
+        """Return the speed since the last display, without tests and snapshots."""
+        (iteration, when), now = self.displayed, time.perf_counter()
+        seconds, self.displayed = now - when - self.paused, (self.iteration, now)
+        self.paused = 0.0
+        return (self.displayed[0] - iteration) * self._images_per_iteration() / seconds if seconds > 0 else 0.0
 
     def _snapshot(self) -> None:
         """Take a snapshot, after checking that all weights are finite."""
+        began = time.perf_counter()
         self._check_losses()
         self.group.average(list(self.network.buffers()))
         if not all_finite([*self.network.parameters(), *self.network.buffers()]):
@@ -403,6 +476,8 @@ class _Training:
                 self.log.write_table()
             self.reporter.say(f"snapshot {self.weights}")
         self.saved = self.iteration
+        self._remove_others()
+        self.paused += time.perf_counter() - began
 
     def _write_weights(self, file: Path) -> None:
         save_caffemodel(self.network, file)
@@ -425,6 +500,7 @@ class _Training:
             "batch": self.setup.loader_specs[0].batch_size,
             "two_stage": self.setup.two_stage,
             "loaded": list(self.setup.loaded),
+            "best": dataclasses.asdict(self.best) if self.best is not None else None,
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
         }
 

@@ -23,7 +23,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,11 +116,18 @@ class Snapshots:
         states = self._files(STATE)
         # Those of Caffe's own runs are kept.
         beside = [state.with_name(state.stem + ending) for state in states for ending in ENDINGS]
-        for file in [*states, *beside, *self._files(WEIGHTS), *self._files(WEIGHTS_HDF5)]:
-            try:
-                file.unlink(missing_ok=True)
-            except OSError as error:
-                raise CamrtError(f"cannot be removed: {error.strerror or error}", file=str(file)) from error
+        _unlink([*states, *beside, *self._files(WEIGHTS), *self._files(WEIGHTS_HDF5)])
+
+    def remove_others(self, kept: Collection[int]) -> None:
+        """Remove the snapshots of all iterations but some, the states first. Weights without a state are kept.
+
+        Raises:
+            CamrtError: A file cannot be removed.
+        """
+        names = {self.paths(iteration)[1].name for iteration in kept}
+        states = [state for state in self._files(STATE) if state.name not in names]
+        endings = (*ENDINGS, WEIGHTS, WEIGHTS_HDF5)
+        _unlink([*states, *(state.with_name(state.stem + ending) for state in states for ending in endings)])
 
     def write(
         self,
@@ -262,6 +269,14 @@ def unpacked(value: Any, arrays: Mapping[str, NDArray[Any]], tensor: Callable[[N
             return tensor(arrays[value[_ARRAY]])
         return {key: unpacked(each, arrays, tensor) for key, each in value.items()}
     return [unpacked(each, arrays, tensor) for each in value] if isinstance(value, list) else value
+
+
+def _unlink(files: Iterable[Path]) -> None:
+    for file in files:
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise CamrtError(f"cannot be removed: {error.strerror or error}", file=str(file)) from error
 
 
 def _is_whole(file: Path) -> bool:

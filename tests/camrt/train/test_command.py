@@ -109,7 +109,18 @@ def test_the_outcome_as_json(tmp_path):
     assert facts["weights"] == str(tmp_path / "new" / "net_iter_3.caffemodel")
     assert 0 <= facts["tests"][0]["accuracy"] <= 1
     assert facts["signal"] == 0
-    assert set(facts) == {"iteration", "weights", "loss", "tests", "log", "curves", "seconds", "signal"}
+    assert set(facts) == {
+        "iteration",
+        "weights",
+        "loss",
+        "tests",
+        "log",
+        "curves",
+        "seconds",
+        "signal",
+        "best",
+        "stopped_early",
+    }
 
 
 def started(solver: Path, *arguments: str) -> subprocess.Popen:
