@@ -14,6 +14,7 @@ from camrt.commands import (
     bbox,
     benchmark,
     compare,
+    concepts,
     data,
     demo,
     evaluate,
@@ -70,6 +71,7 @@ app.command("benchmark", epilog=benchmark.EXAMPLES)(benchmark.benchmark)
 evaluate.app.command("sanity", epilog=sanity.EXAMPLES)(sanity.sanity)
 app.add_typer(evaluate.app, name="evaluate")
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
+app.command("concepts", epilog=concepts.EXAMPLES)(concepts.concepts)
 app.command("explain", epilog=explain.EXAMPLES)(explain.explain)
 app.command("models", epilog=models.MODELS_EXAMPLES)(models.models)
 app.command("download", epilog=models.DOWNLOAD_EXAMPLES)(models.download)

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camrt import Explainer, Explanation, Style, captions, colors, images, render, report, results
+from camrt.concepts import find_concepts
 from camrt.docs import PICTURED
 from camrt.graph.methods import BLACK_BOX, find
 from camrt.localize.crf import CRF
@@ -110,6 +111,14 @@ def black_box(studio: Studio) -> Image:
         style = Style(colormap="bwr" if is_signed else colors.DEFAULT, boxes=None, caption=False)
         panels.append(_named(_square(explained.overlay(0, style)), name))
     return render.row(panels)
+
+
+def concepts(studio: Studio) -> Image:
+    """What the features of a cat are made of."""
+    found = find_concepts(
+        studio.classifier, [studio.folder / "chelsea.png"], preprocess="torchvision", labels=studio.labels
+    )
+    return found.picture(0)
 
 
 def demo(studio: Studio) -> Image:
@@ -213,6 +222,7 @@ DRAWN: dict[str, Callable[[Studio], Image]] = {
     "any-class": any_class,
     "methods": methods,
     "black-box": black_box,
+    "concepts": concepts,
     "demo": demo,
     "boxes": boxes,
     "crf": crf,

@@ -95,6 +95,7 @@ RUN = {
         lambda folder: {"camrt": camrt},
         {'"resnet50.onnx"': '"net.onnx"'},
     ),
+    "docs/concepts.md": Page(lambda names: len(names["concepts"].vectors) == 5, replaced={'"resnet50"': f'"{LENET}"'}),
     "docs/converting.md": Page(
         lambda names: [one.name for one in names["model"].graph.output] == ["prob"],
         replaced={
@@ -170,6 +171,8 @@ def test_python_of_a_page_runs(name: str, repository: Path, folder: Path, reques
     page = RUN[name]
     if name == "docs/faq.md":
         pytest.importorskip("torch", reason="docs/faq.md exports a network of PyTorch")
+    if name == "docs/concepts.md":
+        pytest.importorskip("sklearn", reason="docs/concepts.md needs scikit-learn")
     if name == "docs/drawing.md":
         pytest.importorskip("matplotlib", reason="docs/drawing.md draws a figure")
     if name == "docs/gallery.md":
