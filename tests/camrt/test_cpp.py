@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
 
@@ -14,23 +15,48 @@ from camrt import Explainer
 from camrt.loading import LENET
 from tests.camrt.commands.command_line import run
 
+OPENCV = ["-I/usr/include/opencv4", "-lopencv_imgcodecs", "-lopencv_imgproc", "-lopencv_core"]
+
 
 @pytest.fixture(scope="module")
 def program(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, where pkg-config finds the headers (Debian 13: libonnxruntime-dev, libopencv-dev)."""
-    if not (shutil.which("g++") and shutil.which("pkg-config")):
-        pytest.skip("g++ or pkg-config is not installed")
-    flags = subprocess.run(
-        ["pkg-config", "--cflags", "--libs", "libonnxruntime", "opencv4"], capture_output=True, text=True, check=False
-    )
-    if flags.returncode:
-        pytest.skip("pkg-config finds no libonnxruntime and opencv4 (libonnxruntime-dev, libopencv-dev)")
-    built = tmp_path_factory.mktemp("cpp") / "explain"
+    """The program, where headers are."""
+    if not shutil.which("g++"):
+        pytest.skip("g++ is not installed")
+    folder = tmp_path_factory.mktemp("cpp")
+    flags = flags_of("opencv4") or (OPENCV if Path("/usr/include/opencv4/opencv2/imgcodecs.hpp").exists() else None)
+    if flags is None:
+        pytest.skip("OpenCV's headers are not installed (libopencv-imgcodecs-dev, libopencv-imgproc-dev)")
+    runtime = flags_of("libonnxruntime") or flags_of_wheel(repository / "build" / "cpp", folder)
+    if runtime is None:
+        pytest.skip("ONNX Runtime's headers are not installed (libonnxruntime-dev of Debian 13, also in build/cpp)")
+    built = folder / "explain"
     source = repository / "docs" / "run-anywhere" / "explain.cpp"
     options = ["-std=c++17", "-Wall", "-Wextra", "-Werror"]
-    command: list[str | Path] = ["g++", *options, source, "-o", built, *flags.stdout.split()]
-    subprocess.run(command, check=True, timeout=120)
+    command: list[str | Path] = ["g++", *options, source, "-o", built, *flags, *runtime]
+    subprocess.run(command, check=True, timeout=240)
     return built
+
+
+def flags_of(package: str) -> list[str] | None:
+    """What pkg-config says of a package; None if it does not know it, or is not installed."""
+    if not shutil.which("pkg-config"):
+        return None
+    command = ["pkg-config", "--cflags", "--libs", package]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return None if found.returncode else found.stdout.split()
+
+
+def flags_of_wheel(unpacked: Path, folder: Path) -> list[str] | None:
+    """The headers of a package that is unpacked and not installed, and the library of the wheel, which is newer."""
+    headers = unpacked / "usr" / "include" / "onnxruntime"
+    libraries = sorted((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
+    if not (libraries and (headers / "onnxruntime_cxx_api.h").exists()):
+        return None
+    # The program asks for the library by the name that the library has for itself: libonnxruntime.so.1.
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (folder / name).symlink_to(libraries[-1])
+    return [f"-isystem{headers}", f"-L{folder}", "-lonnxruntime", f"-Wl,-rpath,{folder}"]
 
 
 @pytest.mark.slow
