@@ -89,8 +89,9 @@ def _normalizer(context: LayerContext) -> Callable[..., Tensor]:
         return y
 
     def normalize(x: Tensor, *blobs: Any) -> Tensor:
-        rows = x if x.dim() > 1 else x[:, None]
-        return (with_stored_statistics if stored else with_batch_statistics)(rows, *blobs).view(x.shape)
+        compute = with_stored_statistics if stored else with_batch_statistics
+        # Not a view where none is needed: a ReLU in place on a view would copy its gradient several times.
+        return compute(x, *blobs) if x.dim() > 1 else compute(x[:, None], *blobs)[:, 0]
 
     return normalize
 
