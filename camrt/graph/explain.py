@@ -430,14 +430,15 @@ def _names_of(layer: str | Sequence[str] | None, features: str | None) -> tuple[
 def _chosen(view: GraphView, asked: _Asked, *, is_named: bool) -> Choice:
     """The method where none is asked for, and says so."""
     if asked.is_box:
-        return Choice("hirescam", "a detection is explained, whose place the mean gradient of Grad-CAM would lose")
-    if asked.is_segment:
-        return Choice("gradcam", "a segment is explained, and class activation maps explain classes")
-    if is_named:
-        return Choice("cam", "the linear layer of class activation maps was named")
-    choice = default_method(
-        view, asked.features, asked.classifier, layers=asked.layers, scores=asked.scores, is_sum=asked.is_sum
-    )
+        choice = Choice("hirescam", "a detection is explained, whose place the mean gradient of Grad-CAM would lose")
+    elif asked.is_segment:
+        choice = Choice("gradcam", "a segment is explained, and class activation maps explain classes")
+    elif is_named:
+        choice = Choice("cam", "the linear layer of class activation maps was named")
+    else:
+        choice = default_method(
+            view, asked.features, asked.classifier, layers=asked.layers, scores=asked.scores, is_sum=asked.is_sum
+        )
     _log.info("the method is %s: %s", choice.method, choice.reason)
     return choice
 
