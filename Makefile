@@ -72,7 +72,7 @@ docs: $(TEST_READY)
 	mv docs/gradients.md.part docs/gradients.md
 	$(BIN)/python -m camrt.docs docs
 	$(PIP) install --quiet --editable '.[docs]'
-	-npm install --prefix build/node --ignore-scripts --no-audit --no-fund --silent iframe-worker@1 mermaid@11
+	-npm install --prefix build/node --ignore-scripts --no-audit --no-fund --silent iframe-worker@1 mermaid@11 katex@0.16
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 pictures: $(TEST_READY)

@@ -3,8 +3,8 @@
 README, CONTRIBUTING, CHANGELOG and the card of lenetCAM become pages, with their links turned. The help of all commands
 is a page as well. Links to other files of the repository become their names: the site has no such files.
 
-The theme loads two scripts from a CDN, for search without a server and for diagrams. `make docs` gets them from npm,
-and they become files of the site; where they are missing, the build says so.
+The theme loads two scripts from a CDN, for search without a server and for diagrams, and formulas are set by KaTeX.
+`make docs` gets these packages from npm, and they become files of the site; where they are missing, the build says so.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
     "models/lenetCAM/README.md": "lenetcam.md",
 }
 NODE = ROOT / "build" / "node" / "node_modules"
 SHIM = "https://unpkg.com/iframe-worker/shim"
 SEARCH, MERMAID = "assets/iframe-worker.js", "assets/mermaid.js"
 SCRIPTS = {"iframe-worker/shim/index.js": SEARCH, "mermaid/dist/mermaid.min.js": MERMAID}  # of npm -> of the site
+KATEX = "assets/katex"
+SETTER = "formulas.js"  # of docs: calls KaTeX
 _LOG = logging.getLogger("mkdocs.hooks.site_pages")
 COMMANDS = "reference/commands.md"
 WIDTH = "100"  # characters: the help of a command
@@ -50,7 +53,23 @@ def on_files(files: Any, config: Any) -> Any:
                       package, package)  # fmt: skip
     if (NODE / "mermaid").is_dir():
         config.extra_javascript.append(MERMAID)
+    _add_katex(files, config)
     return files
+
+
+def _add_katex(files: Any, config: Any) -> None:
+    """The script, the style and the fonts that set formulas. Without them, formulas stay as they are written in TeX."""
+    from mkdocs.structure.files import File
+
+    dist = NODE / "katex" / "dist"
+    if not dist.is_dir():
+        _LOG.info("katex is not in build/node: formulas are shown as TeX (npm install --prefix build/node katex)")
+        return
+    for source in (dist / "katex.min.js", dist / "katex.min.css", *sorted(dist.glob("fonts/*.woff2"))):
+        name = f"{KATEX}/{source.relative_to(dist).as_posix()}"
+        files.append(File.generated(config, name, abs_src_path=str(source)))
+    config.extra_css.append(f"{KATEX}/katex.min.css")
+    config.extra_javascript += [f"{KATEX}/katex.min.js", SETTER]
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:

@@ -83,6 +83,31 @@ def _labels(folder: Path) -> dict[str, Any]:
     return {"labels": [line.split(",")[0] for line in lines]}
 
 
+def _parquet(folder: Path) -> dict[str, Any]:
+    """Rows as `camrt batch` writes them; tests/camrt/cluster writes and reads real ones."""
+    pyarrow = pytest.importorskip("pyarrow", reason="docs/tutorials/folder.md reads Parquet")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="docs/tutorials/folder.md reads Parquet")
+    rows = [
+        {"path": "a.jpg", "labels": ["cat"], "scores": [0.9], "error": None},
+        {"path": "b.jpg", "labels": ["cup"], "scores": [0.3], "error": None},
+        {"path": "c.jpg", "labels": None, "scores": None, "error": "not an image"},
+    ]
+    (folder / "results").mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "results" / "shard-0.parquet")
+    return {}
+
+
+# Pages that need what is not always installed, or take their time.
+NEEDS = {
+    "docs/concepts.md": ("sklearn",),
+    "docs/drawing.md": ("matplotlib",),
+    "docs/faq.md": ("torch",),
+    "docs/tutorials/keras.md": ("torch", "onnxscript", "keras"),
+    "docs/tutorials/pytorch.md": ("torch", "torchvision", "onnxscript"),
+    "docs/tutorials/scikit-learn.md": ("sklearn", "skl2onnx"),
+    "docs/tutorials/vision-transformer.md": ("torch", "torchvision", "timm"),
+}
+SLOW = [name for name in NEEDS if name.startswith("docs/tutorials")]
 RUN = {
     "README.md": Page(lambda names: (Path("out") / "explanations.jsonl").is_file()),
     "docs/blackbox.md": Page(
@@ -107,6 +132,7 @@ RUN = {
     "docs/drawing.md": Page(
         lambda names: names["picture"].shape == names["image"].shape and Path("figure.pdf").is_file(), _explanation
     ),
+    "docs/exactness.md": Page(lambda names: round(names["ratio"]) == 25 * 25 and 0.01 < names["difference"] < 0.03),
     "docs/faq.md": Page(lambda names: names["explainer"].top == 3),
     "docs/gallery.md": Page(lambda names: names["refined"].labels[0] == "espresso", _labels),
     "docs/metadata.md": Page(lambda names: names["mean"].tolist()[0][0] == [0, 1, 2, 3], _mean_image),
@@ -125,6 +151,17 @@ RUN = {
         lambda names: names["explanation"].precision == "fp32",
         lambda folder: {"camrt": camrt},
         {"vgg16CAM": LENET, '"openvino"': '"cpu"', '"bf16"': '"fp32"'},
+    ),
+    "docs/tutorials/first-explanation.md": Page(lambda names: names["explanation"].method == "layercam"),
+    "docs/tutorials/folder.md": Page(lambda names: (len(names["failed"]), len(names["unsure"])) == (1, 1), _parquet),
+    "docs/tutorials/keras.md": Page(lambda names: names["explanation"].heatmaps.any()),
+    "docs/tutorials/pytorch.md": Page(
+        lambda names: names["explanation"].heatmaps.shape[0] == 3, replaced={'weights="DEFAULT"': "weights=None"}
+    ),
+    "docs/tutorials/scikit-learn.md": Page(lambda names: (Path("out") / "explanations.jsonl").is_file()),
+    "docs/tutorials/vision-transformer.md": Page(
+        lambda names: all(heatmap.any() for heatmap in names["maps"].values()),
+        replaced={"pretrained=True": "pretrained=False"},
     ),
 }
 
@@ -166,15 +203,15 @@ def test_each_page_with_python_is_in_a_table(repository: Path) -> None:
     assert set(_blocks(repository)) == {*RUN, *NOT_RUN}
 
 
-@pytest.mark.parametrize("name", RUN)
-def test_python_of_a_page_runs(name: str, repository: Path, folder: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.filterwarnings("ignore")  # of exporters and of training that is cut short
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in RUN])
+def test_python_of_a_page_runs(
+    name: str, repository: Path, folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = RUN[name]
-    if name == "docs/faq.md":
-        pytest.importorskip("torch", reason="docs/faq.md exports a network of PyTorch")
-    if name == "docs/concepts.md":
-        pytest.importorskip("sklearn", reason="docs/concepts.md needs scikit-learn")
-    if name == "docs/drawing.md":
-        pytest.importorskip("matplotlib", reason="docs/drawing.md draws a figure")
+    monkeypatch.setenv("KERAS_BACKEND", "torch")  # without it, import keras asks for TensorFlow
+    for package in NEEDS.get(name, ()):
+        pytest.importorskip(package, reason=f"{name} needs {package}")
     if name == "docs/gallery.md":
         skimage = pytest.importorskip("skimage", reason="docs/gallery.md explains a photograph of scikit-image")
         squeezenet = request.getfixturevalue("reference") / "squeezenet"
