@@ -21,7 +21,7 @@ from camrt.boxes import BOX, BoxTarget, box_targets, is_box
 from camrt.classes import class_number
 from camrt.errors import CamrtError, CamrtWarning
 from camrt.explanation import Explanation
-from camrt.graph.methods import BLACK_BOX
+from camrt.graph.methods import BLACK_BOX, OF_DETECTORS
 from camrt.graph.targets import SEGMENT, of_segment
 from camrt.loading import Request, explainer_graph
 from converters import metadata
@@ -29,6 +29,7 @@ from converters import metadata
 if TYPE_CHECKING:
     import onnx
 
+    from camrt.blackbox.detector_session import DetectorBlackBox
     from camrt.blackbox.session import BlackBox
     from camrt.engines.engine import Providers
     from camrt.images import ImageLike, Loaded
@@ -36,12 +37,13 @@ if TYPE_CHECKING:
     from camrt.session import Session
     from camrt.tuning import AutoSession
 
-    AnySession: TypeAlias = Session | AutoSession | BlackBox
+    AnySession: TypeAlias = Session | AutoSession | BlackBox | DetectorBlackBox
 
 _INPUT, _TARGET, _OUTPUTS = "image", "target", ("scores", "classes", "heatmaps")
 _DETECTIONS = "detections"  # an output of detectors' explainers, which have the input BOX as well
 _ERRORS = "standard_errors"  # an output of methods that draw random masks
 _GIVEN, _ANY = "input", "any"  # what the metadata of graphs say that take classes with each image
+_MANY = 1 << 16  # classes that a detector may have, where its outputs do not tell how many there are
 BEST = -1  # in place of a class, for a graph of the target "any"
 _LATER = "<image>"  # an image that a function could not return
 STREAMS = min(4, os.cpu_count() or 1)  # runs at once on a CPU, for many images; with more, activations take memory
@@ -187,14 +189,14 @@ class Explainer:
         file = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
         try:
             properties = _properties(self._session)
-            if method not in BLACK_BOX:  # which were made as requested
+            if method not in (*BLACK_BOX, *OF_DETECTORS):  # which were made as requested
                 request.compare(properties)
             self.method: str = properties["method"]
             self.protocol: str = properties["protocol"]
             self.top: int = properties["top"]
             self.size: int = properties["size"]
             self._stated_precision: str | None = properties.get("precision")
-            self._classes: int | None = properties.get("classes", self._session.outputs["scores"][1])
+            self._classes: int | None = _class_count(self._session, properties)
             self.labels = _labels(self._session, labels, self._classes)
             self.target: str | list[int] | list[str] = properties.get("target", "top")
             self.explained: str = properties.get("explained", "")
@@ -363,7 +365,7 @@ class Explainer:
 
     def _classes_of(self, boxes: Sequence[BoxTarget]) -> NDArray[np.int64]:
         """Return the classes that detections must have: -1 for any."""
-        numbers = [class_number(one.label, self.labels, self._classes or 1) if one.label else -1 for one in boxes]
+        numbers = [class_number(one.label, self.labels, self._classes or _MANY) if one.label else -1 for one in boxes]
         return np.array(numbers, np.int64)
 
     def _asked(self, target: Any) -> NDArray[np.int64] | None:
@@ -564,6 +566,10 @@ def _started(
         from camrt.blackbox.session import BlackBox
 
         return BlackBox(model, request, providers=providers, precision=precision, threads=threads), 1, 1
+    if request.method in OF_DETECTORS:
+        from camrt.blackbox.detector_session import DetectorBlackBox
+
+        return DetectorBlackBox(model, request, providers=providers, precision=precision, threads=threads), 1, 1
     graph = explainer_graph(model, request)
     if streams > 1 and not (_is_cpu(providers, precision) and _bytes_per_image(graph) <= _STREAM_BYTES):
         streams = 1
@@ -658,6 +664,12 @@ def _properties(session: AnySession) -> dict[str, Any]:
             f"found the input of shape {shape}, expected (N, {size}, {size}, 3) as its metadata say. {anew}"
         )
     return properties
+
+
+def _class_count(session: AnySession, properties: Mapping[str, Any]) -> int | None:
+    """Return the number of classes; None where a detector does not tell."""
+    found = properties.get("classes") if properties.get("explained") == BOX else session.outputs["scores"][1]
+    return found if isinstance(found, int) else None
 
 
 def _labels(session: AnySession, given: Sequence[str] | None, classes: int | None) -> tuple[str, ...] | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from camrt.blackbox.methods import BATCH, Attribution, Floats, Problem
+from camrt.blackbox.methods import BATCH, Attribution, Floats, Problem, black_box
 from camrt.blackbox.rise import rise
 from camrt.errors import CamrtError
 
@@ -79,13 +79,42 @@ def drise(
     Raises:
         CamrtError: A setting is out of range, or the classes of targets and detections differ in number.
     """
+    pixels = np.zeros((*image.shape[1:], 3), np.uint8)  # which RISE does not look at
+    score = likeness(detect, targets)
+    problem = Problem(image, pixels, score, len(targets.boxes), batch, progress)
+    return detector_rise(problem, masks=masks, cells=cells, keep=keep, seed=seed)
+
+
+@black_box("drise", title="D-RISE", top=1, sampled=True)
+def detector_rise(
+    problem: Problem, *, masks: int = 2000, cells: int = 16, keep: float = 0.5, seed: int = 0
+) -> Attribution:
+    """RISE of a detection: a mask counts by how well the detections under it match that of the image.
+
+    Source:
+        Petsiuk, Jain, Manjunatha, Morariu, Mehra, Ordonez, Saenko: Black-box Explanation of Object Detectors via
+        Saliency Maps, CVPR 2021.
+
+    Args:
+        problem: The image, and the `likeness` as its scores.
+        masks: The number of masks; the paper takes 5000.
+        cells: A mask is enlarged from so many cells in each direction.
+        keep: The probability that a cell is kept.
+        seed: The seed of the masks.
+
+    Raises:
+        CamrtError: A setting is out of range.
+    """
+    return rise(problem, masks=masks, cells=cells, keep=keep, seed=seed)
+
+
+def likeness(detect: Detect, targets: Detections) -> Callable[[Floats], NDArray[np.float64]]:
+    """Make a function to be explained: images -> the highest `similarity` to each target, (n, targets)."""
 
     def score(images: Floats) -> NDArray[np.float64]:
         return np.stack([similarity(targets, found).max(axis=1, initial=0) for found in detect(images)])
 
-    pixels = np.zeros((*image.shape[1:], 3), np.uint8)  # which RISE does not look at
-    problem = Problem(image, pixels, score, len(targets.boxes), batch, progress)
-    return rise(problem, masks=masks, cells=cells, keep=keep, seed=seed)
+    return score
 
 
 def similarity(targets: Detections, found: Detections) -> NDArray[np.float64]:

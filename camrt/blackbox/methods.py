@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camrt.errors import CamrtError
-from camrt.graph.methods import BLACK_BOX, check_settings
+from camrt.graph.methods import BLACK_BOX, OF_DETECTORS, check_settings
 from converters.registration import Registry
 
 Floats = NDArray[np.float32]
@@ -121,7 +121,9 @@ class Method:
 
 
 _methods: Registry[str, Method] = Registry(
-    "black-box method", [f"camrt.blackbox.{module}" for module in dict.fromkeys(BLACK_BOX.values())], CamrtError
+    "black-box method",
+    [f"camrt.blackbox.{module}" for module in dict.fromkeys([*BLACK_BOX.values(), *OF_DETECTORS.values()])],
+    CamrtError,
 )
 _Explain = TypeVar("_Explain", bound=Callable[..., Attribution])
 
@@ -150,7 +152,7 @@ def find(name: str) -> Method:
     """
     found = _methods.find(name)
     if found is None:
-        raise CamrtError(f"found the method {name!r}, expected one of {', '.join(BLACK_BOX)}")
+        raise CamrtError(f"found the method {name!r}, expected one of {', '.join((*BLACK_BOX, *OF_DETECTORS))}")
     return found
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from camrt import loading
 from camrt.blackbox.methods import BATCH, Problem, find
 from camrt.blackbox.scorer import Scorer
+from camrt.boxes import is_box
 from camrt.errors import CamrtError
 from camrt.graph.explain import CLASSES, HEATMAPS, IMAGE, SCORES, TARGET
 from camrt.graph.scores import Scores
@@ -65,6 +66,11 @@ class BlackBox:
         self.progress: Callable[[int, int], object] | None = None
         self._method = find(request.method or "")
         self._settings = self._method.checked(request.settings or {})
+        if is_box(request.target):
+            raise CamrtError(
+                f"found the target {request.target!r} with the method {request.method}, which explains scores of a "
+                "whole image: use --method drise"
+            )
         if of_segment(request.target)[0]:
             raise CamrtError(
                 f"found the target {request.target!r} with the method {request.method}, which explains scores of a "

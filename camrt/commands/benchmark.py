@@ -127,6 +127,9 @@ def _feeds(
     feeds: dict[str, NDArray[Any]] = {"image": np.stack(squares)}
     if facts.get("target") in ("input", "any"):
         feeds["target"] = np.tile(np.arange(top, dtype=np.int64), (len(squares), 1))
+    if facts.get("explained") == "box":  # the best detections
+        feeds["box"] = np.zeros((len(squares), top, 4), np.float32)
+        feeds["target"] = np.full((len(squares), top), -1, np.int64)
     return feeds
 
 

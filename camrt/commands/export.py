@@ -52,6 +52,8 @@ EXAMPLES = f"""Examples:
 
   camrt export resnet50.onnx --method gradcam --smooth augment --smooth eigen --preprocess torchvision
 
+  camrt export yolov8n.onnx --preprocess yolo --target box -o yolo_explainer.onnx
+
   camrt export resnet50.onnx --preprocess torchvision --precision int8 --calibrate photos/ -o resnet50_int8.onnx
 
   camrt export resnet50.onnx --preprocess torchvision --triton models/ --triton-accelerator tensorrt
@@ -62,6 +64,8 @@ them are held out, to say how far the result agrees with the explainer in 32 bit
 With --target input the result takes the classes with the images, as a second input: target (N x top, int64).
 With --target any it does too, and a negative number stands for the best class of that place.
 --target sum explains the sum of the tensor that --scores names, whatever it is.
+With --target box the result explains a detection of a detector: it takes boxes and classes with the images
+(docs/detectors.md).
 
 The result takes the image as it is (N x size x size x 3, uint8, RGB) and gives scores, classes and heatmaps.
 {STATUS}
@@ -216,7 +220,10 @@ def _of_method(record: dict[str, Any]) -> list[tuple[str, str]]:
         "any": f"{record['top']} that come with each image, or the best",
         "sum": "the sum",
     }
-    classes = explained[target] if isinstance(target, str) else f"classes {', '.join(map(str, target))}"
+    if record.get("explained") == "box":
+        classes = f"{record['top']} by box, by default {target if isinstance(target, str) else ', '.join(target)}"
+    else:
+        classes = explained[target] if isinstance(target, str) else f"classes {', '.join(map(str, target))}"
     settings = "".join(f", {name} {value}" for name, value in record.get("settings", {}).items())
     smoothing = "".join(f", smoothed by {name}" for name in record.get("smooth", []))
     return [*rows, ("maps", f"{record['method']}, {record['protocol']}, {classes}{settings}{smoothing}")]

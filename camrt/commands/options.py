@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from camrt.errors import CamrtError
-from camrt.graph.methods import BLACK_BOX, METHODS
+from camrt.graph.methods import BLACK_BOX, METHODS, OF_DETECTORS
 from camrt.loading import is_name, known_preprocess
 from camrt.loading import named as found_by_name
 from camrt.localize import THRESHOLDS
@@ -111,7 +111,7 @@ def method_name(text: str) -> str:
     Raises:
         typer.BadParameter: There is no such method.
     """
-    check_choice(text, (*METHODS, *BLACK_BOX))
+    check_choice(text, (*METHODS, *BLACK_BOX, *OF_DETECTORS))
     return text
 
 
@@ -147,7 +147,7 @@ Method = Annotated[
         parser=method_name,
         help=f"How the maps are computed: {', '.join(METHODS)} (docs/methods.md); by default cam where the network "
         "ends in global average pooling and a linear layer, else gradcam. "
-        f"Or by running the model many times: {', '.join(BLACK_BOX)} (docs/blackbox.md).",
+        f"Or by running the model many times: {', '.join((*BLACK_BOX, *OF_DETECTORS))} (docs/blackbox.md).",
     ),
 ]
 Protocol = Annotated[

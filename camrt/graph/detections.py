@@ -29,7 +29,7 @@ from converters import metadata as keys
 
 _SAME = {"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Transpose", "Dropout"}
 _STRIDES = (8, 16, 32, 64)  # of the grids of YOLO; the last one of its larger networks alone
-_OVERLAP = 0.45  # intersection over union above which a better detection suppresses another
+OVERLAP = 0.45  # intersection over union above which a better detection suppresses another
 _KEPT = 1000  # detections of an image, at most
 _LOWEST = float(np.finfo(np.float32).min)
 _QUERIES_OF_DETR = 100  # whose classes have a Softmax; its successors' have Sigmoids
@@ -470,7 +470,7 @@ def _suppressed(found: Candidates, boxes: Value, classes: Value, scores: Value) 
     lists = scores.reshape(-1, found.count)
     limits = [
         builder.shape(min(_KEPT, found.count)),
-        builder.constant([_OVERLAP], "overlap"),
+        builder.constant([OVERLAP], "overlap"),
     ]
     inputs = [apart.reshape(-1, found.count, 4).name, lists.unsqueeze(1).name, *limits]
     kept = builder.node("NonMaxSuppression", inputs)

@@ -23,7 +23,7 @@ from camrt.graph.crops import merge, paste
 from camrt.graph.detections import Candidates, Layout, choose, layout_of, sized, with_candidates
 from camrt.graph.gradient import MissingRuleError
 from camrt.graph.head import Head, find_head
-from camrt.graph.inputs import with_image_input
+from camrt.graph.inputs import of_side, with_image_input
 from camrt.graph.layers import (
     FeatureMap,
     as_read,
@@ -157,7 +157,7 @@ def explain_graph(
             raise CamrtError("the model is an explainer already, expected a classifier")
         # Both methods that may be the default see what they see of an image in the same way.
         protocol = protocol or _default_protocol(metadata.get(keys.PROTOCOL), entry or find("cam"))
-        wanted = _of_side(preprocess_of(preprocess, metadata), preprocess, opened).seeing(protocol)
+        wanted = of_side(preprocess_of(preprocess, metadata), preprocess, opened).seeing(protocol)
         side = wanted.size if protocol == "full" else wanted.crop
         network = with_image_input(opened, wanted)
         opened = unrolled(network, (side, side), recurrent=entry is not None and entry.gradients)
@@ -359,13 +359,6 @@ def _question(
         )
         return SUM, outputs[-1], None
     return None, None, None
-
-
-def _of_side(preprocess: Preprocess, given: Preprocess | str | None, view: GraphView) -> Preprocess:
-    """YOLO's preprocessing at the size of the network's input, where that is fixed: it has no other sizes in it."""
-    sides = shape_of(view.inputs[0])[2:] if given == "yolo" and view.inputs else ()
-    side = sides[0] if len(set(sides)) == 1 else None
-    return replace(preprocess, size=side, crop=side) if isinstance(side, int) else preprocess
 
 
 def _check_view(protocol: str, preprocess: Preprocess, smoothing: Sequence[str]) -> None:

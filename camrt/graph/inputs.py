@@ -6,6 +6,8 @@ an image of three channels. Everything behind sees one kind of network, and deri
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -67,6 +69,19 @@ def with_image_input(view: GraphView, preprocess: Preprocess) -> GraphView:
     sizes = [shape[axis], shape[0], *(shape[one] for one in (1, 2, 3) if one != axis)]
     _put_in_front(model, value.name, sizes, axis, preprocess)
     return GraphView(model, view.renamed)
+
+
+def of_side(preprocess: Preprocess, given: Preprocess | str | None, view: GraphView) -> Preprocess:
+    """YOLO's preprocessing at the size of the network's input, where that is fixed: it has no other sizes in it.
+
+    Args:
+        preprocess: How images are prepared.
+        given: What was asked for: the preset ``"yolo"``, or anything else, which stays as it is.
+        view: The network.
+    """
+    sides = shape_of(view.inputs[0])[2:] if given == "yolo" and view.inputs else ()
+    side = sides[0] if len(set(sides)) == 1 else None
+    return replace(preprocess, size=side, crop=side) if isinstance(side, int) else preprocess
 
 
 def _channels_axis(shape: tuple[int | str | None, ...]) -> int | None:

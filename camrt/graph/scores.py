@@ -71,7 +71,8 @@ def find_scores(view: GraphView, tensor: str | None = None) -> Scores:
     raise CamrtError(
         f"the model has no output of scores, found {found}, expected N x classes, float32"
         f"{f'. Control flow may hide its shape: {hidden}' if hidden else ''}. Name the tensor: --scores, "
-        "and --target sum where it is no row of classes"
+        "and --target sum where it is no row of classes. Of a segmentation: --target segment:CLASS; of a detector: "
+        "--detections says what its outputs are (docs/detectors.md)"
     )
 
 

@@ -74,6 +74,12 @@ class ServedModel:
         observe: Callable[[BatchStatistics], object],
     ) -> None:
         self.name, self.version, self.explainer = loaded.name, loaded.version, loaded.explainer
+        if self.explainer.explained == "box":
+            raise CamrtError(
+                "found an explainer of detections, expected one of classes: the server has no boxes in its protocol. "
+                "camrt export writes one graph for every box, which an inference server runs",
+                file=self.name,
+            )
         session = self.explainer.session
         self.inputs = tuple(_spec(name, shape) for name, shape in session.inputs.items())
         self.optional = frozenset({"target"} if self.explainer.target == "any" else ())

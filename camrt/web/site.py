@@ -82,6 +82,11 @@ def site_model(model: str, request: Request) -> SiteModel:
         stated = _explainer_facts(properties)
         if isinstance(found, Path):
             request.compare(stated)
+        if stated.get("explained") == "box":
+            raise CamrtError(
+                "found an explainer of detections, expected one of classes: the page knows no boxes. camrt explain "
+                "draws them"
+            )
         facts = {key: stated[key] for key in ("method", "protocol", "top", "size")}
         facts |= {"target": stated.get("target", "top"), "classes": _class_count(graph)}
         facts["labels"] = metadata.labels_of(properties)

@@ -67,6 +67,8 @@ BLACK_BOX = {
     "baseline-center": "baselines",
     "baseline-edges": "baselines",
 }
+# Methods that only run a detector, likewise.
+OF_DETECTORS = {"drise": "drise"}
 Kind = Literal["head", "features", "pixels"]
 Maps = Callable[..., "Value"]
 _Maps = TypeVar("_Maps", bound=Maps)
@@ -189,7 +191,7 @@ def find(name: str) -> Method:
         CamrtError: There is none.
     """
     found = _methods.find(name)
-    if found is None and name in BLACK_BOX:
+    if found is None and name in (*BLACK_BOX, *OF_DETECTORS):
         raise CamrtError(
             f"found the method {name!r}, which runs the model many times and is no part of a graph: camrt explain, "
             f"compare and evaluate take it (camrt.Explainer). Methods for a graph are {', '.join(METHODS)}"
@@ -237,4 +239,7 @@ def _as(value: Any, default: Any, what: str) -> Any:
     return found
 
 
-__all__ = ["BLACK_BOX", "FAMILIES", "METHODS", "Layer", "Method", "MethodContext", "check_settings", "find", "method"]
+__all__ = [
+    "BLACK_BOX", "FAMILIES", "METHODS", "OF_DETECTORS", "Layer", "Method", "MethodContext", "check_settings", "find",
+    "method",
+]  # fmt: skip
