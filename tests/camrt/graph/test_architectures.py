@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -52,6 +53,28 @@ def _compare(library: str, name: str, options: dict[str, Any], module: str, expo
     *_, row = architectures.explained(made, side, model, architectures.Row(library, name, name, exporter))
     assert row.module == module
     assert float(row.error) < 1e-4
+
+
+def test_the_table_holds_reasons_and_no_paths() -> None:
+    """Of an error as torch.onnx.export(dynamo=True) raises it."""
+    from benchmarks import architectures
+
+    error = RuntimeError(
+        "Failed to decompose the FX graph. Next steps:\n- Create an issue\n\n## Exception summary\n\n"
+        "<class 'torch._errors.Unsupported'>: Cannot view a tensor\n\nWhile executing %view\nOriginal traceback:\n"
+        'File "/home/me/net.py", line 3\n'
+    )
+    assert architectures.said(error) == "Unsupported: Cannot view a tensor"
+    assert architectures.said(ValueError("two\nlines")) == "ValueError: two lines"
+
+
+def test_what_autograd_rounds_is_no_error() -> None:
+    from benchmarks.architectures import AGREES, Row
+
+    row = Row("timm", "a", "a", "dynamo", error=f"{1.5 * AGREES}")
+    assert not row.is_explained
+    assert replace(row, rounding=f"{AGREES}").is_explained
+    assert not replace(row, rounding=f"{AGREES}", error=f"{2.5 * AGREES}").is_explained
 
 
 def test_two_ways_to_the_scores() -> None:
