@@ -211,6 +211,7 @@ def run(folder: Path, solver: Path, threads: int | None = None) -> Row:
             options = TrainingOptions(file, out=Path("out"), restart=True, seed=1, workers=0, threads=threads)
             done = train(options)
             row.tests = sum(bool(outputs) for outputs in done.tests)
+            row.error = f"stopped by signal {done.signal}" if done.signal else ""
             records = [json.loads(line) for line in done.log.read_text().splitlines()]
             row.losses = [record["loss"] for record in records if record["phase"] == "train"]
             for leftover in Path().glob("out_*"):

@@ -30,9 +30,16 @@ def description(net: Net, spec: DataLoaderSpec) -> str:
     """
     message = NetParameter(name=net.name)
     streams = {stream.image: stream for stream in spec.streams if isinstance(stream, ImageStream)}
-    for layer in net.data:
-        stream = streams.get(layer.tops[0])
-        message.layer.append(layer.params if stream is None else _data_layer(layer.params, stream))
+    for data in net.data:
+        stream = streams.get(data.tops[0])
+        message.layer.append(data.params if stream is None else _data_layer(data.params, stream))
+    given = {top for layer in net.data for top in layer.tops}
+    for declared in net.inputs:  # by the fields input and input_dim of the network
+        if declared.name not in given:
+            layer = LayerParameter(name=declared.name, type="Input", top=[declared.name])
+            layer.input_param.shape.add(dim=declared.shape or ())
+            stream = streams.get(declared.name)
+            message.layer.append(layer if stream is None else _data_layer(layer, stream))
     message.layer.extend(layer.params for layer in net.layers)
     for param in message.layer:
         param.ClearField("include")  # nothing is left out any more

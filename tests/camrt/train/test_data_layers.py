@@ -498,6 +498,7 @@ def test_killed_and_resumed_they_reach_the_same_weights(tmp_path):
             capture_output=True,
             text=True,
             check=False,
+            timeout=300,
         )
         assert done.stdout.split() == [str(int(signal.SIGKILL))] * len(KINDS), done.stderr
         for kind, solver in solvers.items():

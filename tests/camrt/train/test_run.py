@@ -720,12 +720,21 @@ def test_hdf5_without_h5py_is_told_at_the_start(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_weights_of_pytorch_are_named(tmp_path, legacy):
+def test_weights_of_pytorch_are_loaded_by_name(tmp_path, legacy):
     file = tmp_path / "net.pth"
-    torch.save({"fc.weight": torch.zeros(10, 16)}, file, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(CamrtError, match=r"net.pth: is a.*PyTorch checkpoint.*save_caffemodel") as caught:
-        train(toy.write(tmp_path), weights=(file,))
-    assert "unpack" not in str(caught.value)
+    given = torch.arange(160, dtype=torch.float32).view(10, 16) / 100
+    torch.save({"fc.weight": given, "body.weight": given}, file, _use_new_zipfile_serialization=not legacy)
+    solver = toy.write(tmp_path, solver="max_iter: 1 snapshot: 0 base_lr: 0")
+    outcome, reporter = train(solver, weights=(file,))
+    np.testing.assert_array_equal(weights(outcome.weights)["fc"][0], given.numpy())
+    assert "net.pth: loaded 1 layer(s); not in the file: conv1, bn1, scale1, conv2" in reporter.text
+    assert "not in the network: body" in reporter.text
+
+
+def test_weights_of_pytorch_with_another_ending_are_named(tmp_path):
+    torch.save({"fc.weight": torch.zeros(10, 16)}, tmp_path / "net.caffemodel")
+    with pytest.raises(CamrtError, match=r"is a PyTorch checkpoint.*give it the ending \.pth"):
+        train(toy.write(tmp_path), weights=(tmp_path / "net.caffemodel",))
 
 
 def test_a_source_may_stand_in_the_data_layer(tmp_path):

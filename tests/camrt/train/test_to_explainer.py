@@ -220,6 +220,28 @@ def test_a_database_of_larger_images(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_inputs_that_the_network_declares(tmp_path: Path) -> None:
+    """The fields of a deploy prototxt from before 2015; the images are those of --data."""
+    solver = solver_of(tmp_path, "", 40)
+    net = caffe_pb2.NetParameter()
+    text_format.Parse((tmp_path / "net.prototxt").read_text(), net)
+    del net.layer[:2]
+    net.input.extend(["data", "label"])
+    net.input_shape.add(dim=[8, 3, 40, 40])
+    net.input_shape.add(dim=[8])
+    (tmp_path / "net.prototxt").write_text(text_format.MessageToString(net))
+    data = f"list:{tmp_path / 'list.txt'}"
+    outcome, _ = run(solver, data=data, test_data=data)
+    assert outcome.weights is not None
+    tested = read_net(tmp_path / "net.prototxt", outcome.weights, phase="TEST", training=True)
+    inputs = next(iter(BatchLoader(data_loader_spec(tested, data, seed=0), [0], workers=0, device=torch.device("cpu"))))
+    with torch.no_grad():
+        expected = torch.softmax(train.network(tested)(inputs, keep=["scores"])["scores"], 1).numpy()
+    explainer = camrt.Explainer(str(outcome.weights))
+    found = [explainer(tmp_path / f"{number}.png").all_scores for number in range(8)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_weights_without_their_description(tmp_path: Path) -> None:
     (tmp_path / "net_iter_5.caffemodel").write_bytes(b"x")
     with pytest.raises(camrt.CamrtError, match=r"without net_net\.prototxt, which camrt train writes beside them"):
