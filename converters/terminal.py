@@ -58,7 +58,7 @@ def table(rows: Mapping[str, Sequence[str] | str]) -> Any:
 
 def amount(size: int) -> str:
     """Format a number of bytes for people."""
-    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} byte{'s' * (size != 1)}"
 
 
 @contextlib.contextmanager

@@ -142,7 +142,7 @@ class Guard:
         except TimeoutError:
             raise refusal(
                 408,
-                f"found {exchange.received:,} bytes of a body, expected all of it in {self._limits.body_timeout:g} s",
+                f"found {amount(exchange.received)} of a body, expected all of it in {self._limits.body_timeout:g} s",
             ) from None
         size = len(message.get("body", b""))
         exchange.received += size

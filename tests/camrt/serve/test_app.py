@@ -295,9 +295,11 @@ def test_names_of_files_are_names(server: Serving) -> None:
 # -------------------------------------------------------------------------------------------------- several at one time
 
 
-def test_32_clients_at_once_are_batched_and_answered() -> None:
+@pytest.mark.parametrize("streams", [1, 2])
+def test_32_clients_at_once_are_batched_and_answered(streams: int) -> None:
     limits = Limits(max_batch=8, max_queue=64)
-    with serving(limits=limits) as server, ThreadPoolExecutor(32) as clients:
+    explainer = Explainer(tiny_explainer(), providers="cpu", streams=streams)
+    with serving(limits=limits, explainer=explainer) as server, ThreadPoolExecutor(32) as clients:
         images = [png(seed) for seed in range(16)]
         expected = [server.explainer(image).as_dict()["top"] for image in images]
         batch = squares(server.explainer, 1)

@@ -161,7 +161,7 @@ def test_a_slow_body_is_told(server: Serving) -> None:
         connection.sendall(head_of(INFER, {"Content-Length": 1000}) + b"{")
         answer = read_answer(connection)
     assert status_of(answer) == 408
-    assert b"found 1 bytes of a body, expected all of it in 1 s" in answer
+    assert b"found 1 byte of a body, expected all of it in 1 s" in answer
     assert b"connection: close" in answer.lower()
 
 
