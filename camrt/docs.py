@@ -9,7 +9,9 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 from camrt.graph.methods import METHODS, Method, find
@@ -17,6 +19,7 @@ from camrt.graph.methods import METHODS, Method, find
 MODEL, SAMPLE = "lenetCAM", Path(__file__).resolve().parent.parent / "models" / "lenetCAM" / "sample.png"
 SIDE = 200  # pixels of a picture
 PICTURED = [name for name in METHODS if not find(name).tokens]  # lenetCAM has no attention
+METHODS_FOLDER = Path(__file__).parent / "graph" / "methods"
 FOLDER = "methods"  # of the pictures, beside the page
 
 
@@ -27,7 +30,7 @@ def methods(folder: Path) -> str:
         folder: Of the page. A method's photograph is shown if it is there.
     """
     entries = [find(name) for name in METHODS]
-    text = (Path(__file__).parent / "graph" / "methods" / "methods.md").read_text(encoding="utf-8")
+    text = (METHODS_FOLDER / "methods.md").read_text(encoding="utf-8")
     return text.replace("{methods}\n", "\n".join([_table(entries), *(_section(entry, folder) for entry in entries)]))
 
 
@@ -85,6 +88,12 @@ def _needs(entry: Method) -> str:
     return "a pass back to the image" if entry.kind == "pixels" else "a pass back to the features"
 
 
+@cache
+def _formulas() -> dict[str, str]:
+    """TeX of the methods that are one formula."""
+    return tomllib.loads((METHODS_FOLDER / "formulas.toml").read_text(encoding="utf-8"))
+
+
 def _section(entry: Method, folder: Path) -> str:
     text = inspect.getdoc(entry.maps) or ""
     body = re.split(r"\n(?:Source|Args|Example):\n", text)[0].strip()
@@ -92,7 +101,8 @@ def _section(entry: Method, folder: Path) -> str:
     settings = _described_settings(text)
     files = [file for file in (f"{FOLDER}/{entry.name}.jpg", f"{FOLDER}/{entry.name}.png") if (folder / file).is_file()]
     pictures = " ".join(f"![{entry.name}]({file})" for file in files)
-    parts = [f"## {entry.title}", pictures, f"`{entry.name}`: {first}", rest.strip()]
+    formula = _formulas().get(entry.name)
+    parts = [f"## {entry.title}", pictures, f"`{entry.name}`: {first}", formula and f"$${formula}$$", rest.strip()]
     return "\n\n".join([part for part in [*parts, settings, entry.source] if part]) + "\n"
 
 

@@ -120,6 +120,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(REPOSITORY / "models" / LENET / "lenetCAM.caffemodel", tmp_path / "net.caffemodel")
     solver = tmp_path / "models" / LENET / "solver.prototxt"
     solver.write_text(re.sub(r"max_iter: \d+", "max_iter: 2 test_initialization: false", solver.read_text()))
+    training = tmp_path / "models" / LENET / "train_val.prototxt"
+    training.write_text(re.sub(r"batch_size: \d+", "batch_size: 4", training.read_text()))
     pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     for name in ("photo.jpg", "cat.jpg", "dog.jpg", "astronaut.png", "photos/a.jpg", "photos/b.jpg", "more/a.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -86,10 +86,11 @@ def test_formulas_are_set_without_a_network(site: Path, site_pages: ModuleType) 
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda one: problems.append(one.url) if one.url.startswith("http") else None)
         page.on("requestfailed", lambda one: problems.append(one.url))
-        page.goto((site / "exactness.html").as_uri())
         count = "selector => document.querySelectorAll(selector).length"
-        assert page.evaluate(count, ".arithmatex .katex") == page.evaluate(count, ".arithmatex") > 20
-        assert page.evaluate(count, ".katex-error") == 0
+        for name in ("methods", "exactness"):
+            page.goto((site / f"{name}.html").as_uri())
+            assert page.evaluate(count, ".arithmatex .katex") == page.evaluate(count, ".arithmatex") > 20
+            assert page.evaluate(count, ".katex-error") == 0
         assert page.evaluate("document.fonts.ready.then(() => document.fonts.check('16px KaTeX_Math'))")
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         browser.close()

@@ -17,6 +17,13 @@ from tests.camrt.classifiers import SIDE, classifier
 from tests.camrt.graph.explainers import PREPROCESS, images, run
 
 
+def test_formulas_are_of_methods_that_exist() -> None:
+    assert docs._formulas().keys() <= set(METHODS)
+    for name, formula in docs._formulas().items():
+        assert formula.count("{") == formula.count("}"), name
+        assert "$" not in formula, name
+
+
 def test_page_of_methods_is_fresh(repository: Path) -> None:
     assert (repository / "docs" / "methods.md").read_text() == docs.methods(repository / "docs"), (
         "run python -m camrt.docs docs"
