@@ -3,7 +3,8 @@
 The photographs come with scikit-image (docs/credits.md). The classifier is SqueezeNet 1.1, trained on ImageNet; this
 repository does not have it. It is found as ``squeezenet/squeezenet1_1.onnx``, with ``labels.txt`` beside it, in the
 folder ``$CAMRT_REFERENCE`` or in ``../shared/reference``, or by ``--classifier``. Where it is missing, the committed
-pictures stay as they are. The pictures of the two pages are taken in Chromium, by Playwright.
+pictures stay as they are. Those of attention are drawn with ``--transformer FILE``, the network that
+``scripts/digit_transformer.py FILE`` trains. The pictures of the two pages are taken in Chromium, by Playwright.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from numpy.typing import NDArray
 
 from camrt import Explainer, Explanation, Style, captions, colors, images, render, report, results
 from camrt.concepts import find_concepts
-from camrt.docs import PICTURED
-from camrt.graph.methods import BLACK_BOX, find
+from camrt.docs import PICTURED, SAMPLE, SIDE
+from camrt.graph.methods import BLACK_BOX, METHODS, find
 from camrt.localize.crf import CRF
 
 Image = NDArray[np.uint8]
@@ -285,6 +286,22 @@ def drawn(studio: Studio) -> Iterator[tuple[str, Image]]:
         yield f"methods/{name}.jpg", method_on_photograph(name, studio)
 
 
+def of_attention(docs: Path, transformer: Path | None) -> None:
+    """Write the pictures of the methods of attention: the digit, as a vision transformer sees it.
+
+    Args:
+        docs: Where they go.
+        transformer: What scripts/digit_transformer.py wrote; without it, the committed pictures stay.
+    """
+    if transformer is None:
+        print("note: the pictures of attention stay as they are: they need --transformer", file=sys.stderr)
+        return
+    for name in (name for name in METHODS if find(name).tokens):
+        overlay = Explainer(transformer, name, top=1)(SAMPLE).overlay(0)
+        picture = images.resize(overlay, (SIDE, SIDE))
+        results.write(docs / "methods" / f"{name}.png", render.png(picture))
+
+
 def write(docs: Path, studio: Studio) -> None:
     """Write all pictures. What cannot be drawn here is said, and the committed picture stays."""
     for name, picture in drawn(studio):
@@ -316,7 +333,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--classifier", type=Path, default=CLASSIFIER, metavar="FILE", help="by default %(default)s")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="DIR", help="where pictures are written")
+    parser.add_argument(
+        "--transformer", type=Path, metavar="FILE", help="what scripts/digit_transformer.py wrote, for attention"
+    )
     options = parser.parse_args(arguments)
+    of_attention(options.docs, options.transformer)
     studio = studio_of(options.classifier)
     if isinstance(studio, str):
         print(f"note: the pictures stay as they are: {studio}", file=sys.stderr)

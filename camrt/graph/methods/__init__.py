@@ -44,6 +44,7 @@ FAMILIES = {
     "attention": "attention",
     "attention-rollout": "attention",
     "chefer": "attention",
+    "transformer-attribution": "attention",
     "guided-backprop": "saliency",
     "guided-gradcam": "saliency",
     "input-gradient": "saliency",

@@ -7,8 +7,10 @@ from onnx import TensorProto
 
 from camrt.errors import CamrtError
 from camrt.graph.attention import attention_weights
+from camrt.graph.layers import dependents
 from camrt.graph.methods import method
 from camrt.graph.methods.context import Layer
+from camrt.graph.rules.relevance import PositiveRelevance
 from camrt.graph.values import Value, shown
 
 
@@ -99,6 +101,40 @@ def chefer(layer: Layer, *, token: str = "auto") -> Value:
     return _of_image(layer, row)
 
 
+@method("transformer-attribution", kind="features", title="Transformer attribution", tokens=True)
+def transformer_attribution(layer: Layer, *, token: str = "auto") -> Value:
+    """The relevance of attention times its gradient, carried from block to block.
+
+    C = A_1 A_2 ... A_B with A_b = I + mean over the heads of ReLU(dy_c/dA * R), where R is the relevance of the
+    attention of a block: that of the class is 1, and goes back by rules for transformers, in which only terms above 0
+    count. The map is the row of the class token; without one, the mean over the tokens of the image. `chefer` takes the
+    attention itself in place of its relevance.
+
+    Source:
+        Chefer, Gur, Wolf: Transformer Interpretability Beyond Attention Visualization. CVPR 2021, section 3.
+
+    Args:
+        layer: The tokens.
+        token: As for `attention`: ``"class"`` or ``"mean"``.
+
+    Example:
+        >>> explainer = camrt.explain_graph(vit, method="transformer-attribution", target="cup")  # doctest: +SKIP
+    """
+    weights, context = _weights(layer), layer.context
+    names, logits = [one.name for one in weights], context.logits(context.first)
+    seeds = context.seeds(context.first)
+    computed = dependents(context.view, context.first.image)
+    is_zero = logits.equals(0)
+    one_each = is_zero.where(0, seeds / is_zero.where(1, logits))  # a relevance of 1, over the score
+    gradients = context.backward(context.first, names)
+    relevances = context.backward(context.first, names, modifier=PositiveRelevance(computed), seeds=one_each)
+    row = _row(layer, token)
+    for one in reversed(weights):
+        relevance = relevances[one.name] * one
+        row = row + row @ (gradients[one.name] * relevance).relu().mean(1)
+    return _of_image(layer, row)
+
+
 def _weights(layer: Layer) -> list[Value]:
     """The attention of each block over all tokens: (N * crops, heads, tokens, tokens).
 
@@ -108,7 +144,7 @@ def _weights(layer: Layer) -> list[Value]:
     context, grid = layer.context, layer.grid
     found = [context.tensor(name) for name in attention_weights(context.view, context.first.logits)]
     tokens = grid.positions + (grid.num_prefix_tokens or 0)
-    others = "gradcam and its kin explain any network"
+    others = "use --method gradcam, layercam or attnlrp, which need none"
     if not found or grid.num_prefix_tokens is None:
         raise CamrtError(
             f"found {len(found)} blocks of attention and the layer {grid.describe()}, expected a vision transformer, "

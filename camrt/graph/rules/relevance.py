@@ -22,6 +22,7 @@ _LINEAR = {
     "Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "AveragePool", "GlobalAveragePool", "MaxPool",
     "GlobalMaxPool",
 }  # fmt: skip
+_NOTHING = 1e-30
 _LEAST = 1e-6  # where an input is as near to 0, or to its baseline, the slope stands for the ratio
 
 
@@ -105,6 +106,58 @@ class Relevance:
 
 
 @dataclass(frozen=True)
+class PositiveRelevance:
+    """Relevance of terms that add up without canceling, for transformers (Chefer, Gur, Wolf, CVPR 2021, section 3.1).
+
+    * Linear layers: among the terms x w of a sum, those above 0 share (equation 4); biases get nothing.
+    * Activations, softmax and layer normalization pass their relevance on.
+    * Products of two computed tensors share it, half to each (equation 5).
+    * Sums of two computed tensors share it by the magnitude of what each adds up to (equations 8 and 9).
+    * Other operators, convolutions among them, as `Relevance`.
+
+    Attributes:
+        computed: The tensors that depend on the image: also those that nothing is asked of get their share.
+    """
+
+    computed: Collection[str]
+
+    def __call__(self, step: Step, m: Value) -> Cotangents:
+        """The cotangents at a node's inputs."""
+        computed = [name for name in step.node.input if name in self.computed]
+        passed = step.node.input[0] if step.kind in ("Softmax", "LayerNormalization") else step.rectified()
+        if passed is None and step.kind == "Add" and len(computed) == 1:
+            passed = computed[0]
+        if passed is not None:
+            x, y = step.value(passed), step.value(step.node.output[0])
+            yield passed, _over(m * y, x)
+        elif step.kind in ("MatMul", "Gemm") and computed == [step.node.input[0]]:
+            yield step.node.input[0], self._linear(step, m)
+        elif step.kind == "MatMul" and len(computed) == 2:
+            yield from step.plain(m * 0.5)
+        elif step.kind == "Add" and len(set(computed)) == 2:
+            yield from self._shared(step, computed, m)
+        else:
+            yield from Relevance()(step, m)
+
+    def _linear(self, step: Step, m: Value) -> Value:
+        """Back to the terms above 0 of x W."""
+        attributes = attributes_of(step.node)
+        x, y, matrix = (step.value(name) for name in (step.node.input[0], step.node.output[0], step.node.input[1]))
+        matrix = matrix.mT if attributes.get("transB") else matrix
+        high, above = x.relu(), matrix.relu()
+        low, below = x - high, matrix - above
+        share = _over(m * y, high @ above + low @ below)
+        return (x > 0).where(share @ above.mT, share @ below.mT)
+
+    def _shared(self, step: Step, computed: Iterable[str], m: Value) -> Cotangents:
+        """Back to both sides of a residual connection."""
+        values = [step.value(name) for name in computed]
+        sums = [(m * one).sum(*range(1, one.rank), keepdims=True) for one in values]
+        factor = (sums[0] + sums[1]) / (abs(sums[0]) + abs(sums[1])).maximum(_NOTHING)
+        yield from ((one.name, m * (factor * each.sign())) for one, each in zip(values, sums, strict=True))
+
+
+@dataclass(frozen=True)
 class Rescale:
     """DeepLIFT's rescale rule: behind an activation, how far the output is from that of the baseline over the input's.
 
@@ -154,6 +207,12 @@ class Rescale:
         found = entry.rule(m, y0, x0, **entry.asked(attributes))
         assert isinstance(found, Value)
         yield step.node.input[0], found
+
+
+def _over(a: Value, b: Value) -> Value:
+    """A / b, and 0 where b is 0."""
+    is_zero = b.equals(0)
+    return is_zero.where(0, a / is_zero.where(1, b))
 
 
 def _scaled_only(step: Step, m: Value) -> Value:

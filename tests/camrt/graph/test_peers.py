@@ -425,6 +425,7 @@ def test_every_method_is_compared() -> None:
 
     elsewhere = {"recipro-cam", "ablation-cam"}  # test_masking
     elsewhere |= {"attention", "attention-rollout", "chefer"}  # test_attention
+    elsewhere |= {"transformer-attribution"}  # test_transformer_attribution
     elsewhere |= {"shapleycam"}  # test_shapleycam
     elsewhere |= {"occlusion"}  # test_occlusion
     elsewhere |= {"expected-gradients"}  # test_background
