@@ -402,6 +402,7 @@ def _add_explain(api: FastAPI, service: Service) -> None:
 def _accepted(accept: str) -> Format:
     """What a client wants best of what there is; JSON if it does not say."""
     kinds = {"application/json": Format.JSON, "image/png": Format.PNG, "image/jpeg": Format.JPEG}
+    kinds |= {"*/*": Format.JSON, "application/*": Format.JSON, "image/*": Format.PNG}
     wanted: list[tuple[float, Format]] = []
     for entry in accept.split(",")[:50]:
         media, *parameters = (part.strip() for part in entry.split(";"))

@@ -229,6 +229,8 @@ def test_explain_answers_with_a_picture(server: Serving) -> None:
         ("*/*", "application/json"),
         ("image/png", "image/png"),
         ("image/jpeg", "image/jpeg"),
+        ("image/*", "image/png"),
+        ("image/avif, image/*;q=0.5, */*;q=0.8", "application/json"),
         ("image/png;q=0.5, image/jpeg", "image/jpeg"),
         ("application/json, image/png;q=0.9", "application/json"),
         ("text/html,application/xhtml+xml,image/avif,image/webp,image/png,*/*;q=0.8", "image/png"),
