@@ -30,6 +30,15 @@ NOT_RUN = {
     "docs/serving.md": "tests/camrt/serve/test_serving_docs.py runs it against a server",
     "CONTRIBUTING.md": "tests/converters/test_docs.py runs it",
 }
+# Blocks that are neither Python nor commands (tests/test_shell_blocks.py).
+OTHER_LANGUAGES = {
+    ("docs/from-pycaffe.md", "text"): "output",
+    ("docs/metadata.md", "json"): "tests/converters/test_metadata.py reads it",
+    ("docs/opencv5.md", "text"): "output",
+    ("docs/run-anywhere.md", "js"): "a part of a page that loads a CDN; tests/camrt/web runs the module of camrt web",
+    ("docs/serving.md", "dockerfile"): "there is no Docker in CI; tests/camrt/serve/test_serving_docs.py reads it",
+    ("docs/serving.md", "yaml"): "there is no cluster in CI; tests/camrt/serve/test_serving_docs.py reads it",
+}
 OWN_METHOD = "@method("  # of docs/methods.md: tests/camrt/test_docs.py runs it, since it changes the registry
 
 
@@ -201,6 +210,16 @@ def folder(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_each_page_with_python_is_in_a_table(repository: Path) -> None:
     assert not RUN.keys() & NOT_RUN.keys()
     assert set(_blocks(repository)) == {*RUN, *NOT_RUN}
+
+
+def test_other_blocks_have_a_reason(repository: Path) -> None:
+    found = {
+        (page.relative_to(repository).as_posix(), language)
+        for page in (repository / "README.md", repository / "CONTRIBUTING.md", *repository.glob("docs/**/*.md"))
+        for language in re.findall(r"^```(\w+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    drawn = {one for one in found if one[1] in ("python", "py", "sh", "console", "mermaid")}
+    assert found - drawn == OTHER_LANGUAGES.keys()
 
 
 @pytest.mark.filterwarnings("ignore")  # of exporters and of training that is cut short
