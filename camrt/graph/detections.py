@@ -222,13 +222,14 @@ def choose(builder: Builder, found: Candidates, boxes: Value, classes: Value) ->
     asked = boxes.slice(2, 0, 1).cast(TensorProto.INT64)
     place = builder.constant(np.arange(1, places + 1).reshape(1, places, 1), "places", np.int64)
     rank = (asked > 0).where(asked, Value(builder, place, (1, places, 1), TensorProto.INT64)) - 1
-    by_rank = order.op("GatherElements", rank, shape=(None, places, 1), axis=2).squeeze(2)
+    by_rank = order.op("GatherElements", rank.minimum(ranks - 1), shape=(None, places, 1), axis=2).squeeze(2)
     sides = boxes.slice(2, 2) - boxes.slice(2, 0, 2)
     is_box = sides.min(2) > 0
     candidate = is_box.where(by_box, by_rank).unsqueeze(2)
     one = (None, places, 1)
     number = own.op("GatherElements", candidate, shape=one, axis=2)
     score = kept.op("GatherElements", candidate, shape=one, axis=2).squeeze(2)
+    score = is_box.where(score, (rank < ranks).squeeze(2).where(score, 0.0))  # there are not as many candidates
     corners = all_boxes.op("GatherElements", candidate.expand(1, 1, 4), shape=(None, places, 4), axis=1)
     return Chosen(
         (candidate * found.classes + number).squeeze(2), score.maximum(0.0), number.squeeze(2), corners

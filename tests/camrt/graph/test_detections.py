@@ -370,6 +370,24 @@ def test_explainer_says_what_is_wrong() -> None:
     assert "no detection" in refused[0]
 
 
+def test_more_places_than_detections() -> None:
+    """Those without one are left out; a rank that is asked for is missed."""
+    explainer = Explainer(model_of("yolov8"), "eigencam", top=90, preprocess=PREPROCESS)
+    square = images(1)[0]
+    boxes, scores = found_by_torch("yolov8", detector("yolov8"))
+    assert len(explainer(square)) == len(chosen_by_numpy(boxes[0], scores[0])) < 84
+    for rank in (83, 100):
+        with pytest.raises(CamrtError, match=f"found no detection of rank {rank}"):
+            explainer(square, target=f"box:{rank}")
+
+
+@pytest.mark.parametrize("wrong", [CLASSES, 1000])
+def test_a_class_out_of_range_is_no_empty_map(wrong: int) -> None:
+    """In plain ONNX Runtime too."""
+    with pytest.raises(Exception, match=r"[Ii]ndex|indices|out of"):
+        run(explainer_of(model_of("yolov8"), "yolov8", method="eigencam"), None, [[wrong] * TOP] * 2)
+
+
 def test_a_classifier_has_no_boxes() -> None:
     from tests.camrt.classifiers import classifier
 
