@@ -231,6 +231,7 @@ DRAWN: dict[str, Callable[[Studio], Image]] = {
     "signed": signed,
     "figure": figure,
 }
+TRAINED = ("detectors",)  # by scripts/detector_picture.py, whose detector is trained on the spot
 SHOWN: dict[str, Callable[[Studio, Any], Image]] = {"page": page, "browser": browser_page}
 
 

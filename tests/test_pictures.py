@@ -37,7 +37,11 @@ def test_all_pictures_are_there_and_shown(repository: Path, pictures: ModuleType
     }
     kept = {file.resolve() for folder in FOLDERS for file in (repository / folder).iterdir()}
     assert shown == kept
-    assert {file.stem for file in kept if file.parent.name == "pictures"} == {*pictures.DRAWN, *pictures.SHOWN}
+    assert {file.stem for file in kept if file.parent.name == "pictures"} == {
+        *pictures.DRAWN,
+        *pictures.SHOWN,
+        *pictures.TRAINED,
+    }
     assert sum(file.stat().st_size for file in kept) < WEIGHT
 
 

@@ -98,10 +98,12 @@ def graph_of(model: str, request: Request) -> tuple[bytes | Path, str, dict[str,
     if isinstance(graph, Path):
         stated = metadata.explainer_of(metadata.of_file(graph)) or {}
         request.compare(stated)
+        _expect_classes(stated, model)
         content = graph.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         return (graph.absolute() if graph.with_name(f"{graph.name}.data").exists() else content), digest, stated
     stated = metadata.explainer_of(metadata.of_model(graph)) or {}
+    _expect_classes(stated, model)
     try:
         content = graph.SerializeToString(deterministic=True)
     except ValueError as error:  # 2 GB: the limit of Protocol Buffers
@@ -110,6 +112,15 @@ def graph_of(model: str, request: Request) -> tuple[bytes | Path, str, dict[str,
             file=model,
         ) from error
     return content, hashlib.sha256(content).hexdigest(), stated
+
+
+def _expect_classes(stated: Mapping[str, Any], model: str) -> None:
+    if stated.get("explained") == "box":
+        raise CamrtError(
+            "found an explainer of detections, expected one of classes: the tables of a run have no boxes. camrt "
+            "explain keeps them",
+            file=model,
+        )
 
 
 def token_of(folder: Path) -> str | None:

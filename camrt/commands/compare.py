@@ -85,6 +85,12 @@ def compare(
     check_model(model, weights)
     names = listed(methods, (*METHODS, *BLACK_BOX), "--methods")
     asked = _settings(settings, names)
+    if target is not None and target.partition(":")[0] in ("box", "segment"):
+        raise typer.BadParameter(
+            f"found {target!r}, expected a class: the metrics are those of classes of whole images. camrt explain "
+            "takes boxes and segments",
+            param_hint="--target",
+        )
     if protocol is ProtocolName.TEN_CROP:
         raise typer.BadParameter("expected whole, center or full: the metrics see one crop", param_hint="--protocol")
     with reporting():

@@ -65,6 +65,9 @@ def test_one_graph_for_every_box() -> None:
     assert record["images"][0]["top"][0]["class"] == 3
     other = json.loads(run("explain", "street.png", "--model", "e.onnx", "--target", "box:2", "--json")[1])
     assert other["images"][0]["top"][0]["detection"] != record["images"][0]["top"][0]["detection"]
+    status, _, err = run("compare", "street.png", "--model", "yolo.onnx", "--target", "box:best")
+    assert status == 2
+    assert "expected a class" in err
     for command in (["web", "e.onnx", "--out", "page"], ["serve", "--model", "e.onnx", "--port", "0"]):
         status, _, err = run(*command)
         assert status == 1
@@ -110,3 +113,12 @@ def test_a_segment() -> None:
     (one,) = json.loads(out)["images"][0]["top"]
     assert one["class"] == 2
     assert 0 <= one["score"] <= 1
+
+
+def test_runs_on_a_cluster_refuse_detections() -> None:
+    from camrt.cluster.job import graph_of
+    from camrt.errors import CamrtError
+    from camrt.loading import Request
+
+    with pytest.raises(CamrtError, match="the tables of a run have no boxes"):
+        graph_of("yolo.onnx", Request(preprocess="yolo"))
