@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Evaluate lenetCAM: convert it, export an explainer, and measure its accuracy and localization. Without PyTorch.
 
-usage: python benchmarks/lenet.py [CAFFEMODEL] [--prototxt FILE] [--data clutter:drawn,seed=3] [--count 10000] [--json]
+usage: python benchmarks/lenet.py [CAFFEMODEL] [--model lenetCAM] [--prototxt FILE] [--data clutter:drawn,seed=3]
+                                  [--count 10000] [--json]
 
-By default, CAFFEMODEL is the one included with camrt. The caffemodel and the prototxt (models/lenetCAM/deploy.prototxt)
-are converted to ONNX and to an explainer graph, which is run on canvases 0 to count - 1 of the generator --data,
-such as
+By default, CAFFEMODEL is the one of --model (lenetCAM or lenetCAM_mnist) that is included with camrt. The caffemodel
+and the prototxt (models/lenetCAM/deploy.prototxt) are converted to ONNX and to an explainer graph, which is run on
+canvases 0 to count - 1 of the generator --data, such as
 
     --data clutter:MNIST_FOLDER,first=8000,count=2000,seed=3
 
@@ -46,12 +47,12 @@ NAME = "lenetCAM"
 BATCH = 32
 
 
-def explainer(caffemodel: Path | None, threads: int, prototxt: Path | None = None) -> Explainer:
+def explainer(caffemodel: Path | None, threads: int, prototxt: Path | None = None, name: str = NAME) -> Explainer:
     """Return the explainer of the named model, or of another file of weights."""
     if caffemodel is None:
-        return Explainer(NAME, top=1, threads=threads)
-    model = zoo.find(NAME)
-    classifier = converters.convert(prototxt or zoo.models_folder() / NAME / "deploy.prototxt", caffemodel)
+        return Explainer(name, top=1, threads=threads)
+    model = zoo.find(name)
+    classifier = converters.convert(prototxt or zoo.models_folder() / name / "deploy.prototxt", caffemodel)
     facts = {
         metadata.FEATURES: model.features,
         metadata.CLASSIFIER: model.classifier,
@@ -95,6 +96,7 @@ def measure(explain: Explainer, canvases: Clutter, count: int) -> dict[str, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the accuracy and the localization of lenetCAM.")
     parser.add_argument("caffemodel", nargs="?", type=Path, help="the weights; by default, those included with camrt")
+    parser.add_argument("--model", default=NAME, choices=(NAME, f"{NAME}_mnist"), help="the network")
     parser.add_argument("--prototxt", type=Path, help="the network of the weights; by default, that of lenetCAM")
     parser.add_argument("--data", default="clutter:drawn,seed=3", help="the generator of the canvases")
     parser.add_argument("--count", type=int, default=10_000, help="the number of canvases")
@@ -106,14 +108,14 @@ def main() -> None:
     if options.count < 1:
         parser.error(f"found --count {options.count}, expected at least 1")
     try:
-        explain = explainer(options.caffemodel, options.threads, options.prototxt)
+        explain = explainer(options.caffemodel, options.threads, options.prototxt, options.model)
         facts = measure(explain, Clutter.parse(options.data), options.count)
     except (CamrtError, converters.ConversionError) as error:
         sys.exit(f"error: {error}")
     if options.json:
-        print(json.dumps({"weights": str(options.caffemodel or NAME), "data": options.data, **facts}))
+        print(json.dumps({"weights": str(options.caffemodel or options.model), "data": options.data, **facts}))
         return
-    table = Table(title=f"{options.caffemodel or NAME} on {options.count:,} canvases of {options.data}")
+    table = Table(title=f"{options.caffemodel or options.model} on {options.count:,} canvases of {options.data}")
     for column in ("accuracy", "pointing", "IoU >= 0.5"):
         table.add_column(column, justify="right")
     shares = [facts[key] for key in ("accuracy", "pointing", "iou")]

@@ -1,6 +1,6 @@
 """Pages of the site that are not files below docs; a hook of mkdocs.yml.
 
-README, CONTRIBUTING, CHANGELOG and the card of lenetCAM become pages, with their links turned. The help of all commands
+README, CONTRIBUTING, CHANGELOG and the cards of models become pages, with their links turned. The help of all commands
 is a page as well. Links to other files of the repository become their names: the site has no such files.
 
 The theme loads two scripts from a CDN, for search without a server and for diagrams, and formulas are set by KaTeX.
@@ -23,6 +23,8 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
     "models/lenetCAM/README.md": "lenetcam.md",
+    "models/lenetCAM_mnist/README.md": "lenetcam_mnist.md",
+    "models/inceptionv3CAM/README.md": "inceptionv3cam.md",
 }
 NODE = ROOT / "build" / "node" / "node_modules"
 SHIM = "https://unpkg.com/iframe-worker/shim"

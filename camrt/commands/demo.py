@@ -50,6 +50,8 @@ EXAMPLES = f"""Examples:
 
   camrt demo                                  a small trained network and its picture; nothing is downloaded
 
+  camrt demo lenetCAM_mnist                   the same for handwriting
+
   camrt demo googlenetCAM photo.jpg
 
   camrt demo resnet50-explainer.onnx photo.jpg -o resnet50.png
@@ -274,12 +276,14 @@ def _explanation_of(record: Mapping[str, Any]) -> tuple[str, str, str]:
 def _demo_image(name: str, image: Path | None, reference: Path) -> Any:
     if image is not None:
         return image
-    if name != LENET and (reference / "img1.jpg").is_file():
-        return reference / "img1.jpg"
-    if name != LENET:
-        say(f"note: no image is named, and img1.jpg is not in {reference}: it is shown a digit, which no class fits")
     from converters.zoo import models_folder
 
+    own = models_folder() / name / "sample.png"
+    if is_name(name) and own.is_file():
+        return own
+    if (reference / "img1.jpg").is_file():
+        return reference / "img1.jpg"
+    say(f"note: no image is named, and img1.jpg is not in {reference}: it is shown a digit, which no class fits")
     return models_folder() / LENET / "sample.png"
 
 

@@ -20,6 +20,7 @@ from converters import read_net, zoo
 from converters.conversion import weight_shapes
 
 SAMPLE = ("clutter:drawn,seed=3", 29)  # the canvas of sample.png, as the card says
+MNIST, MNIST_SAMPLE = "lenetCAM_mnist", 5
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,47 @@ def test_the_sister_for_mnist(folder: Path) -> None:
     ]
     assert weight_shapes(deploy)["conv3"] == [(48, 48, 3, 3)]
     assert 'net: "train_val_mnist.prototxt"' in (folder / "solver_mnist.prototxt").read_text()
+
+
+def test_the_network_for_handwriting() -> None:
+    """Trained and deployed forms hold the same weights; they differ in CAM_soft, which has none."""
+    model = zoo.find(MNIST)
+    folder = zoo.models_folder() / MNIST
+    assert zoo.weights_path(model).stat().st_size < 300_000
+    deploy, trained = (
+        read_net(folder / f"{name}.prototxt", zoo.weights_path(model)) for name in ("deploy", "train_val")
+    )
+    assert weight_shapes(deploy) == weight_shapes(trained)
+    assert [layer.name for layer in deploy.layers if layer.name not in ("CAM_soft", "prob")] == [
+        layer.name for layer in trained.layers if layer.name != "loss"
+    ]
+    assert sum(blob.size for layer in deploy.layers for blob in layer.blobs) * 4 == model.weights.least_bytes
+    card, solver = (folder / "README.md").read_text(), (folder / "solver.prototxt").read_text()
+    for line in ("max_iter", "random_seed"):
+        assert next(each.split()[1] for each in solver.splitlines() if each.startswith(f"{line}:")) in card
+
+
+def test_it_reads_and_finds_handwriting(reference: Path) -> None:
+    """On canvases of the digits that it was not trained on."""
+    canvases = Clutter.parse(f"clutter:{reference / 'mnist'},first=8000,count=2000,seed=3")
+    images, labels, boxes = canvases.batch(range(200))
+    explain = Explainer(MNIST, top=1, providers="cpu")
+    found = list(explain.map(np.repeat(images[..., None], 3, axis=3), batch=25))
+    right = [int(one.labels[0]) == label for one, label in zip(found, labels.tolist(), strict=True)]
+    pointing = [lies_in(peak(one), box) for one, box in zip(found, boxes, strict=True)]
+    assert np.mean(right) > 0.95
+    assert np.mean(pointing) > 0.97
+
+
+def test_its_sample_is_a_canvas_of_test_digits(reference: Path) -> None:
+    images, labels, _ = Clutter.parse(f"clutter:{reference / 'mnist'},first=8000,count=2000,seed=3").batch(
+        [MNIST_SAMPLE]
+    )
+    with Image.open(zoo.models_folder() / MNIST / "sample.png") as picture:
+        assert (np.asarray(picture.convert("L")) == images[0]).all()
+    assert Explainer(MNIST, top=1, providers="cpu")(zoo.models_folder() / MNIST / "sample.png").labels == (
+        str(labels[0]),
+    )
 
 
 def test_the_solver_is_the_one_of_the_card(folder: Path) -> None:
