@@ -41,9 +41,6 @@ _QUIET = {
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    # Processes that Ray starts in advance are not those that it takes for actors.
-    "RAY_enable_worker_prestart": "0",
-    "RAY_prestart_worker_first_driver": "0",
 }
 # Of the workers. glibc gives each thread a heap of its own, and each keeps the maps that were once in it.
 _ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
