@@ -218,6 +218,16 @@ def test_the_mean_is_that_of_numpy(kind, tmp_path):
     np.testing.assert_allclose(means, expected.mean(axis=(1, 2)), rtol=1e-4)
 
 
+def test_databases_need_no_pytorch(tmp_path):
+    written(tmp_path / "db", [datum(np.full((3, 4, 4), 7, np.uint8))])
+    program = PROGRAM.replace("; main()", "; sys.modules['torch'] = None; main()")
+    done = subprocess.run(
+        [sys.executable, "-c", program, ROOT, "data", "mean", str(tmp_path / "db")],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.split() == ["mean_value:", "7"] * 3, done.stderr
+
+
 def test_a_mean_of_images_of_two_sizes_is_none(tmp_path):
     written(tmp_path / "db", [datum(np.zeros((3, 4, 4), np.uint8)), datum(np.zeros((3, 4, 5), np.uint8))])
     found = camrt("mean", tmp_path / "db", "-o", tmp_path / "mean.binaryproto")

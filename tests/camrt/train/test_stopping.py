@@ -50,6 +50,19 @@ def test_the_best_and_the_last_are_kept(tmp_path, scripted):
     assert_same(outcome.weights, plain.weights)  # further snapshots change nothing
 
 
+def test_a_run_in_parts_keeps_the_same_snapshots(tmp_path, scripted):
+    """Also where a part ends before the best test, or just after it, with a test of its own."""
+    scripted({0: 0.1, 5: 0.3, 8: 0.2, 10: 0.8, 12: 0.5, 15: 0.7, 20: 0.4})
+    fields = "test_interval: 5 snapshot: 4"
+    whole, _ = train(toy.write(tmp_path / "whole", solver=f"max_iter: 20 {fields}"), keep=True)
+    for end in (8, 12, 20):
+        parts, _ = train(toy.write(tmp_path / "parts", solver=f"max_iter: {end} {fields}"), keep=True, resume=True)
+    assert iterations(tmp_path / "parts") == iterations(tmp_path / "whole") == [10, 20]
+    assert_same(parts.weights, whole.weights)
+    best = "out/toy_iter_10.caffemodel"
+    assert (tmp_path / "parts" / best).read_bytes() == (tmp_path / "whole" / best).read_bytes()
+
+
 def test_weights_without_a_state_are_not_removed(tmp_path, scripted):
     scripted(dict.fromkeys(range(0, 40, 5), 0.5))
     (tmp_path / "out").mkdir()
