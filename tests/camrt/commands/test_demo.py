@@ -106,6 +106,14 @@ def test_the_demo_of_a_large_network_is_the_originals_picture(tmp_path: Path, mo
     assert difference.max() <= 4
 
 
+def test_handwriting_is_read(tmp_path: Path) -> None:
+    """The sample of lenetCAM_mnist is a 5."""
+    status, out, err = run("lenetCAM_mnist")
+    assert status == 0, err
+    assert out.startswith(" --top1:5 ")
+    assert (tmp_path / "result.png").is_file()
+
+
 def test_a_scene_is_named_with_the_released_categories(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
