@@ -14,7 +14,6 @@ The peer is imported once. The process of a network is a fork, which may crash, 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import inspect
 import json
 import os
@@ -172,25 +171,18 @@ def x2paddle() -> tuple[str, Callable[..., Arrays]]:
 
     import paddle
     from x2paddle.convert import caffe2paddle
+    from x2paddle.core.program import PaddleGraph
 
-    def convert(folder: Path, target: str) -> None:
-        # Without feedback: by default it reports each conversion to a server.
-        given = str(folder / PROTOTXT), str(folder / CAFFEMODEL)
-        caffe2paddle(*given, target, None, disable_feedback=True)
+    # The code that it writes is run; without the static graph that it would make of it, whose parameters have the same
+    # names and would be in the way.
+    PaddleGraph.dygraph2static = lambda *_, **__: None
 
     def answer(folder: Path, inputs: Arrays, case: Mapping[str, Any]) -> Arrays:
         with tempfile.TemporaryDirectory() as scratch:
             code = Path(scratch) / "x2paddle_code.py"
-            # In a process of its own: it also makes a static graph, whose parameters would have the same names.
-            converting = os.fork()
-            if not converting:
-                with contextlib.suppress(BaseException):
-                    convert(folder, scratch)
-                os._exit(0)
-            os.waitpid(converting, 0)
-            if not code.is_file():
-                convert(folder, scratch)  # once more, for the reason
-                raise Refused("it wrote no code")
+            # Without feedback: by default it reports each conversion to a server.
+            given = str(folder / PROTOTXT), str(folder / CAFFEMODEL)
+            caffe2paddle(*given, scratch, None, disable_feedback=True)
             space: dict[str, Any] = {}
             exec(compile(code.read_text(), "x2paddle_code.py", "exec"), space)
             wanted = list(inspect.signature(space["main"]).parameters)

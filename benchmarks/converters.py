@@ -203,7 +203,7 @@ def reference_folder() -> Path | None:
 
 
 def plain_names() -> set[str]:
-    """The cases of usual layers that were recorded before this project's converter was written."""
+    """The cases of usual layers with usual settings."""
     reference = reference_folder()
     return {path.name for path in (reference / "layers").iterdir()} if reference else set()
 
