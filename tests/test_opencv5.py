@@ -105,6 +105,30 @@ def test_detector_answers_as_caffe(opencv5: dict[str, str], repository: Path, re
     assert _verdicts(network, opencv5, repository, tmp_path) == {AGREES}
 
 
+def test_nothing_detected_with_the_threshold_of_the_page(
+    opencv5: dict[str, str], repository: Path, tmp_path: Path
+) -> None:
+    """OpenCV 5.0.0 divides by zero if no score exceeds the threshold; the page says to set it to 0."""
+    case = CASES["forks/detection_none_found"]
+    text, changed = re.subn(r"confidence_threshold: [\d.]+", "confidence_threshold: 0", case.prototxt.read_text())
+    assert changed == 1
+    assert "confidence_threshold: 0`" in (repository / PAGE).read_text(encoding="utf-8")
+    (tmp_path / "net.prototxt").write_text(text)
+    inputs = answers_of(case)[0].inputs
+    with silent():
+        model = convert(tmp_path / "net.prototxt", case.caffemodel)
+    read = {one.name for one in model.graph.input}
+
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {name: values for name, values in inputs.items() if name in read})
+    assert expected.shape[2] > 1
+    outputs = {model.graph.output[0].name: expected}
+    network = Network("forks", "none", tmp_path / "net.prototxt", case.caffemodel, inputs, outputs)
+    assert _verdicts(network, opencv5, repository, tmp_path) == {AGREES}
+
+
 def _verdicts(network: Network, environment: dict[str, str], repository: Path, folder: Path) -> set[str]:
     with silent():
         network.write(folder / "one")
