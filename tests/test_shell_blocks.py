@@ -60,6 +60,7 @@ PARSED = {
     "camrt batch": "starts Ray; tests/camrt/cluster runs it",
     "camrt evaluate": "needs a dataset; tests/camrt/evaluate runs it",
     "camrt benchmark": "measures for a minute; tests/camrt/commands/test_benchmark.py runs it",
+    "camrt explain street.jpg": "detectors are not at hand; tests/camrt/graph/test_detections.py has their heads",
     "camrt web lenetCAM --open": "opens a browser",
     "camrt web lenetCAM --out site --serve": "waits for requests",
     "camrt bbox": "needs released files; tests/camrt/localize runs it",
