@@ -152,6 +152,28 @@ def detections_text(
     return json.dumps({"boxes": boxes, "scores": scores, "form": form, "unit": unit, "background": background})
 
 
+def detections_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """Read how a detector says what it finds; None where nothing is said.
+
+    Returns:
+        ``boxes``, ``scores``, ``form``, ``unit``, ``activation``, ``objectness`` and ``background``.
+
+    Raises:
+        ValueError: It is no JSON object with boxes and scores, or a value is of another type.
+    """
+    if DETECTIONS not in metadata:
+        return None
+    fields = _json(metadata[DETECTIONS])
+    try:
+        read: dict[str, Any] = {name: str(fields[name]) for name in ("boxes", "scores")}
+        read |= {"form": str(fields.get("form", "corners")), "unit": str(fields.get("unit", "pixels"))}
+        read["activation"] = str(fields.get("activation", "none"))
+        read["objectness"] = fields.get("objectness", False) is True
+        return read | {"background": int(fields.get("background", -1))}
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(repr(error)) from None
+
+
 def mean_image_text(mean: NDArray[np.float32]) -> str:
     """Write a mean image.
 

@@ -7,7 +7,6 @@ a class explains a detection. Neither non-maximum suppression nor the choice has
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -137,8 +136,9 @@ def layout_of(view: GraphView, given: str | None, labels: Sequence[str] | None, 
     sizes = Sizes(view)
     if given is not None:
         return _given(view, sizes, given)
-    if keys.DETECTIONS in view.metadata:
-        return _stated(view, view.metadata[keys.DETECTIONS])
+    found = _stated(view)
+    if found is not None:
+        return found
     found = _recognized(view, sizes, None if labels is None else len(labels), side)
     if found is None:
         raise CamrtError(f"found the outputs {_outputs(view, sizes)}, which are those of no known detector. {_ADVICE}")
@@ -269,26 +269,20 @@ def _given(view: GraphView, sizes: Sizes, text: str) -> Layout:
     return Layout(**said)  # type: ignore[arg-type]
 
 
-def _stated(view: GraphView, text: str) -> Layout:
+def _stated(view: GraphView) -> Layout | None:
     """What the metadata say."""
     try:
-        said = json.loads(text)
-        layout = Layout(
-            _tensor(view, str(said["boxes"]), "boxes"),
-            _tensor(view, str(said["scores"]), "scores"),
-            form=str(said.get("form", Layout.form)),
-            unit=str(said.get("unit", Layout.unit)),
-            activation=str(said.get("activation", Layout.activation)),
-            objectness=bool(said.get("objectness", False)),
-            background=int(said.get("background", -1)),
-        )
-        if any(getattr(layout, name) not in choices for name, choices in _CHOICES.items()):
+        said = keys.detections_of(view.metadata)
+        if said is None:
+            return None
+        if any(said[name] not in choices for name, choices in _CHOICES.items()):
             raise ValueError("an unknown value")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
+        text = view.metadata[keys.DETECTIONS][:200]
         raise CamrtError(
-            f"found the metadata {keys.DETECTIONS} {text[:200]!r}, which cannot be used ({error!r}). {_ADVICE}"
+            f"found the metadata {keys.DETECTIONS} {text!r}, which cannot be used ({error}). {_ADVICE}"
         ) from None
-    return layout
+    return Layout(**{**said, **{role: _tensor(view, said[role], role) for role in ("boxes", "scores")}})
 
 
 def _tensor(view: GraphView, name: str, role: str) -> str:

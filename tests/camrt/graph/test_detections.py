@@ -307,6 +307,26 @@ def test_detections_whose_outputs_do_not_tell() -> None:
     np.testing.assert_array_equal(ours.heatmaps, told.heatmaps)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "3", "[" * 100_000, '{"boxes": "boxes"}', '{"boxes": "boxes", "scores": ["scores"]}',
+        '{"boxes": "boxes", "scores": "nothing"}', '{"boxes": "boxes", "scores": "scores", "form": "round"}',
+        '{"boxes": "boxes", "scores": "scores", "background": 1e400}',
+        '{"boxes": "boxes", "scores": "scores", "background": 99}',
+        '{"boxes": "boxes", "scores": "scores", "background": "x"}', '{"boxes": "scores", "scores": "boxes"}',
+    ],
+)  # fmt: skip
+def test_metadata_that_cannot_be_used(text: str) -> None:
+    broken = onnx.ModelProto()
+    broken.CopyFrom(model_of("ssd"))
+    onnx.helper.set_model_props(broken, {"camrt.detections": text})
+    with pytest.raises(
+        CamrtError, match=r"metadata camrt\.detections|expected a tensor|the background 99|expected N x"
+    ):
+        explain_graph(broken, preprocess=PREPROCESS)
+
+
 def test_free_sizes_are_those_of_the_preprocessing() -> None:
     model = exported(detector("yolov5"))
     for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
