@@ -78,7 +78,7 @@ class Detector:
         self.labels = labels_of(properties) if labels is None else list(labels)
         self._form, self._outputs, network = self._read(sized(view, side), layout, side)
         frozen = shape_of(view.inputs[0])[0]
-        self._batch = None if network is not view.model and not self._form else frozen if isinstance(frozen, int) else 1
+        self._batch = None if self._is_free else frozen if isinstance(frozen, int) else 1
         self.session = tuning.session(network, providers=providers, precision=precision, threads=threads)
 
     def _read(self, view: GraphView, layout: str | None, side: int) -> tuple[str, list[str], onnx.ModelProto]:
@@ -90,13 +90,14 @@ class Detector:
             if found is None:
                 raise
             self.classes: int | None = None if self.labels is None else len(self.labels)
+            self._is_free = False  # how many detections each image has is told for one image at a time
             return *found, view.model
         view, candidates = with_candidates(view, told, side)
         self.classes, self._background = candidates.classes, told.background
         outputs = [candidates.boxes, candidates.scores]
-        network = view.model
-        with contextlib.suppress(CamrtError):  # which cannot take several images at once: then one at a time
-            network = with_free_batch(view, self._input, (3, side, side), candidates.scores)
+        network, self._is_free = view.model, False
+        with contextlib.suppress(CamrtError):  # which cannot take several images at once: then as many as it takes
+            network, self._is_free = with_free_batch(view, self._input, (3, side, side), candidates.scores), True
         result = onnx.ModelProto()
         result.CopyFrom(network)
         del result.graph.output[:]

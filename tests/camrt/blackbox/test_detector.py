@@ -165,3 +165,21 @@ def test_a_classifier_is_no_detector() -> None:
         Explainer(classifier("gemm"), "drise", preprocess=PREPROCESS.cropped(16))
     with pytest.raises(CamrtError, match="use --method drise"):
         Explainer(classifier("gemm"), "rise", target="box:best", preprocess=PREPROCESS.cropped(16))
+
+
+def test_a_batch_that_cannot_be_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network then gets as many masked images at once as it was exported for."""
+    pytest.importorskip("torch", reason="PyTorch is not installed: it makes the detector")
+    from camrt.blackbox import detector as module
+    from tests.camrt.graph.detectors import PREPROCESS as WANTED
+    from tests.camrt.graph.detectors import detector, exported
+
+    frozen, pixels = exported(detector("yolov5"), batch=None), np.kron(image(), np.ones((2, 2, 1), np.uint8))
+    free = Explainer(frozen, "drise", preprocess=WANTED, settings=SETTINGS)(pixels)
+
+    def refuse(*_: Any) -> Any:
+        raise CamrtError("it cannot take several images")
+
+    monkeypatch.setattr(module, "with_free_batch", refuse)
+    one_by_one = Explainer(frozen, "drise", preprocess=WANTED, settings=SETTINGS)(pixels)
+    np.testing.assert_allclose(one_by_one.heatmaps, free.heatmaps, rtol=1e-4, atol=1e-6)
