@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import torch
@@ -26,7 +27,6 @@ from torch import nn
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from camrt import images
 from camrt.preprocess import Preprocess
 from camrt.train.clutter import Clutter, Digits
 
@@ -79,7 +79,9 @@ class Transformer(nn.Module):  # type: ignore[misc]
 def batch(clutter: Clutter, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Canvases as the network wants them, and their digits."""
     canvases, labels, _ = clutter.batch(range(first, first + count))
-    small: NDArray[np.uint8] = np.stack([images.resize(canvas, (SIDE, SIDE)) for canvas in canvases])
+    small: NDArray[np.uint8] = np.stack(
+        [cv2.resize(canvas, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for canvas in canvases]
+    )
     planes = (torch.from_numpy(small).float() - 128) / 128
     return planes[:, None].expand(-1, 3, -1, -1), torch.from_numpy(labels.astype(np.int64))
 
