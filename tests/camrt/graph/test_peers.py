@@ -37,6 +37,13 @@ def net(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     return module, exported(module)
 
 
+@pytest.fixture(scope="module", params=[*KINDS, "transformer"])
+def any_net(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    """A network, or a vision transformer, for methods that ask nothing of its layers."""
+    module = transformer() if request.param == "transformer" else network(request.param)
+    return module, exported(module)
+
+
 def targets(classes: np.ndarray, rank: int) -> list[int]:
     return [int(one) for one in classes[:, rank]]
 
@@ -226,8 +233,8 @@ def test_scorecam_of_the_liveliest_channels(net: tuple[Any, Any]) -> None:
 # ------------------------------------------------------------------------------------------------------------ pixels
 
 
-def test_gradient_of_the_image(net: tuple[Any, Any]) -> None:
-    module, model = net
+def test_gradient_of_the_image(any_net: tuple[Any, Any]) -> None:
+    module, model = any_net
     _, classes, heatmaps, gradient = explained(model, images(), GRADIENT, method="input-gradient", top=TOP)
     for rank in range(TOP):
         wanted = _by_image(module, tensor_of(images()), targets(classes, rank)).numpy()
@@ -267,14 +274,14 @@ def test_guided_gradcam_is_their_product() -> None:
     assert heatmaps.shape == found.shape
 
 
-def test_smoothgrad(net: tuple[Any, Any]) -> None:
+def test_smoothgrad(any_net: tuple[Any, Any]) -> None:
     """The mean of PyTorch's derivatives at the same noisy images."""
     from onnx import numpy_helper
 
     from camrt.graph import explain_graph
     from tests.camrt.graph.torch_networks import PREPROCESS, run
 
-    module, model = net
+    module, model = any_net
     settings = {"samples": 4, "sigma": 0.1}
     explainer = explain_graph(model, "smoothgrad", top=TOP, preprocess=PREPROCESS, settings=settings)
     _, classes, heatmaps, gradient = run(explainer, images(), GRADIENT)
@@ -295,17 +302,17 @@ def test_smoothgrad(net: tuple[Any, Any]) -> None:
         np.testing.assert_allclose(heatmaps[:, rank], np.abs(wanted).max(1), atol=2 * TOLERANCE * np.abs(wanted).max())
 
 
-def test_smoothgrad_without_noise_is_the_gradient(net: tuple[Any, Any]) -> None:
-    _, model = net
+def test_smoothgrad_without_noise_is_the_gradient(any_net: tuple[Any, Any]) -> None:
+    _, model = any_net
     plain = explained(model, images(), method="input-gradient", top=TOP)[2]
     smooth = explained(model, images(), method="smoothgrad", top=TOP, settings={"samples": 2, "sigma": 0})[2]
     np.testing.assert_allclose(smooth, plain, atol=TOLERANCE * plain.max())
 
 
 @pytest.mark.parametrize("baseline", ["black", "mean"])
-def test_integrated_gradients(net: tuple[Any, Any], baseline: str) -> None:
+def test_integrated_gradients(any_net: tuple[Any, Any], baseline: str) -> None:
     """The midpoint rule over PyTorch's derivatives; and the axiom of completeness (Sundararajan et al. 2017)."""
-    module, model = net
+    module, model = any_net
     x = tensor_of(images())
     begin = torch.full_like(x, -2.0 if baseline == "black" else 0.0)  # (0 - 128) / 64
     _, classes, heatmaps, added = explained(
@@ -332,14 +339,14 @@ def test_integrated_gradients(net: tuple[Any, Any], baseline: str) -> None:
 
 
 @pytest.mark.parametrize("baseline", ["black", "mean"])
-def test_gradient_shap(net: tuple[Any, Any], baseline: str) -> None:
+def test_gradient_shap(any_net: tuple[Any, Any], baseline: str) -> None:
     """PyTorch's derivatives at the points that the graph holds."""
     from onnx import numpy_helper
 
     from camrt.graph import explain_graph
     from tests.camrt.graph.torch_networks import PREPROCESS, run
 
-    module, model = net
+    module, model = any_net
     settings = {"samples": 4, "sigma": 0.1, "baseline": baseline}
     explainer = explain_graph(model, "gradient-shap", top=TOP, preprocess=PREPROCESS, settings=settings)
     _, classes, heatmaps, added = run(explainer, images(), GRADIENT)
@@ -385,6 +392,44 @@ def test_visiontransformer() -> None:
         with getattr(library, theirs_name)(module, [module.blocks[-1].norm1], reshape_transform=as_map) as method:
             theirs = method(tensor_of(images()), target)
         np.testing.assert_allclose(as_grad_cam_shows(maps[:, 0, 0]), theirs, atol=TOLERANCE, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["finercam", "eigencam", "eigengradcam", "fem"])
+def test_visiontransformer_by_other_methods(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Principal components with the sign that agrees with their sum, which the library leaves open."""
+    module, library = transformer(), peers.grad_cam()
+    project = library.utils.svd_on_activations.get_2d_projection
+
+    def signed(activations: np.ndarray) -> np.ndarray:
+        sums = activations.sum(1)
+        products = (project(activations) * (sums - sums.mean((1, 2), keepdims=True))).sum((1, 2), keepdims=True)
+        return np.asarray(np.sign(products) * project(activations))
+
+    monkeypatch.setattr(library.eigen_grad_cam, "get_2d_projection", signed)
+    _, classes, _, maps = explained(exported(module), images(), MAPS, method=name, top=1)
+    chosen = targets(classes, 0)
+    target = [library.utils.model_targets.ClassifierOutputTarget(each) for each in chosen]
+    their_name = {"eigencam": "EigenCAM", "eigengradcam": "EigenGradCAM", "fem": "FEM", "finercam": "GradCAM"}[name]
+    if name == "finercam":
+        logits = module(tensor_of(images())).detach().numpy()
+        nearest = [np.abs(row - row[one]).argsort()[1:4].tolist() for row, one in zip(logits, chosen, strict=True)]
+        make = library.utils.model_targets.FinerWeightedTarget
+        target = [make(one, others, 1.0) for one, others in zip(chosen, nearest, strict=True)]
+
+    def as_map(tokens: Any) -> Any:
+        return tokens[:, 1:].reshape(len(tokens), 4, 4, -1).permute(0, 3, 1, 2)
+
+    def shown(sign: float) -> np.ndarray:
+        monkeypatch.setattr(library.eigen_cam, "get_2d_projection", lambda given: sign * signed(given))
+        with getattr(library, their_name)(module, [module.blocks[-1].norm1], reshape_transform=as_map) as method:
+            return np.asarray(method(tensor_of(images()), target))
+
+    ours = as_grad_cam_shows(maps[:, 0, 0])
+    if name != "eigencam":
+        np.testing.assert_allclose(ours, shown(1), atol=1e-3)
+        return
+    both = np.stack([shown(1), shown(-1)])  # normalized tokens have a sum of 0, to which no sign agrees
+    assert (np.abs(both - ours).max((2, 3)).min(0) < 1e-3).all()
 
 
 def _steep(module: Any) -> tuple[Any, Any]:
