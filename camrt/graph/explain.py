@@ -161,7 +161,11 @@ def explain_graph(
         side = wanted.size if protocol == "full" else wanted.crop
         network = with_image_input(opened, wanted)
         opened = unrolled(network, (side, side), recurrent=entry is not None and entry.gradients)
-        target, scores, layout = _question(opened, entry, target, scores, detections, labels, side)
+        layout = None
+        if not is_segment:
+            target, scores, layout = _question(opened, entry, target, scores, detections, labels, side)
+        elif detections is not None:
+            raise CamrtError(f"found the detections {detections!r} and a segment, expected a box, as box:best")
         asked = _Asked(
             layers=tuple(
                 as_read(opened, named_tensor(opened, renamed.get(each, each))) for each in _names_of(layer, features)
