@@ -412,9 +412,9 @@ def many(tmp_path: Path) -> int:
     Path("photos").mkdir()
     first = Path("photos/000.png")
     Image.fromarray(content).save(first)
-    for number in range(1, 40):
+    for number in range(1, 120):
         os.link(first, f"photos/{number:03}.png")
-    return 40
+    return 120
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -654,8 +654,8 @@ def test_models_are_listed_for_people_and_programs(home: Path) -> None:
     facts = json.loads(run("models", "--json")[1])
     assert {one["name"] for one in facts} == {*zoo.models(), *catalog.plain_names()}
     assert {one["name"] for one in facts if one["cam"]} >= {"googlenetCAM", "vgg16CAM", "lenetCAM"}
-    assert [one["name"] for one in facts if one["downloaded"]] == ["lenetCAM"]
-    assert [one["name"] for one in facts if one["bundled"]] == ["lenetCAM"]
+    assert [one["name"] for one in facts if one["downloaded"]] == ["lenetCAM", "lenetCAM_mnist"]
+    assert [one["name"] for one in facts if one["bundled"]] == ["lenetCAM", "lenetCAM_mnist"]
     path = zoo.weights_path(zoo.find("vgg16CAM"))
     path.parent.mkdir(parents=True)
     path.write_bytes(b"")
