@@ -89,7 +89,8 @@ def read_pretrained(network: Network, path: str | os.PathLike[str]) -> Pretraine
         path: A file of a state dict (`.pth`, `.pt`, `.bin`, `.safetensors`) or an `.onnx` model.
 
     Raises:
-        CamrtError: The file cannot be read, or has no layer in common with the network.
+        CamrtError: The file cannot be read, or has no layer in common with the network; or it is an ONNX model whose
+            BatchNorms were merged into convolutions, and the network has them.
     """
     file = os.fspath(path)
     modules = _read(Path(file))
@@ -103,6 +104,8 @@ def read_pretrained(network: Network, path: str | os.PathLike[str]) -> Pretraine
             f"{known}, or layers with the names of the modules",
             file=file,
         )
+    if Path(file).suffix.lower() == ".onnx":
+        _check_norms(layers, network.net.layers, found, modules, file)
     blobs = {}
     for layer in layers:
         if layer.name in found:
@@ -333,6 +336,48 @@ def _matched(family: Family, layers: Sequence[Layer], modules: Mapping[str, Modu
         if layer.type == "BatchNorm":
             before[layer.tops[0]] = module
     return found
+
+
+def _check_norms(
+    layers: Sequence[Layer],
+    every: Sequence[Layer],
+    found: Mapping[str, str],
+    modules: Mapping[str, Module],
+    file: str,
+) -> None:
+    """Refuse a file whose BatchNorms were merged into convolutions.
+
+    The BatchNorm behind such a convolution would keep its initial statistics, and normalize a second time. Merging
+    leaves a bias: a convolution without one is as it was trained.
+
+    Args:
+        layers: The layers with weights.
+        every: All layers of the network, in order.
+        found: Layer -> module of the file.
+        modules: The modules of the file.
+        file: Named in the error.
+    """
+    weighted = {layer.name for layer in layers}
+    source: dict[str, Layer] = {}  # blob -> the layer that wrote it last
+    merged = []
+    for layer in every:
+        before = source.get(layer.bottoms[0]) if layer.bottoms else None
+        if layer.type == "BatchNorm" and layer.name in weighted and layer.name not in found and before is not None:
+            module = modules.get(found.get(before.name, ""), {})
+            if "bias" in module and "running_mean" not in module:
+                merged.append((layer, before))
+        source.update((top, layer) for top in layer.tops)
+    if merged:
+        norm, convolution = merged[0]
+        more = f" (and {len(merged) - 1} more layer(s) as well)" if len(merged) > 1 else ""
+        raise CamrtError(
+            f"layer {norm.name} (BatchNorm): found no statistics for it{more}, and a bias in its convolution "
+            f"{convolution.name}, expected a BatchNormalization: exporters merge it into the convolution. Pass the "
+            "state dict in place of the ONNX model (torch.save(model.state_dict(), 'net.pth')), or export the model "
+            "with torch.onnx.export(..., dynamo=False, training=torch.onnx.TrainingMode.PRESERVE). To train the layer "
+            f"from scratch, rename {convolution.name} as well",
+            file=file,
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------- the blobs

@@ -314,6 +314,43 @@ def test_onnx_of_pytorch(tmp_path):
     np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
 
 
+def test_onnx_without_its_batchnorms_is_refused_and_with_them_is_loaded(tmp_path):
+    """The exporter merges BatchNorm into convolutions, unless it preserves the layers of the training."""
+    model, net = inception_start(33)
+    model = seeded(model)
+    theirs, ours = images(33, HALVES)
+    torch.onnx.export(model, (theirs,), tmp_path / "merged.onnx", dynamo=False)
+    built = net.network(tmp_path)
+    before = [blob.detach().clone() for blobs in built.stored.values() for blob in blobs]
+    with pytest.raises(CamrtError) as caught:
+        load_weights(built, tmp_path / "merged.onnx")
+    assert str(caught.value).startswith(
+        f"{tmp_path / 'merged.onnx'}: layer Conv2d_1a_3x3/bn (BatchNorm): found no statistics for it (and 1 more"
+    )
+    after = [blob for blobs in built.stored.values() for blob in blobs]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    # What the message recommends.
+    kept = tmp_path / "kept.onnx"
+    torch.onnx.export(model, (theirs,), kept, dynamo=False, training=torch.onnx.TrainingMode.PRESERVE)
+    report = load_weights(built, kept)
+    assert report.filled == report.unused == ()
+    with torch.no_grad():
+        found = built({"data": ours, "label": torch.zeros(2)})[net.top].numpy()
+        expected = model(theirs).numpy()
+    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+
+
+def test_onnx_of_other_convolutions_leaves_a_new_batchnorm(tmp_path):
+    """A BatchNorm of a new convolution is trained from scratch, as the convolution is."""
+    model, net = inception_start(33)
+    net.text = net.text.replace("Conv2d_2a", "Conv2d_2a_new")
+    theirs, _ = images(33, HALVES)
+    model = seeded(model)
+    torch.onnx.export(model, (theirs,), tmp_path / "net.onnx", dynamo=False, training=torch.onnx.TrainingMode.PRESERVE)
+    report = load_weights(net.network(tmp_path), tmp_path / "net.onnx")
+    assert set(report.filled) == {f"Conv2d_2a_new_3x3/{name}" for name in ("conv", "bn", "scale")}
+
+
 def test_onnx_of_this_project(tmp_path):
     """A converted network gives back its weights; its images are gray, so that no convolution is changed."""
     solver = toy.write(tmp_path, norm=False)
