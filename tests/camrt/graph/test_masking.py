@@ -67,9 +67,9 @@ def test_recipro_cam_of_a_transformer_keeps_the_class_token() -> None:
 @pytest.mark.parametrize("kind", ["gap", "vgg"])
 def test_ablation_cam_of_pytorch_grad_cam(kind: str) -> None:
     """Behind a ReLU it sets a map to 0, as the paper does."""
+    library = peers.grad_cam()
     module = network(kind)
     _, classes, _, maps = explained(exported(module), images(), MAPS, method="ablation-cam", top=TOP)
-    library = peers.grad_cam()
     for rank in range(TOP):
         target = [library.utils.model_targets.ClassifierOutputTarget(int(one)) for one in classes[:, rank]]
         with library.AblationCAM(module, [module.features[-1]]) as method:
