@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from camrt import loading
 from camrt.blackbox.detector import Detector
 from camrt.blackbox.drise import likeness
 from camrt.blackbox.methods import BATCH, Problem, find
-from camrt.blackbox.session import ERRORS
+from camrt.blackbox.session import ERRORS, NetworkSession
 from camrt.boxes import BOX, BoxTarget, is_box
 from camrt.errors import CamrtError
 from camrt.graph.explain import CLASSES, DETECTIONS, HEATMAPS, IMAGE, SCORES, TARGET
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _NONE = ("layer", "features", "classifier", "scores", "smooth", "background")
 
 
-class DetectorBlackBox:
+class DetectorBlackBox(NetworkSession):
     """Run a method over a detector: images and boxes in; scores, classes, detections and maps out.
 
     It has the attributes of `camrt.session.Session`, and is as thread-safe.
@@ -46,12 +46,7 @@ class DetectorBlackBox:
     Raises:
         CamrtError: The model cannot be loaded, or an argument does not fit the method.
         ConversionError: There is no model of that name, or its weights cannot be had.
-
-    Attributes:
-        progress: Called with how many of an image's masks were scored, and how many there are; None for nothing.
     """
-
-    first_batch = 1
 
     def __init__(
         self,
@@ -62,7 +57,6 @@ class DetectorBlackBox:
         precision: str | None = None,
         threads: int | None = None,
     ) -> None:
-        self.progress: Callable[[int, int], object] | None = None
         self._method = find(request.method or "")
         self._settings = self._method.checked(request.settings or {})
         for name in _NONE:
@@ -83,6 +77,7 @@ class DetectorBlackBox:
             model, request.detections, labels=request.labels, preprocess=request.preprocess, providers=providers,
             precision=precision, threads=threads,
         )  # fmt: skip
+        self.network = self._detector.session
         size, count = self._detector.size, self._targets.count
         self.metadata = self._stated(metadata.of_model(model), size)
         self.inputs: Mapping[str, Any] = {IMAGE: (None, size, size, 3), BOX: (None, count, 4), TARGET: (None, count)}
@@ -90,21 +85,6 @@ class DetectorBlackBox:
             SCORES: (None, count), CLASSES: (None, count), DETECTIONS: (None, count, 4),
             HEATMAPS: (None, count, size, size),
         }  # fmt: skip
-
-    @property
-    def provider(self) -> str:
-        """Return what runs the network."""
-        return self._detector.session.provider
-
-    @property
-    def precision(self) -> str:
-        """Return what it computes in."""
-        return self._detector.session.precision
-
-    @property
-    def device(self) -> int | None:
-        """Return the number of the GPU; None where no CUDA runs it."""
-        return self._detector.session.device
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Explain images.

@@ -27,12 +27,42 @@ if TYPE_CHECKING:
     import onnx
 
     from camrt.engines.engine import Providers
+    from camrt.session import Session
+    from camrt.tuning import AutoSession
 
 ERRORS = "standard_errors"  # an output of the methods that draw masks
 _PROTOCOLS = (WHOLE, "center")
 
 
-class BlackBox:
+class NetworkSession:
+    """What the sessions of black-box methods have in common: they tell where the network runs.
+
+    Attributes:
+        progress: Called with how many of an image's masks were scored, and how many there are; None for nothing.
+        network: The session of the network, set by the class.
+    """
+
+    first_batch = 1
+    progress: Callable[[int, int], object] | None = None
+    network: Session | AutoSession
+
+    @property
+    def provider(self) -> str:
+        """Return what runs the network."""
+        return self.network.provider
+
+    @property
+    def precision(self) -> str:
+        """Return what it computes in."""
+        return self.network.precision
+
+    @property
+    def device(self) -> int | None:
+        """Return the number of the GPU; None where no CUDA runs it."""
+        return self.network.device
+
+
+class BlackBox(NetworkSession):
     """Run a method over a network: images in; scores, classes and maps out, as from an explainer graph.
 
     It has the attributes of `camrt.session.Session`, and is as thread-safe.
@@ -47,12 +77,7 @@ class BlackBox:
     Raises:
         CamrtError: The model cannot be loaded, or an argument does not fit the method.
         ConversionError: There is no model of that name, or its weights cannot be had.
-
-    Attributes:
-        progress: Called with how many of an image's masks were scored, and how many there are; None for nothing.
     """
-
-    first_batch = 1
 
     def __init__(
         self,
@@ -63,7 +88,6 @@ class BlackBox:
         precision: str | None = None,
         threads: int | None = None,
     ) -> None:
-        self.progress: Callable[[int, int], object] | None = None
         self._method = find(request.method or "")
         self._settings = self._method.checked(request.settings or {})
         if is_box(request.target):
@@ -99,6 +123,7 @@ class BlackBox:
             classifier, protocol, scores=request.scores, is_sum=request.target == SUM, preprocess=request.preprocess,
             providers=providers, precision=precision, threads=threads,
         )  # fmt: skip
+        self.network = self._scorer.session
         labels = self._labels(request)
         scores = Scores(self._scorer.scores, self._scorer.scores, "", self._scorer.classes)
         self._targets = targets_of(request.target, request.top, self._method.top, labels, scores)
@@ -111,21 +136,6 @@ class BlackBox:
         self.outputs: Mapping[str, Any] = {
             SCORES: (None, self._scorer.classes), CLASSES: (None, count), HEATMAPS: (None, count, size, size)
         }  # fmt: skip
-
-    @property
-    def provider(self) -> str:
-        """Return what runs the network."""
-        return self._scorer.session.provider
-
-    @property
-    def precision(self) -> str:
-        """Return what it computes in."""
-        return self._scorer.session.precision
-
-    @property
-    def device(self) -> int | None:
-        """Return the number of the GPU; None where no CUDA runs it."""
-        return self._scorer.session.device
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Explain images.

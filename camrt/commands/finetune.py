@@ -10,7 +10,7 @@ import typer
 
 from camrt.commands.options import STATUS, Json, check_choice
 from camrt.commands.output import reporting
-from camrt.commands.progress import progress_reporter
+from camrt.commands.progress import joined
 from camrt.results import json_line
 from converters.terminal import say
 
@@ -106,7 +106,6 @@ def finetune(
         from camrt.train import require_torch
 
         require_torch()
-        from camrt.train import parallel
         from camrt.train.finetune.options import FinetuneOptions
         from camrt.train.finetune.run import finetune as run
 
@@ -141,12 +140,8 @@ def finetune(
             device=device,
             threads=threads,
         )
-        try:
-            group = parallel.join()
-            with progress_reporter() as reporter:
-                result = run(options, group=group, reporter=reporter)
-        finally:
-            parallel.leave()
+        with joined() as (group, reporter):
+            result = run(options, group=group, reporter=reporter)
         if group.is_first:
             _print_result(result, as_json)
         if result.signal:

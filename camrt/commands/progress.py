@@ -13,6 +13,20 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from camrt.train.options import Reporter
+    from camrt.train.parallel import Group
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[tuple[Group, Reporter]]:
+    """Join the processes that train together, and report as `progress_reporter` does. They part when the block ends."""
+    from camrt.train import parallel
+
+    try:
+        group = parallel.join()
+        with progress_reporter() as reporter:
+            yield group, reporter
+    finally:
+        parallel.leave()
 
 
 @contextlib.contextmanager

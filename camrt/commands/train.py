@@ -12,7 +12,7 @@ import typer
 
 from camrt.commands.options import STATUS, Json, check_choice, expanded
 from camrt.commands.output import reporting
-from camrt.commands.progress import progress_reporter
+from camrt.commands.progress import joined
 from camrt.results import json_line
 from converters.terminal import say
 
@@ -181,17 +181,12 @@ def train(
         from camrt.train import require_torch
 
         require_torch()
-        from camrt.train import parallel
         from camrt.train.options import TrainingOptions
         from camrt.train.run import train as run
 
         options = TrainingOptions(solver, **given)
-        try:
-            group = parallel.join()
-            with progress_reporter() as reporter:
-                result = run(options, group=group, reporter=reporter)
-        finally:
-            parallel.leave()
+        with joined() as (group, reporter):
+            result = run(options, group=group, reporter=reporter)
         if group.is_first:
             _print_result(result, as_json)
         if result.signal:
