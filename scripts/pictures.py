@@ -231,7 +231,9 @@ DRAWN: dict[str, Callable[[Studio], Image]] = {
     "signed": signed,
     "figure": figure,
 }
-TRAINED = ("detectors",)  # by scripts/detector_picture.py, whose detector is trained on the spot
+# detectors: by scripts/detector_picture.py, whose detector is trained on the spot; training: by the commands of
+# docs/training.md.
+TRAINED = ("detectors", "training")
 SHOWN: dict[str, Callable[[Studio, Any], Image]] = {"page": page, "browser": browser_page}
 
 

@@ -35,6 +35,7 @@ OTHER_LANGUAGES = {
     ("docs/from-pycaffe.md", "text"): "output",
     ("docs/metadata.md", "json"): "tests/converters/test_metadata.py reads it",
     ("docs/opencv5.md", "text"): "output",
+    ("docs/training.md", "text"): "output, a folder, and parts of prototxts; tests/camrt/train reads such",
     ("docs/run-anywhere.md", "js"): "a part of a page that loads a CDN; tests/camrt/web runs the module of camrt web",
     ("docs/serving.md", "dockerfile"): "there is no Docker in CI; tests/camrt/serve/test_serving_docs.py reads it",
     ("docs/serving.md", "yaml"): "there is no cluster in CI; tests/camrt/serve/test_serving_docs.py reads it",
@@ -111,6 +112,7 @@ NEEDS = {
     "docs/concepts.md": ("sklearn",),
     "docs/drawing.md": ("matplotlib",),
     "docs/faq.md": ("torch",),
+    "docs/training.md": ("skimage",),
     "docs/tutorials/keras.md": ("torch", "onnxscript", "keras"),
     "docs/tutorials/pytorch.md": ("torch", "torchvision", "onnxscript"),
     "docs/tutorials/scikit-learn.md": ("sklearn", "skl2onnx"),
@@ -160,6 +162,13 @@ RUN = {
         lambda names: names["explanation"].precision == "fp32",
         lambda folder: {"camrt": camrt},
         {"vgg16CAM": LENET, '"openvino"': '"cpu"', '"bf16"': '"fp32"'},
+    ),
+    "docs/training.md": Page(
+        lambda names: (
+            len(names["files"]) == 120
+            and len(Path("train.txt").read_text().splitlines()) == 96
+            and Path("both.jpg").is_file()
+        )
     ),
     "docs/tutorials/first-explanation.md": Page(lambda names: names["explanation"].method == "layercam"),
     "docs/tutorials/folder.md": Page(lambda names: (len(names["failed"]), len(names["unsure"])) == (1, 1), _parquet),

@@ -51,7 +51,7 @@ PAGES_PARSED = {
     "docs/ilsvrc.md": "needs ImageNet; tests/camrt/evaluate runs it",
     "docs/models.md": "downloads weights; tests/camrt/catalog runs it",
     "docs/serving.md": "waits for requests; tests/camrt/serve runs it",
-    "docs/training.md": "trains for minutes; tests/camrt/train and docs/tutorials/cam-network.md train for seconds",
+    "docs/training-reference.md": "trains for minutes; tests/camrt/train and docs/training.md train for seconds",
     "docs/validate.md": "needs released weights; tests/camrt/test_validate.py runs it",
     "docs/wsol.md": "needs a dataset; tests/camrt/evaluate runs it",
 }
@@ -63,6 +63,8 @@ PARSED = {
     "camrt explain street.jpg": "detectors are not at hand; tests/camrt/graph/test_detections.py has their heads",
     "camrt web lenetCAM --open": "opens a browser",
     "camrt web lenetCAM --out site --serve": "waits for requests",
+    "camrt train solver.prototxt": "needs the reader's solver and weights; tests/camrt/train runs it",
+    "camrt finetune timm:convnext_tiny": "trains for hours; tests/camrt/train/test_finetune.py runs it",
     "camrt bbox": "needs released files; tests/camrt/localize runs it",
     "camrt compare": "takes minutes; tests/camrt/evaluate runs it",
 }
@@ -74,9 +76,11 @@ REPLACED = {
     "masks=4000": "masks=20",
     "samples=2000": "samples=20",
     "segments=80": "segments=8",
+    "torchvision:squeezenet1_1": "torchvision:squeezenet1_1@random",  # not downloaded
+    "runs/digits_iter_2500.caffemodel": "runs/digits_iter_2.caffemodel",
     "runs/mine_iter_2500.caffemodel": "runs/mine_iter_2.caffemodel",
 }
-SLOW = ("docs/tutorials/cam-network.md",)  # trains for two iterations
+SLOW = ("docs/training.md", "docs/tutorials/cam-network.md")  # train for a few iterations
 MODELS = ("resnet50.onnx", "resnet18.onnx", "squeezenet1_1.onnx", "squeezenet.onnx", "net.onnx", "my.onnx", "vit.onnx")
 LABELS = ("space shuttle", "stethoscope", "flagpole", *(f"class {number}" for number in range(CLASSES - 3)))
 
@@ -137,6 +141,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def _set_of_three_classes(folder: Path) -> None:
+    """What the Python of docs/training.md makes, with 4 images of a class in place of 40."""
+    generator = np.random.default_rng(0)
+    lines = []
+    for label, name in enumerate(("cat", "cup", "rocket")):
+        for number in range(4):
+            file = folder / "photos" / name / f"{number:02}.jpg"
+            file.parent.mkdir(exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (60, 60, 3), dtype=np.uint8)).save(file)
+            lines.append(f"{file.relative_to(folder).as_posix()} {label}\n")
+    (folder / "train.txt").write_text("".join(lines))
+    (folder / "val.txt").write_text("".join(lines[::4]))
+    for name in ("a.jpg", "b.jpg"):  # the stand-ins of other pages have no class
+        (folder / "photos" / name).unlink()
+    shutil.copy(folder / "photo.jpg", folder / "both.jpg")
+    shutil.copy(REPOSITORY / "models" / "VGG_ILSVRC_16_layers.prototxt", folder / "models")
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_each_line_is_a_command_or_has_a_reason(page: str) -> None:
     programs = {words_of(command)[0] for command in commands(page)} - {"camrt", "cp"}
@@ -176,15 +198,25 @@ def _parse(words: list[str], command: str) -> None:
     ],
 )
 def test_the_commands_run(page: str, folder: Path) -> None:
+    if page == "docs/training.md":
+        _set_of_three_classes(folder)
     for command in CAMRT[page]:
         if parsed_only(page, command):
             continue
         if " train " in command:
             pytest.importorskip("torch", reason="camrt train needs PyTorch")
+        if " finetune " in command:
+            pytest.importorskip("torchvision", reason="camrt finetune takes its networks from torchvision")
+        if " data lmdb" in command:
+            pytest.importorskip("lmdb", reason="camrt data needs lmdb")
+        if " --tensorboard" in command:
+            pytest.importorskip("tensorboard", reason="--tensorboard needs the package")
         if " kernelshap" in command:
             pytest.importorskip("skimage", reason=f"{command} needs the segments of scikit-image")
         words = [REPLACED.get(word, word) for word in words_of(command)[1:]]
         if words[0] == "explain" and "--model" not in words:
             words += ["--model", "net.onnx"]  # in place of the default, which is downloaded
+        if words[0] == "finetune":
+            words += ["--workers", "0"]  # starting processes takes longer than reading these images
         status, _, err = run(*words)
         assert status == 0, f"{command}\n{err}"
