@@ -16,7 +16,10 @@ from camrt.preprocess import Preprocess
 from tests.camrt.classifiers import SIDE, classifier, suited
 
 PREPROCESS = Preprocess(SIDE + 4, SIDE, (104.0, 117.0, 123.0))
-LOOPS = ("scorecam", "smoothgrad", "integrated-gradients", "gradient-shap")  # they run the network again and again
+# They run the network again and again
+LOOPS = (
+    "scorecam", "smoothgrad", "integrated-gradients", "gradient-shap", "expected-gradients", "occlusion",
+)  # fmt: skip
 
 
 def run(model: onnx.ModelProto, images: np.ndarray) -> list[np.ndarray]:

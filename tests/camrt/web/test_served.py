@@ -166,7 +166,7 @@ def test_a_busy_server_is_told_and_asked_again(browser: Any, canvas: Path) -> No
         page.set_input_files("#files", str(canvas))
         page.wait_for_selector("#problems li")
         told = page.inner_text("#problems li")
-        assert "cannot explain this: the server is busy (503: found 1 requests under way" in told
+        assert "cannot explain this: the server is busy (503: found more requests at once than the limit of 1" in told
         held.may_go.set()
         other.join()
         page.click("#problems button:text-is('Try again')")
