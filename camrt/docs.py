@@ -89,21 +89,38 @@ def _needs(entry: Method) -> str:
 
 
 @cache
-def _formulas() -> dict[str, str]:
-    """TeX of the methods that are one formula."""
-    return tomllib.loads((METHODS_FOLDER / "formulas.toml").read_text(encoding="utf-8"))
+def _formulas() -> tuple[dict[str, str], dict[str, list[str]]]:
+    """TeX of the methods that are one formula; what their docstrings say of it in text, and what the page says."""
+    tables = tomllib.loads((METHODS_FOLDER / "formulas.toml").read_text(encoding="utf-8"))
+    return tables["tex"], tables["words"]
 
 
 def _section(entry: Method, folder: Path) -> str:
     text = inspect.getdoc(entry.maps) or ""
-    body = re.split(r"\n(?:Source|Args|Example):\n", text)[0].strip()
+    body = _without_formula(entry.name, re.split(r"\n(?:Source|Args|Example):\n", text)[0].strip())
     first, _, rest = body.partition("\n")
     settings = _described_settings(text)
     files = [file for file in (f"{FOLDER}/{entry.name}.jpg", f"{FOLDER}/{entry.name}.png") if (folder / file).is_file()]
     pictures = " ".join(f"![{entry.name}]({file})" for file in files)
-    formula = _formulas().get(entry.name)
+    formula = _formulas()[0].get(entry.name)
     parts = [f"## {entry.title}", pictures, f"`{entry.name}`: {first}", formula and f"$${formula}$$", rest.strip()]
     return "\n\n".join([part for part in [*parts, settings, entry.source] if part]) + "\n"
+
+
+def _without_formula(name: str, body: str) -> str:
+    """The docstring without the formula in text, which the page shows set.
+
+    Raises:
+        ValueError: The docstring does not have the text of formulas.toml.
+    """
+    if name not in _formulas()[1]:
+        return body
+    text, instead = _formulas()[1][name]
+    pattern = r"\s+".join(map(re.escape, text.split())) + ("" if instead else r"[ \n]?")
+    replaced, count = re.subn(pattern, lambda _: instead, body)
+    if count != 1:
+        raise ValueError(f"the docstring of {name} has {count} times, expected once: {text}")
+    return replaced.strip()
 
 
 def _described_settings(text: str) -> str:

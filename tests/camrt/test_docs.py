@@ -18,10 +18,18 @@ from tests.camrt.graph.explainers import PREPROCESS, images, run
 
 
 def test_formulas_are_of_methods_that_exist() -> None:
-    assert docs._formulas().keys() <= set(METHODS)
-    for name, formula in docs._formulas().items():
+    formulas, words = docs._formulas()
+    assert words.keys() <= formulas.keys() <= set(METHODS)
+    for name, formula in formulas.items():
         assert formula.count("{") == formula.count("}"), name
         assert "$" not in formula, name
+
+
+def test_a_formula_in_text_that_the_docstring_no_longer_has_is_an_error() -> None:
+    with pytest.raises(ValueError, match="docstring of layercam has 0 times"):
+        docs._without_formula("layercam", "Something else.")
+    body = "One line.\n\nL_c = ReLU(sum_k ReLU(dy_c/dA_k) *\nA_k), position by position. And more."
+    assert docs._without_formula("layercam", body) == "One line.\n\nAnd more."
 
 
 def test_page_of_methods_is_fresh(repository: Path) -> None:
