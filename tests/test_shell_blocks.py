@@ -216,7 +216,9 @@ def test_the_commands_run(page: str, folder: Path) -> None:
         words = [REPLACED.get(word, word) for word in words_of(command)[1:]]
         if words[0] == "explain" and "--model" not in words:
             words += ["--model", "net.onnx"]  # in place of the default, which is downloaded
-        if words[0] == "finetune":
+        if words[0] in ("finetune", "train"):
             words += ["--workers", "0"]  # starting processes takes longer than reading these images
+        if words[0] == "finetune":
+            words += ["--size", "64"]
         status, _, err = run(*words)
         assert status == 0, f"{command}\n{err}"
