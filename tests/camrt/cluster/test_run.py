@@ -31,10 +31,20 @@ pytest.importorskip("ray.data", reason="Ray Data is not installed: pip install '
 pytestmark = pytest.mark.slow
 
 COUNT = 40
+# A client of Ray that outlives ray.shutdown() ends its process, without a word, once it has asked in vain for so long:
+# by default a minute, in the middle of the tests of another module.
+PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patience() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PATIENCE, "1800")
+        yield
 
 
 @pytest.fixture(scope="module")
-def local() -> Iterator[None]:
+def local(patience: None) -> Iterator[None]:
     """One Ray for the tests of this module, as a start takes some seconds."""
     with run._ray(Resources(cpus=1)):
         yield
@@ -167,7 +177,10 @@ def test_what_ends_a_run(photos: Path, model: Path, tmp_path: Path) -> None:
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "camrt", "batch", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    own = {
+        name: value for name, value in os.environ.items() if name != PATIENCE
+    }  # a Ray whose driver is killed ends soon
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own)
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
