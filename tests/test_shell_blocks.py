@@ -211,6 +211,8 @@ def test_the_commands_run(page: str, folder: Path) -> None:
             pytest.importorskip("lmdb", reason="camrt data needs lmdb")
         if " --tensorboard" in command:
             pytest.importorskip("tensorboard", reason="--tensorboard needs the package")
+        if " concepts " in command:
+            pytest.importorskip("sklearn", reason="camrt concepts needs scikit-learn")
         if " kernelshap" in command:
             pytest.importorskip("skimage", reason=f"{command} needs the segments of scikit-image")
         words = [REPLACED.get(word, word) for word in words_of(command)[1:]]

@@ -264,7 +264,7 @@ def test_a_failing_source_is_the_callers(tiny: Explainer) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the memory in use")
 def test_memory_does_not_grow(tiny: Explainer, tmp_path: Path) -> None:
-    """500 images of 0.2 to 0.6 MB: a single image that were kept for each of them would come to 100 MB."""
+    """500 images of 0.2 to 0.6 MB: a single image that were kept for each would come to 50 MB between the two means."""
     files = []
     for number in range(10):
         files.append(tmp_path / f"{number}.{'jpg' if number % 2 else 'png'}")
@@ -276,7 +276,7 @@ def test_memory_does_not_grow(tiny: Explainer, tmp_path: Path) -> None:
         used.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
     assert len(used) == 500
     early, late = np.mean(used[150:250]), np.mean(used[400:])
-    assert late - early < 8, f"from {early:.1f} to {late:.1f} MB"
+    assert late - early < 25, f"from {early:.1f} to {late:.1f} MB"
 
 
 # ----------------------------------------------------------------------------------------------------------- the model

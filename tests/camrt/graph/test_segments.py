@@ -15,10 +15,11 @@ from camrt.graph import explain_graph
 from camrt.graph.explain import MAPS
 from tests import fitting_torchvision
 from tests.camrt.graph import peers
-from tests.camrt.graph.test_peers import as_grad_cam_shows
 from tests.camrt.graph.torch_networks import CLASSES, PREPROCESS, SIDE, exported, images, run, tensor_of
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: segments are not compared with other libraries")
+from tests.camrt.graph.test_peers import as_grad_cam_shows  # noqa: E402
+
 NAMES = [f"class {number}" for number in range(CLASSES)]
 GRAD_CAM = {"gradcam": "GradCAM", "hirescam": "HiResCAM", "layercam": "LayerCAM", "gradcam++": "GradCAMPlusPlus"}
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 
 from camrt.graph import explain_graph
 from camrt.preprocess import Preprocess
 
+NO_TORCH = "PyTorch is not installed: methods are not compared with other libraries"
 SIDE, CLASSES = 32, 7
 # The network gets the pixels as they are, less 128, over 64: its input can be made here without a graph.
 PREPROCESS = Preprocess(SIDE, SIDE, (128.0, 128.0, 128.0), (1 / 64, 1 / 64, 1 / 64), "RGB")
@@ -32,7 +34,7 @@ def images(count: int = 2) -> np.ndarray:
 
 def tensor_of(pixels: np.ndarray) -> Any:
     """What the network gets: (N, 3, 32, 32) float32."""
-    import torch
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
 
     return torch.from_numpy(((pixels.astype(np.float32) - 128) / 64).transpose(0, 3, 1, 2).copy())
 
@@ -44,8 +46,8 @@ def network(kind: str) -> Any:
         kind: ``"gap"``: global average pooling and a linear layer; ``"vgg"``: pooling and three linear layers, the
             original head of VGG; ``"residual"``: batch normalization, a sum and SiLU.
     """
-    import torch
-    from torch import nn
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    nn = torch.nn
 
     class Residual(nn.Module):
         def __init__(self) -> None:
@@ -85,8 +87,8 @@ def network(kind: str) -> Any:
 
 def transformer() -> Any:
     """A small vision transformer: 16 tokens of the image and a class token, three blocks."""
-    import torch
-    from torch import nn
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    nn = torch.nn
 
     class Block(nn.Module):
         def __init__(self, width: int, heads: int) -> None:
@@ -130,7 +132,7 @@ def transformer() -> Any:
 
 def exported(module: Any) -> onnx.ModelProto:
     """The network as PyTorch exports it; the tensor ``features`` is found by its shape."""
-    import torch
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
 
     stream = io.BytesIO()
     with warnings.catch_warnings():

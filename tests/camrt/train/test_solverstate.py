@@ -15,10 +15,10 @@ from camrt.train.policies import learning_rate
 from camrt.train.solverstate import SolverState, current_step, read_solverstate, write_solverstate
 from converters.reader import read_weights
 from tests.camrt.train import toy
-from tests.camrt.train.test_run import train, weights
-from tests.camrt.train.test_solver import BIAS, CASES, DIVIDING, MEAN, Replay, blob_of, error
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: nothing is trained")
+from tests.camrt.train.test_run import train, weights  # noqa: E402
+from tests.camrt.train.test_solver import BIAS, CASES, DIVIDING, MEAN, Replay, blob_of, error  # noqa: E402
 
 # The learnable parameters of the network, BatchNorm's three among them, in the order of Caffe.
 ORDER = ["c1/0", "c1/1", "bn/0", "bn/1", "bn/2", "sc/0", "sc/1", "fc/0", "fc/1"]
